@@ -1,0 +1,27 @@
+"""hf_sparse: pretrained transformers get smaller while they are fine-tuned, by gradient descent alone.
+
+Importing it lets `AutoModelForX.from_pretrained` load pruned checkpoints.
+"""
+
+from hf_sparse.checkpoint import load_pruned as load_pruned
+from hf_sparse.checkpoint import save_pruned as save_pruned
+from hf_sparse.compaction import CompactionReport as CompactionReport
+from hf_sparse.compaction import compact as compact
+from hf_sparse.config import SparsityConfig as SparsityConfig
+from hf_sparse.errors import SparsityError as SparsityError
+from hf_sparse.modeling_hf_sparse import register as _register
+from hf_sparse.patching import attach_gates as attach_gates
+from hf_sparse.patching import current_plan as current_plan
+from hf_sparse.patching import detach_gates as detach_gates
+from hf_sparse.plan import PruningPlan as PruningPlan
+from hf_sparse.structure import Block as Block
+from hf_sparse.structure import ModelStructure as ModelStructure
+from hf_sparse.structure import discover as discover
+from hf_sparse.trainer import NonFiniteLossError as NonFiniteLossError
+from hf_sparse.trainer import SparseSeq2SeqTrainer as SparseSeq2SeqTrainer
+from hf_sparse.trainer import SparseTrainer as SparseTrainer
+from hf_sparse.trainer import SparseTrainerMixin as SparseTrainerMixin
+
+__version__ = "0.1.0"
+
+_register()

@@ -1,0 +1,356 @@
+"""`compact(model, plan)`: slice what the plan drops, fold the gates in, and prove that nothing else changed."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from hf_sparse.errors import SparsityError
+from hf_sparse.inputs import example_inputs
+from hf_sparse.modeling_hf_sparse import (
+    MODEL_TYPE_PREFIX,
+    RECIPE_VERSION,
+    auto_map,
+    config_class,
+    model_class,
+    resize_,
+)
+from hf_sparse.patching import column_scale, current_plan, detach_gates, gate_bank, scale_columns_, unscale_columns_
+from hf_sparse.plan import PruningPlan
+from hf_sparse.structure import ModelStructure, discover
+
+RELATIVE_TOLERANCE = 1e-4
+"""Largest difference between masked and compact outputs, in units of the largest output, that counts as rounding."""
+
+
+@dataclass(frozen=True)
+class CompactionReport:
+    """What a compaction did.
+
+    Attributes:
+        plan: what every block of the original model kept.
+        max_abs_diff: largest difference between gated and compact outputs on the verification batch, in float32.
+        parameters_before: parameters of the model without its gates.
+        parameters_after: parameters of the compact model.
+        removed: names of the attention and FFN sublayers that lost everything.
+    """
+
+    plan: PruningPlan
+    max_abs_diff: float
+    parameters_before: int
+    parameters_after: int
+    removed: tuple[str, ...]
+
+
+@torch.no_grad()
+def compact(
+    model: PreTrainedModel, plan: PruningPlan | None = None, inputs: Mapping[str, Any] | None = None
+) -> CompactionReport:
+    """Make a model physically smaller in place: attached gates are folded into its weights and taken off.
+
+    The class of the model and of its config become those of pruned models, so that `save_pretrained` writes a
+    checkpoint that `from_pretrained` rebuilds. Outputs before and after are compared in float32.
+
+    Args:
+        model: with or without gates.
+        plan: what to keep; by default what the attached gates keep.
+        inputs: a batch to compare outputs on; made from the config by default.
+
+    Raises:
+        SparsityError: the plan does not fit the model, or the outputs differ; the model is then as it was.
+    """
+    bank = gate_bank(model)
+    structure = bank.structure if bank else discover(model)
+    plan = plan or current_plan(model)
+    kept = _kept_units(structure, plan)
+    gates = bank.block_gates() if bank else {block.name: torch.ones(block.units) for block in structure.blocks}
+    inputs = dict(inputs) if inputs is not None else example_inputs(model)
+    before = _parameters(model) - (_parameters(bank) if bank else 0)
+    removed = tuple(block.name for block in structure.blocks if not len(kept[block.name]))
+    training = model.training
+    restore = _snapshot(model)
+    with _in_float32(model):
+        if bank:
+            detach_gates(model)
+        model.eval()
+        try:
+            reference = _masked_outputs(model, structure, gates, kept, inputs)
+            idle = _idle_norms(model, inputs) if removed else set()
+            _compact_(model, structure, gates, kept)
+            if removed:
+                _drop_norms_(model, _idle_norms(model, inputs) - idle)
+            difference, scale = _largest_difference(reference, _outputs(model, inputs))
+            if not difference <= RELATIVE_TOLERANCE * max(scale, 1.0):
+                raise SparsityError(
+                    f"the compact model differs from the masked one by {difference:.3g} (outputs up to {scale:.3g}): "
+                    f"{type(model).__name__} cannot be pruned exactly, and is left as it was"
+                )
+        except BaseException:
+            restore()
+            raise
+        finally:
+            model.train(training)
+    return CompactionReport(plan, difference, before, _parameters(model), removed)
+
+
+def _kept_units(structure: ModelStructure, plan: PruningPlan) -> dict[str, Tensor]:
+    """Kept units of every block, ascending.
+
+    Raises:
+        SparsityError: the plan names blocks or units that the model does not have.
+    """
+    unknown = sorted(set(plan.kept) - {block.name for block in structure.blocks})
+    if unknown:
+        raise SparsityError(f"the plan names blocks that the model does not have: {', '.join(unknown)}")
+    kept = {}
+    for block in structure.blocks:
+        units = plan.kept.get(block.name, tuple(range(block.units)))
+        if units and units[-1] >= block.units:
+            raise SparsityError(f"the plan keeps unit {units[-1]} of {block.name}, which has {block.units} units")
+        kept[block.name] = torch.tensor(units, dtype=torch.long)
+    return kept
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# ---- Comparing outputs ----
+
+
+def _masked_outputs(
+    model: PreTrainedModel,
+    structure: ModelStructure,
+    gates: dict[str, Tensor],
+    kept: dict[str, Tensor],
+    inputs: dict[str, Any],
+) -> dict[str, Tensor]:
+    """Outputs with the gates of dropped units at zero; the model is left as it is."""
+    projections = [model.get_submodule(block.output) for block in structure.blocks]
+    try:
+        for block, projection in zip(structure.blocks, projections):
+            mask = torch.zeros(block.units).index_fill(0, kept[block.name], 1.0)
+            gate = gates[block.name].to(projection.get_parameter("weight").device)
+            scale_columns_(projection).value = column_scale(block, gate * mask.to(gate.device))
+        return _outputs(model, inputs)
+    finally:
+        for projection in projections:
+            unscale_columns_(projection)
+
+
+def _outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The floating-point tensors among the model's outputs."""
+    outputs = model(**inputs, return_dict=True)
+    assert isinstance(outputs, ModelOutput)
+    return {key: value for key, value in outputs.items() if isinstance(value, Tensor) and value.is_floating_point()}
+
+
+def _largest_difference(reference: dict[str, Tensor], outputs: dict[str, Tensor]) -> tuple[float, float]:
+    """(largest absolute difference, largest absolute reference) over all outputs; NaN where anything is NaN."""
+    differences = [(outputs[key] - value).abs().max() for key, value in reference.items()]
+    scales = [value.abs().max() for value in reference.values()]
+    return torch.stack(differences).max().item(), torch.stack(scales).max().item()
+
+
+@contextmanager
+def _in_float32(model: nn.Module) -> Iterator[None]:
+    """Compute in float32, so that a difference is a mistake and not the rounding of half precision."""
+    half = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            half[name] = tensor.dtype
+            tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in half:
+                tensor.data = tensor.data.to(half[name])
+
+
+def _snapshot(model: nn.Module) -> Any:
+    """A function that undoes every change of modules, attributes, classes and parameters made after this call."""
+    modules = list(model.modules())
+    states = [(module, type(module), vars(module).copy()) for module in modules]
+    tables = [{key: value.copy() for key, value in state.items() if isinstance(value, dict)} for *_, state in states]
+    config, config_type, config_state = model.config, type(model.config), vars(model.config).copy()
+
+    def restore() -> None:
+        config.__class__ = config_type
+        vars(config).clear()
+        vars(config).update(config_state)
+        for (module, kind, state), table in zip(states, tables):
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(state)
+            for key, value in table.items():
+                vars(module)[key].clear()
+                vars(module)[key].update(value)
+
+    return restore
+
+
+# ---- Slicing ----
+
+
+def _compact_(
+    model: PreTrainedModel, structure: ModelStructure, gates: dict[str, Tensor], kept: dict[str, Tensor]
+) -> None:
+    """Resize the model in place by the recipe that its checkpoint will carry, then fill in the new weights."""
+    parameters = dict(model.named_parameters())
+    recipe: dict[str, Any] = {
+        "version": RECIPE_VERSION,
+        "shapes": {},
+        "attributes": {},
+        "removed": {},
+        "identities": [],
+    }
+    values: dict[str, Tensor] = {}
+    for block in structure.blocks:
+        units, name = kept[block.name], _in_base(model, block.name)
+        if not len(units):
+            # The cache entry of attention without heads is one head wide; see RemovedAttention.
+            cache = [1, block.head_dim] if block.kind == "attention" else None
+            recipe["removed"][name] = {"output": _in_base(model, block.output), "cache": cache}
+            values |= {path: parameters[path] for path in [f"{block.output}.bias"] if path in parameters}
+            continue
+        weight = f"{block.output}.weight"
+        scale = column_scale(block, gates[block.name])
+        values[weight] = parameters[weight] * _along(scale.to(parameters[weight]), block.slices[0].dim)
+        if len(units) == block.units:
+            continue
+        for part in block.slices:
+            value = values.get(part.parameter, parameters[part.parameter])
+            # Ascending positions keep fused projections in order: all queries, then all keys, then all values.
+            positions = part.index[units].flatten().sort().values.to(value.device)
+            values[part.parameter] = value.index_select(part.dim, positions)
+            recipe["shapes"][_in_base(model, part.parameter)] = list(values[part.parameter].shape)
+        if block.attributes:
+            recipe["attributes"][name] = {attribute: amount * len(units) for attribute, amount in block.attributes}
+    if recipe["shapes"] or recipe["removed"]:
+        resize_(model, recipe)
+        _describe_(model, structure, kept, recipe)
+    for path, value in values.items():
+        # A new parameter, not a copy into the old one: that one still belongs to the model to go back to.
+        module, _, name = path.rpartition(".")
+        parameter = nn.Parameter(value.detach().clone(), requires_grad=parameters[path].requires_grad)
+        model.get_submodule(module).register_parameter(name, parameter)
+
+
+def _along(scale: Tensor, dim: int) -> Tensor:
+    return scale if dim == 1 else scale.unsqueeze(1)
+
+
+def _in_base(model: PreTrainedModel, path: str) -> str:
+    """A path relative to the base model, as recipes have it."""
+    if model.base_model is model:
+        return path
+    prefix = f"{model.base_model_prefix}."
+    if not path.startswith(prefix):
+        raise SparsityError(f"{path} is not part of the base model {prefix[:-1]!r}, so no checkpoint could describe it")
+    return path.removeprefix(prefix)
+
+
+# ---- Norms that nothing reads any more ----
+
+
+def _idle_norms(model: PreTrainedModel, inputs: dict[str, Any]) -> set[str]:
+    """Modules without children, with vectors for parameters, that no output depends on: seen by autograd."""
+    vectors = {
+        name: list(module.parameters(recurse=False))
+        for name, module in model.named_modules()
+        if not list(module.children()) and all(parameter.ndim == 1 for parameter in module.parameters(recurse=False))
+    }
+    vectors = {name: parameters for name, parameters in vectors.items() if parameters}
+    flat = [parameter for parameters in vectors.values() for parameter in parameters]
+    frozen = [parameter for parameter in flat if not parameter.requires_grad]
+    with torch.enable_grad():
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        try:
+            total = torch.stack([value.sum() for value in _outputs(model, inputs).values()]).sum()
+            slopes = torch.autograd.grad(total, flat, allow_unused=True)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+    unused = {id(parameter) for parameter, slope in zip(flat, slopes) if slope is None}
+    return {name for name, parameters in vectors.items() if all(id(parameter) in unused for parameter in parameters)}
+
+
+def _drop_norms_(model: PreTrainedModel, names: set[str]) -> None:
+    """Replace norms by identities in place, here and in the recipe."""
+    identities = sorted(_in_base(model, name) for name in names)
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, nn.Identity())
+    config: Any = model.config
+    config.hf_sparse["identities"] = [*config.hf_sparse["identities"], *identities]
+
+
+# ---- The config of a pruned model ----
+
+
+def _describe_(
+    model: PreTrainedModel, structure: ModelStructure, kept: dict[str, Tensor], recipe: dict[str, Any]
+) -> None:
+    """Turn the model and its config in place into those of the pruned model type, with sizes per layer."""
+    config: Any = model.config
+    if not config.model_type.startswith(MODEL_TYPE_PREFIX):
+        stock = type(model)
+        try:
+            model.__class__ = model_class(stock, config.model_type)
+        except ValueError as error:
+            raise SparsityError(str(error)) from None
+        config.base_model_type, config.base_architecture = config.model_type, stock.__name__
+        config.__class__ = config_class(config.model_type)
+        config.auto_map = auto_map(stock.__name__)
+    else:
+        recipe = _merged(config.hf_sparse, recipe)
+    config.hf_sparse = recipe
+    layers = _layer_sizes(structure, kept, config)
+    if layers is not None:
+        config.per_layer_config = layers
+
+
+def _merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """The recipe that leads from the stock model to the result of pruning twice."""
+    merged = {**later, "identities": earlier["identities"]}
+    gone = tuple(f"{path}." for name, removal in later["removed"].items() for path in (name, removal["output"]))
+    for key in ("shapes", "attributes", "removed"):
+        kept = {path: value for path, value in earlier[key].items() if not f"{path}.".startswith(gone)}
+        merged[key] = {**kept, **later[key]}
+    return merged
+
+
+def _layer_sizes(structure: ModelStructure, kept: dict[str, Tensor], config: Any) -> dict[str, dict[str, Any]] | None:
+    """Transformers' `per_layer_config`; None where a layer has two blocks of a kind, which it cannot express.
+
+    Sets the global sizes that the schema wants beside it.
+    """
+    places = [(block.layer, block.kind) for block in structure.blocks]
+    if len(set(places)) < len(places):
+        return None
+    layers: dict[str, dict[str, Any]] = dict(config.to_dict().get("per_layer_config") or {})
+    layers = {str(int(index)): dict(sizes) for index, sizes in layers.items()}
+    sizes_of = config._getattr_without_heterogeneous_validation
+    for block in structure.blocks:
+        count = len(kept[block.name])
+        sizes = layers.setdefault(str(block.layer), {})
+        if not count:
+            sizes["skip"] = sorted({*sizes.get("skip", ()), "attention" if block.kind == "attention" else "mlp"})
+        if block.kind == "ffn":
+            if sizes_of("intermediate_size", None) is None:
+                config.intermediate_size = block.units
+            sizes["intermediate_size"] = max(count, 1)
+        else:
+            if sizes_of("head_dim", None) is None:
+                config.head_dim = block.head_dim
+            sizes["num_attention_heads"] = max(count * block.heads_per_unit, 1)
+            if sizes_of("num_key_value_heads", None) is not None:
+                sizes["num_key_value_heads"] = max(count, 1)
+    return layers

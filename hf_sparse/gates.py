@@ -1,0 +1,104 @@
+"""The gate mathematics of arXiv:1910.03201: tensors in, tensors out.
+
+n competing components have importances gamma = exp(alpha) and share one learnt threshold
+tau = sigmoid(beta) * ||gamma||_1. Gradient descent on alpha and beta moves components below the threshold, where
+their gate is exactly zero. Both gates are invariant to adding a constant to alpha, and exactly 1 when alpha = 0 and
+sigmoid(beta) = t0 / n.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _log_threshold_ratio(alpha: Tensor, beta: Tensor) -> Tensor:
+    """log(tau / gamma), shape (n,); logarithms keep it finite however far the importances drift apart."""
+    return F.logsigmoid(beta) + torch.logsumexp(alpha, 0) - alpha
+
+
+def _relative_opening(alpha: Tensor, beta: Tensor) -> Tensor:
+    # relu(1 - exp(x)) without the cancellation near x = 0 and without exp overflowing where the gate is closed.
+    return -torch.expm1(_log_threshold_ratio(alpha, beta).clamp(max=0.0))
+
+
+def relative_gate(alpha: Tensor, beta: Tensor, opening: Tensor) -> Tensor:
+    """g_i = relu(1 - tau / gamma_i) / opening: bounded by 1 / opening.
+
+    Args:
+        alpha: log importances, shape (n,).
+        beta: threshold logit, shape ().
+        opening: relu(1 - tau / gamma) at initialisation, 1 - t0 up to rounding, shape ().
+
+    Returns:
+        The gates, shape (n,).
+    """
+    return _relative_opening(alpha, beta) / opening
+
+
+def simplex_gate(alpha: Tensor, beta: Tensor, opening: Tensor) -> Tensor:
+    """g_i = n * a_i with a_i = relu(gamma_i - tau) / sum_j relu(gamma_j - tau), equations 3 to 6 of the paper.
+
+    Args:
+        alpha: log importances, shape (n,).
+        beta: threshold logit, shape ().
+        opening: unused, since the simplex normalises itself; present so that the gates share a signature.
+
+    Returns:
+        The gates, shape (n,); their mean is 1 while any is open.
+    """
+    gamma = (alpha - alpha.max().detach()).exp()
+    above = F.relu(gamma - torch.sigmoid(beta) * gamma.sum())
+    # The constant cancels in the ratio; it makes equal components exactly 1, so that their mean is exactly 1 too.
+    above = above / above.max().detach().clamp(min=torch.finfo(above.dtype).tiny)
+    return above / above.mean().clamp(min=torch.finfo(above.dtype).tiny)
+
+
+GATES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"relative": relative_gate, "simplex": simplex_gate}
+
+
+class Float32Module(nn.Module):
+    """A module whose own tensors keep their dtype when the surrounding model is cast.
+
+    model.to(bfloat16) and model.half() must move the gates but not round them: a gate near its threshold is alive or
+    dead by less than half precision can say.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
+class GateGroup(Float32Module):
+    """Owns alpha and beta of n components that compete; fp32 whatever dtype the surrounding model is cast to.
+
+    Args:
+        weights: cost share of every component, shape (n,), summing to 1.
+        gate: "relative" or "simplex".
+        t0: initial threshold in units of the initial importance.
+    """
+
+    weights: Tensor
+    opening: Tensor
+
+    def __init__(self, weights: Tensor, gate: str, t0: float) -> None:
+        super().__init__()
+        n = len(weights)
+        self.function = GATES[gate]
+        self.alpha = nn.Parameter(torch.zeros(n, dtype=torch.float32))
+        share = t0 / n
+        self.beta = nn.Parameter(torch.tensor(math.log(share) - math.log1p(-share), dtype=torch.float32))
+        self.register_buffer("weights", weights.float())
+        # Computed by the gate's own arithmetic, so that the division gives exactly 1 and not 1 up to rounding.
+        opening = _relative_opening(self.alpha.detach(), self.beta.detach())[0].clone()
+        self.register_buffer("opening", opening)
+
+    def forward(self) -> Tensor:
+        """The gates, shape (n,)."""
+        return self.function(self.alpha, self.beta, self.opening)

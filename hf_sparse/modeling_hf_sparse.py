@@ -1,0 +1,320 @@
+"""Rebuilds pruned models from their config; this file travels inside checkpoints and needs only torch and transformers.
+
+A pruned model is its stock architecture plus a resize recipe in `config.hf_sparse`, made when it was compacted:
+
+    {"version": 1,
+     "shapes":     {parameter: [sizes]},                  parameters whose shape differs from the stock skeleton's
+     "attributes": {module: {name: value}},               head counts and widths that the forward pass reads
+     "removed":    {module: {"output": ..., "bias": ..., "cache": [kv heads, head width]}},
+     "identities": [module, ...]}                         norms that nothing reads any more
+
+with paths relative to the base model (no "bert." or "model." in front). Classes are made on demand from the stock
+ones: `HfSparseBertConfig`, `HfSparseBertForSequenceClassification` and so on are attributes of this module.
+"""
+
+import sys
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
+
+MODEL_TYPE_PREFIX = "hf_sparse_"
+CLASS_PREFIX = "HfSparse"
+RECIPE_VERSION = 1
+
+# ---- What stands in for removed sublayers ----
+
+
+class BiasOnly(nn.Module):
+    """A projection that lost all of its inputs: what is left is its bias, or zero.
+
+    Args:
+        size: outputs.
+        bias: whether the projection had a bias.
+    """
+
+    def __init__(self, size: int, bias: bool, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.size = size
+        self.bias = nn.Parameter(torch.zeros(size, dtype=dtype)) if bias else None
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The bias for every position of the input, shape (..., size)."""
+        shape = (*hidden_states.shape[:-1], self.size)
+        return hidden_states.new_zeros(shape) if self.bias is None else self.bias.expand(shape)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows of it."""
+        return f"{self.size}, bias={self.bias is not None}"
+
+
+class RemovedFfn(nn.Module):
+    """Stands in for an FFN without neurons."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The output of the down projection where it is part of this module, else the input for it to ignore."""
+        for output in self.children():
+            return output(hidden_states)
+        return hidden_states
+
+
+class RemovedAttention(nn.Module):
+    """Stands in for attention without heads.
+
+    The cache still gets an entry of zeros, since lengths and positions are read off it.
+
+    Args:
+        layer_idx: the layer's index in the cache; None if the model has no cache.
+        kv_heads: heads of the cache entry.
+        head_dim: width of the cache entry.
+    """
+
+    def __init__(self, layer_idx: int | None, kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.kv_heads = kv_heads
+        self.head_dim = head_dim
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        past_key_values: Any = None,
+        key_value_states: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """(output, no attention weights); takes whatever arguments the removed module took."""
+        cross = key_value_states is not None or encoder_hidden_states is not None
+        if past_key_values is not None and not cross:
+            cache = past_key_values
+            if isinstance(cache, transformers.EncoderDecoderCache):
+                cache = cache.self_attention_cache
+            batch, length = hidden_states.shape[:2]
+            zeros = hidden_states.new_zeros(batch, self.kv_heads, length, self.head_dim)
+            cache.update(zeros, zeros, self.layer_idx)
+        for output in self.children():
+            return output(hidden_states), None
+        return hidden_states, None
+
+    def extra_repr(self) -> str:
+        """What print(model) shows of it."""
+        return f"layer_idx={self.layer_idx}"
+
+
+# ---- Replaying a recipe ----
+
+
+def resize_(model: PreTrainedModel, recipe: dict[str, Any]) -> None:
+    """Give a stock model the shapes of its recipe, in place; resized parameters are uninitialised.
+
+    Raises:
+        ValueError: the recipe does not fit the model.
+    """
+    if recipe.get("version") != RECIPE_VERSION:
+        raise ValueError(
+            f"config.hf_sparse has version {recipe.get('version')!r}, this code reads version {RECIPE_VERSION}: "
+            "update hf_sparse"
+        )
+    base = model.base_model
+    for path, removal in recipe["removed"].items():
+        _remove_(base, path, removal)
+    for path in recipe["identities"]:
+        _replace_(base, path, nn.Identity())
+    for path, shape in recipe["shapes"].items():
+        _resize_parameter_(base, path, shape)
+    for path, attributes in recipe["attributes"].items():
+        module = _at(base, path)
+        for name, value in attributes.items():
+            if type(value) is not int or value < 1 or type(vars(module).get(name)) is not int:
+                raise ValueError(f"config.hf_sparse sets {path}.{name} to {value!r}: the model has no such size")
+            setattr(module, name, value)
+
+
+def _at(base: nn.Module, path: str) -> nn.Module:
+    try:
+        return base.get_submodule(path)
+    except AttributeError:
+        raise ValueError(f"config.hf_sparse names {path!r}, which {type(base).__name__} does not have") from None
+
+
+def _replace_(base: nn.Module, path: str, module: nn.Module) -> None:
+    _at(base, path)
+    parent, _, name = path.rpartition(".")
+    setattr(base.get_submodule(parent), name, module)
+
+
+def _remove_(base: nn.Module, path: str, removal: dict[str, Any]) -> None:
+    core, output = _at(base, path), _at(base, removal["output"])
+    weight = output.get_parameter("weight")
+    size = weight.shape[1] if isinstance(output, Conv1D) else weight.shape[0]
+    bias = BiasOnly(size, output.bias is not None, weight.dtype).to(weight.device)
+    stand_in: nn.Module = RemovedFfn()
+    if removal["cache"]:
+        layer_idx = vars(core).get("layer_idx")
+        stand_in = RemovedAttention(layer_idx, *removal["cache"])
+    stand_in.train(core.training)
+    inside = removal["output"].startswith(f"{path}.")
+    if inside:
+        stand_in.add_module(removal["output"].removeprefix(f"{path}."), bias)
+    else:
+        _replace_(base, removal["output"], bias)
+    _replace_(base, path, stand_in)
+
+
+def _resize_parameter_(base: nn.Module, path: str, shape: list[int]) -> None:
+    owner_path, _, name = path.rpartition(".")
+    owner = _at(base, owner_path)
+    old = owner._parameters.get(name)
+    if old is None or len(shape) != old.ndim or any(type(n) is not int or n < 1 for n in shape):
+        raise ValueError(f"config.hf_sparse gives parameter {path!r} the shape {shape!r}, which it cannot have")
+    if any(new > size for new, size in zip(shape, old.shape)):
+        raise ValueError(f"config.hf_sparse gives {path!r} the shape {shape}, larger than the stock {list(old.shape)}")
+    owner.register_parameter(name, nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad))
+    if name == "weight" and isinstance(owner, nn.Linear):
+        owner.out_features, owner.in_features = shape
+    elif name == "weight" and isinstance(owner, Conv1D):
+        owner.nx, owner.nf = shape
+    elif name == "bias" and isinstance(owner, Conv1D):
+        (owner.nf,) = shape
+
+
+# ---- Classes, made on demand ----
+
+
+class _PrunedConfig:
+    """Mixed into a stock config: the sizes of its layers differ, which stock checks do not expect."""
+
+    hf_sparse: dict[str, Any]
+    __class_validators__: list[Any]
+
+    def validate(self) -> None:
+        """The stock checks but for one size against another: shapes are the recipe's, checked when it is replayed."""
+        for validator in self.__class_validators__:
+            if validator.__name__ != "validate_architecture":
+                validator(self)
+
+
+class _PrunedModel:
+    """Mixed into a stock model: builds the stock skeleton, then gives it the shapes of its config's recipe."""
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        # The stock constructor reads one size for all layers, which a heterogeneous config refuses to name.
+        layers = config.__dict__.pop("_heterogeneity_spec", None)
+        try:
+            super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        finally:
+            if layers is not None:
+                config._heterogeneity_spec = layers
+        resize_(self, config.hf_sparse)  # type: ignore[arg-type]
+
+
+_configs: dict[str, type[PreTrainedConfig]] = {}
+_models: dict[str, type[PreTrainedModel]] = {}
+
+
+def config_class(model_type: str) -> type[PreTrainedConfig]:
+    """The config class of pruned models of a stock model type, made and registered at the first call.
+
+    Raises:
+        ValueError: transformers has no such model type.
+    """
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise ValueError(f"transformers {transformers.__version__} has no model type {model_type!r}")
+    if model_type not in _configs:
+        stock = CONFIG_MAPPING[model_type]
+        name = f"{CLASS_PREFIX}{stock.__name__}"
+        body = {"model_type": MODEL_TYPE_PREFIX + model_type, "__module__": __name__, "__qualname__": name}
+        made: Any = type(name, (_PrunedConfig, stock), body)
+        made.register_for_auto_class("AutoConfig")
+        _configs[model_type] = made
+        for auto_name, names in _auto_classes():
+            if model_type in names:
+                architectures = names[model_type]
+                for architecture in (architectures,) if isinstance(architectures, str) else architectures[:1]:
+                    model = _model_class(architecture, made, auto_name)
+                    getattr(transformers, auto_name).register(made, model, exist_ok=True)
+    return _configs[model_type]
+
+
+def _auto_classes() -> list[tuple[str, dict[str, Any]]]:
+    """(name of an auto class, its stock classes by model type) for each auto class that loads models."""
+    names = [name for name in modeling_auto.__all__ if name.startswith("AutoModel")]
+    # Its classes are those of other auto classes too, under which users look for them first.
+    names.sort(key=lambda name: name == "AutoModelForPreTraining")
+    autos = [(name, getattr(modeling_auto, name)._model_mapping) for name in names]
+    return [(name, mapping._model_mapping) for name, mapping in autos if mapping is not None]
+
+
+def _model_class(architecture: str, config: type[PreTrainedConfig], auto_name: str) -> type[PreTrainedModel]:
+    if architecture not in _models:
+        stock = getattr(transformers, architecture)
+        name = f"{CLASS_PREFIX}{architecture}"
+        body = {"config_class": config, "__module__": __name__, "__qualname__": name}
+        made: Any = type(name, (_PrunedModel, stock), body)
+        made.register_for_auto_class(auto_name)
+        _models[architecture] = made
+    return _models[architecture]
+
+
+def model_class(stock: type[PreTrainedModel], model_type: str) -> type[PreTrainedModel]:
+    """The class of pruned models of a stock architecture.
+
+    Raises:
+        ValueError: no auto class loads that architecture, so a checkpoint of it could not be loaded again.
+    """
+    config_class(model_type)
+    if stock.__name__ not in _models:
+        raise ValueError(f"no AutoModel class loads {stock.__name__}: use a model with a standard task head")
+    return _models[stock.__name__]
+
+
+def auto_map(architecture: str) -> dict[str, str]:
+    """`auto_map` of a checkpoint: the pruned class of a stock architecture under every auto class that loads it."""
+    names = {"AutoConfig": _models[architecture].config_class.__name__}  # type: ignore[union-attr]
+    for auto_name, architectures in _auto_classes():
+        if any(architecture in ((found,) if isinstance(found, str) else found) for found in architectures.values()):
+            names[auto_name] = CLASS_PREFIX + architecture
+    return {auto_name: f"modeling_hf_sparse.{name}" for auto_name, name in names.items()}
+
+
+class _ConfigLoader:
+    """Registered for each pruned model type; makes the real classes when a config of that type is first read.
+
+    Not a config itself: making one of those for every model type would slow down the import.
+    """
+
+    model_type: str
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A config of the pruned model type, of a class derived from the stock config's."""
+        return config_class(cls.model_type.removeprefix(MODEL_TYPE_PREFIX)).from_dict(config_dict, **kwargs)
+
+
+def register() -> None:
+    """Let `AutoConfig`, and through it every `AutoModelForX`, know the pruned model types."""
+    for model_type in CONFIG_MAPPING_NAMES:
+        pruned = MODEL_TYPE_PREFIX + model_type
+        loader: Any = type(f"{CLASS_PREFIX}ConfigLoader", (_ConfigLoader,), {"model_type": pruned})
+        AutoConfig.register(pruned, loader, exist_ok=True)
+
+
+def __getattr__(name: str) -> Any:
+    """Pruned classes by name, for `auto_map` in checkpoints, where only this file is at hand."""
+    stock = name.removeprefix(CLASS_PREFIX)
+    if stock != name:
+        for model_type, config_name in CONFIG_MAPPING_NAMES.items():
+            if config_name == stock:
+                return config_class(model_type)
+        for _, architectures in _auto_classes():
+            for model_type, architecture in architectures.items():
+                if stock in ((architecture,) if isinstance(architecture, str) else architecture):
+                    config_class(model_type)
+                    return _models[stock]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

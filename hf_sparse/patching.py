@@ -1,0 +1,241 @@
+"""Attach gates to a model, detach them, and read off the plan that they have learnt.
+
+A gate scales columns of a projection's weight, `F.linear(x, W * g, b)`, which equals scaling the projection's input
+but costs nothing per token. All gates are computed once per forward, by a hook of the model, since a group spans its
+layers.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_sparse.config import SparsityConfig
+from hf_sparse.controller import Controller
+from hf_sparse.errors import SparsityError
+from hf_sparse.gates import GateGroup
+from hf_sparse.objective import effective_density, exact_density
+from hf_sparse.plan import PruningPlan
+from hf_sparse.structure import Block, ModelStructure, discover
+
+BANK = "sparsity_gates"
+"""Name of the submodule that holds the gates of a model; their parameters start with it in checkpoints."""
+
+
+class ColumnScale:
+    """The scale that one projection applies to its columns during a forward, shape (columns,); None leaves it as is.
+
+    It belongs to a forward and its backward, so copies of a model start without it.
+    """
+
+    def __init__(self, value: Tensor | None = None) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ColumnScale":
+        return ColumnScale()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ColumnScale, ())
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer with scaled columns. Instances are made by `scale_columns_`, from layers that exist."""
+
+    column_scale: ColumnScale
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The projection, shape (..., outputs)."""
+        scale = self.column_scale.value
+        weight = self.weight if scale is None else self.weight * scale.to(self.weight.dtype)
+        return F.linear(input, weight, self.bias)
+
+
+class ScaledConv1D(Conv1D):
+    """GPT-2's transposed linear layer with scaled columns (rows of its weight)."""
+
+    column_scale: ColumnScale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The projection, shape (..., outputs)."""
+        scale = self.column_scale.value
+        weight = self.weight if scale is None else self.weight * scale.to(self.weight.dtype).unsqueeze(1)
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), weight).view(*x.shape[:-1], self.nf)
+
+
+_SCALED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: ScaledLinear, Conv1D: ScaledConv1D}
+_PLAIN = {scaled: plain for plain, scaled in _SCALED.items()}
+
+
+def scale_columns_(projection: nn.Module) -> ColumnScale:
+    """Change the class of a projection in place so that it applies the scale that is returned."""
+    scale = ColumnScale()
+    projection.__class__ = _SCALED[type(projection)]
+    projection.column_scale = scale  # type: ignore[assignment]
+    return scale
+
+
+def unscale_columns_(projection: nn.Module) -> None:
+    """Undo `scale_columns_` in place; the weight is left as it is."""
+    projection.__class__ = _PLAIN[type(projection)]
+    del projection.column_scale
+
+
+def column_scale(block: Block, gates: Tensor) -> Tensor:
+    """One scale per column of a block's output projection from one gate per unit, shape (columns,)."""
+    return gates.unsqueeze(1).expand(block.columns.shape).reshape(-1)
+
+
+class GateBank(nn.Module):
+    """The gates of a model, in groups that compete, with the controller that steers their penalty.
+
+    Args:
+        structure: the blocks to gate.
+        config: gate, group, cost and controller settings.
+    """
+
+    def __init__(self, structure: ModelStructure, config: SparsityConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.structure = structure
+        self.controller = Controller(config.controller_gain)
+        self.groups: dict[str, GateGroup] = {}
+        self.shares: dict[str, float] = {}
+        self.members: dict[str, list[Block]] = {}
+        for block in structure.blocks:
+            name = block.kind if config.group == "kind" else block.name.replace(".", "-")
+            self.members.setdefault(name, []).append(block)
+        costs = {
+            name: torch.cat([torch.full((block.units,), float(self._unit_cost(block))) for block in blocks])
+            for name, blocks in self.members.items()
+        }
+        self.total_cost = sum(float(cost.sum()) for cost in costs.values())
+        for name, cost in costs.items():
+            self.groups[name] = GateGroup(cost / cost.sum(), config.gate, config.t0)
+            self.add_module(name, self.groups[name])
+            self.shares[name] = float(cost.sum()) / self.total_cost
+        self._scales: dict[str, ColumnScale] = {}
+
+    def _unit_cost(self, block: Block) -> int:
+        return block.cost_of_unit(self.config.cost, self.config.cost_sequence_length)
+
+    @property
+    def largest_unit(self) -> float:
+        """Share of the prunable cost that the most expensive unit has."""
+        return max(self._unit_cost(block) for block in self.structure.blocks) / self.total_cost
+
+    def group_gates(self) -> dict[str, Tensor]:
+        """The gates of every group, shape (units of the group,), differentiable until the structure is fixed."""
+        fixed = self.controller.fixed
+        gates = {name: group() for name, group in self.groups.items()}
+        # A fixed gate stays in the graph with zero gradient, for DDP expects the same parameters in every step.
+        return {name: torch.where(fixed, gate.detach(), gate) for name, gate in gates.items()}
+
+    def block_gates(self) -> dict[str, Tensor]:
+        """The gates of every block, shape (units,)."""
+        gates = {}
+        for name, group_gates in self.group_gates().items():
+            parts = group_gates.split([block.units for block in self.members[name]])
+            gates.update({block.name: part for block, part in zip(self.members[name], parts)})
+        return gates
+
+    def open(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook of the model: compute the gates and hand each projection its scale."""
+        gates = self.block_gates()
+        for block in self.structure.blocks:
+            self._scales[block.name].value = column_scale(block, gates[block.name])
+
+    def densities(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Exact cost-weighted density per group, shape ()."""
+        return {name: exact_density(gates[name].detach(), group.weights) for name, group in self.groups.items()}
+
+    def density(self, gates: dict[str, Tensor]) -> Tensor:
+        """Exact cost-weighted density of the model, shape ()."""
+        return torch.stack([self.shares[name] * value for name, value in self.densities(gates).items()]).sum()
+
+    def penalty(self, gates: dict[str, Tensor]) -> Tensor:
+        """R: the effective densities of the groups, weighted by their share of the cost, shape (), in (0, 1]."""
+        densities = [
+            self.shares[name] * effective_density(gates[name], group.weights, self.config.p)
+            for name, group in self.groups.items()
+        ]
+        return torch.stack(densities).sum()
+
+
+def gate_bank(model: nn.Module) -> GateBank | None:
+    """The gates attached to a model, or None."""
+    bank = model._modules.get(BANK)
+    return bank if isinstance(bank, GateBank) else None
+
+
+def attach_gates(model: PreTrainedModel, config: SparsityConfig) -> GateBank:
+    """Attach gates to a model in place; every gate is 1, so its outputs do not change.
+
+    Returns:
+        The gates, also registered as a submodule of the model.
+
+    Raises:
+        SparsityError: gates are attached already, or there is nothing to prune, or the target would leave nothing.
+    """
+    if gate_bank(model) is not None:
+        raise SparsityError("this model has gates already: call detach_gates(model) first")
+    structure = discover(model)
+    if not structure.blocks:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in structure.refused)
+        raise SparsityError(
+            f"{type(model).__name__} has no attention heads or FFN neurons that can be pruned exactly"
+            + (f" ({reasons})" if reasons else "")
+            + ": give a BERT-, GPT-2-, Llama- or BART-like model with plain, unquantized projections"
+        )
+    bank = GateBank(structure, config)
+    if (1 - config.target) < bank.largest_unit:
+        raise SparsityError(
+            f"target {config.target} would remove everything: the most expensive unit alone is "
+            f"{bank.largest_unit:.2%} of the prunable cost, so give a target of at most {1 - bank.largest_unit:.4f}"
+        )
+    for block in structure.blocks:
+        bank._scales[block.name] = scale_columns_(model.get_submodule(block.output))
+    model.add_module(BANK, bank.to(next(model.parameters()).device))
+    model.register_forward_pre_hook(bank.open)
+    return bank
+
+
+def detach_gates(model: PreTrainedModel) -> None:
+    """Take the gates off a model in place; its weights stay as they are, without the gates folded in.
+
+    Raises:
+        SparsityError: no gates are attached.
+    """
+    bank = require_bank(model)
+    for block in bank.structure.blocks:
+        unscale_columns_(model.get_submodule(block.output))
+    # A handle does not survive copying the model, so the hook is found by the bank that it belongs to.
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if getattr(hook, "__self__", None) is bank:
+            del model._forward_pre_hooks[key]
+    del model._modules[BANK]
+
+
+def require_bank(model: nn.Module) -> GateBank:
+    """The gates attached to a model.
+
+    Raises:
+        SparsityError: there are none.
+    """
+    bank = gate_bank(model)
+    if bank is None:
+        raise SparsityError("this model has no gates: call attach_gates(model, config) first")
+    return bank
+
+
+@torch.no_grad()
+def current_plan(model: PreTrainedModel) -> PruningPlan:
+    """The units whose gates are not zero now, for every gated block.
+
+    Raises:
+        SparsityError: no gates are attached.
+    """
+    gates = require_bank(model).block_gates()
+    return PruningPlan({name: tuple(gate.nonzero().flatten().tolist()) for name, gate in gates.items()})

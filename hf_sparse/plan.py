@@ -1,0 +1,55 @@
+"""`PruningPlan`: what every block keeps, by original index; frozen, with a JSON round trip."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from hf_sparse.errors import SparsityError
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Kept unit indices by block name; a block that is not named is kept whole, an empty tuple removes the block.
+
+    Raises:
+        SparsityError: indices are not distinct, ascending, non-negative integers.
+    """
+
+    kept: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        kept = {}
+        for name, units in self.kept.items():
+            units = tuple(units)
+            if any(type(unit) is not int or unit < 0 for unit in units) or list(units) != sorted(set(units)):
+                raise SparsityError(
+                    f"plan for block {name!r}: give distinct, ascending unit indices, all integers >= 0"
+                )
+            kept[name] = units
+        object.__setattr__(self, "kept", MappingProxyType(kept))
+
+    def to_json(self) -> str:
+        """The plan as a JSON object `{"kept": {block: [unit, ...]}}`."""
+        return json.dumps({"kept": {name: list(units) for name, units in self.kept.items()}})
+
+    @classmethod
+    def from_json(cls, text: str) -> "PruningPlan":
+        """Read a plan back.
+
+        Raises:
+            SparsityError: the text is not a plan.
+        """
+        try:
+            data: Any = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise SparsityError(f"not a pruning plan: invalid JSON ({error})") from None
+        kept = data.get("kept") if isinstance(data, dict) else None
+        if not isinstance(kept, dict) or not all(isinstance(units, list) for units in kept.values()):
+            raise SparsityError('not a pruning plan: expected {"kept": {block name: [unit indices]}}')
+        return cls({name: tuple(units) for name, units in kept.items()})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The read-only view of the mapping cannot be pickled or copied; its contents can.
+        return (type(self), (dict(self.kept),))

@@ -1,0 +1,370 @@
+"""`SparseTrainer`: a thin `Trainer` that learns which heads and neurons to remove while it fine-tunes."""
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import (
+    PreTrainedModel,
+    Seq2SeqTrainer,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.utils import logging
+
+from hf_sparse.compaction import CompactionReport, compact
+from hf_sparse.config import SparsityConfig
+from hf_sparse.controller import Schedule
+from hf_sparse.distillation import logit_distillation
+from hf_sparse.errors import SparsityError
+from hf_sparse.patching import GateBank, attach_gates, current_plan, gate_bank, require_bank
+from hf_sparse.plan import PruningPlan
+
+logger = logging.get_logger(__name__)
+
+FIXING_TOLERANCE = 0.005
+"""The structure is fixed as soon as its density, after the ramp, is this close to the target."""
+
+
+class NonFiniteLossError(SparsityError):
+    """The loss became NaN or infinite; training has stopped before anything was overwritten by it."""
+
+
+class _PenaltyCallback(TrainerCallback):
+    """Adds lambda * dR to the gates' gradients, once per optimizer step.
+
+    Not through the loss: there it would be counted once per micro-batch and process, and clipped with the task's
+    gradients. Here the trajectory does not depend on how a batch is split.
+    """
+
+    def __init__(self, trainer: "SparseTrainerMixin") -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer._penalize(state.global_step)
+
+
+class SparseTrainerMixin(Trainer):
+    """What `SparseTrainer` adds to `Trainer`, for any other subclass of it: `class Mine(SparseTrainerMixin, Base)`.
+
+    The constructor attaches gates to the model in place. During the search for the structure the learning rate stays
+    constant after its warm-up; the scheduler that was asked for then runs over the recovery.
+
+    Args:
+        sparsity: what to remove.
+        teacher: a dense model with the same outputs, whose logits the pruned model is also trained on; it is put in
+            evaluation mode and frozen.
+
+    Raises:
+        SparsityError: the model has nothing to prune, the teacher has other labels, or an engine is in use that would
+            not give exact results.
+    """
+
+    sparsity: SparsityConfig
+    teacher: PreTrainedModel | None
+
+    # The arguments are those of whichever Trainer this is mixed into, so they cannot be spelt out here.
+    def __init__(
+        self, *args: Any, sparsity: SparsityConfig, teacher: PreTrainedModel | None = None, **kwargs: Any
+    ) -> None:
+        self.sparsity = sparsity
+        self.teacher = None
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise SparsityError(
+                "DataParallel would train a copy of the gates on every GPU: start with `accelerate launch`, which uses "
+                "one process per GPU, or show one GPU with CUDA_VISIBLE_DEVICES=0"
+            )
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise SparsityError(
+                "gates are not sharded yet: use plain data parallelism (DDP) instead of FSDP or DeepSpeed"
+            )
+        if self.args.fp16 and self.args.max_grad_norm <= 0:
+            raise SparsityError("fp16 without gradient clipping leaves gradients scaled: set max_grad_norm or use bf16")
+        if gate_bank(self._model) is None:
+            attach_gates(self._model, sparsity)
+        if teacher is not None:
+            self.teacher = _frozen_teacher(teacher, self._model, self.args.device)
+        self.add_callback(_PenaltyCallback(self))
+        self._not_finite = torch.zeros((), dtype=torch.bool, device=self.args.device)
+        self._loss_is_probed = False
+        self._schedule: Schedule | None = None
+        self._fixed = False
+
+    @property
+    def bank(self) -> GateBank:
+        """The gates of the model that is trained.
+
+        Raises:
+            SparsityError: the model has none (any more).
+        """
+        return require_bank(self._model)
+
+    @property
+    def _model(self) -> PreTrainedModel:
+        # Trainer allows any module and, before its constructor has run, none.
+        return cast(PreTrainedModel, self.model)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A fresh model from `model_init`, with gates attached."""
+        model = cast(PreTrainedModel, super().call_model_init(trial))
+        attach_gates(model, self.sparsity)
+        return model
+
+    # ---- Optimizer, schedule, multiplier ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's optimizer, with the gates in a parameter group of their own, last."""
+        gates = list(self.bank.parameters())
+        for parameter in gates:
+            parameter.requires_grad_(False)
+        try:
+            optimizer = super().create_optimizer(model)
+        finally:
+            for parameter in gates:
+                parameter.requires_grad_(True)
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if id(gates[0]) not in known:
+            optimizer.add_param_group({"params": gates, "lr": self.sparsity.gate_learning_rate, "weight_decay": 0.0})
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Trainer's scheduler stretched over the recovery; before it, warm-up and a constant learning rate."""
+        self._schedule = Schedule.from_config(self.sparsity, num_training_steps)
+        self._fixed = bool(self.bank.controller.fixed)
+        if self.lr_scheduler is None:
+            stock = super().create_scheduler(num_training_steps, optimizer)
+            self.lr_scheduler = (
+                _after_the_search(stock, self._schedule, self.args) if isinstance(stock, LambdaLR) else stock
+            )
+        return self.lr_scheduler
+
+    def _penalize(self, step: int) -> None:
+        """Steer lambda and add its share to the gradients of the gates; drop them once the structure is fixed."""
+        bank, schedule = self.bank, self._schedule
+        assert schedule is not None, "Trainer creates the scheduler before the first step"
+        parameters = list(bank.parameters())
+        if not self._fixed:
+            with torch.enable_grad():
+                gates = bank.group_gates()
+                slopes = torch.autograd.grad(bank.penalty(gates), parameters)
+            density = bank.density(gates)
+            multiplier = bank.controller.steer_(density, step, schedule)
+            for parameter, slope in zip(parameters, slopes):
+                parameter.grad = multiplier * slope if parameter.grad is None else parameter.grad + multiplier * slope
+            # Reads the device only while the structure is about to be fixed, never in the long phases.
+            if step >= schedule.ramp_end:
+                tolerance = max(FIXING_TOLERANCE, bank.largest_unit / 2)
+                self._fixed = abs(density.item() - schedule.target_density) <= tolerance
+                bank.controller.fixed.fill_(self._fixed)
+        if self._fixed:
+            for parameter in parameters:
+                parameter.grad = None
+
+    # ---- Loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Trainer's loss, mixed with the distance to the teacher's logits while training."""
+        if self.teacher is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.get("labels")
+        teacher_inputs = {name: value for name, value in inputs.items() if name not in self.label_names}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        with torch.no_grad(), self.accelerator.autocast():
+            teacher_logits = self.teacher(**teacher_inputs).logits
+        distances = logit_distillation(outputs.logits, teacher_logits, self.sparsity.distillation_temperature)
+        distance = self._mean_over_items(distances, labels, num_items_in_batch)
+        weight = self.sparsity.distillation_weight
+        loss = (1 - weight) * loss + weight * distance
+        return (loss, outputs) if return_outputs else loss
+
+    def _mean_over_items(self, losses: Tensor, labels: Tensor | None, num_items: Tensor | int | None) -> Tensor:
+        """The mean as Trainer takes it: over the labelled items of the whole accumulated batch where it counts them."""
+        if labels is not None and labels.shape == losses.shape:
+            if self._loss_shifts_labels:
+                losses, labels = losses[..., :-1], labels[..., 1:]
+            counted = labels != -100
+            losses = torch.where(counted, losses, 0.0)
+            items: Tensor | int = counted.sum()
+        else:
+            items = losses.numel()
+        if not (self.model_accepts_loss_kwargs and num_items is not None):
+            return losses.sum() / items
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return losses.sum() / num_items * processes
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Trainer's step; remembers, without waiting for the device, whether the loss was finite."""
+        if not self._loss_is_probed:
+            self._probe_loss(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._not_finite |= ~torch.isfinite(loss)
+        return loss
+
+    def _probe_loss(self, inputs: dict[str, Tensor | Any]) -> None:
+        """Find out, once, whether the model's loss heeds `num_items_in_batch`.
+
+        Trainer believes so of every model with keyword arguments and then does not average over micro-batches and
+        processes; several classification heads ignore the count, and their gradients would grow with accumulation.
+        """
+        self._loss_is_probed = True
+        split = self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        if not self.model_accepts_loss_kwargs or split == 1:
+            return
+        training = self._model.training
+        self._model.eval()
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.accelerator.autocast():
+            one, two = (self._model(**inputs, num_items_in_batch=torch.tensor(float(n))).loss for n in (1, 2))
+        self._model.train(training)
+        if torch.equal(one, two):
+            self.model_accepts_loss_kwargs = False
+
+    # ---- Logging, evaluation, checkpoints ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log, with densities and lambda beside the training loss."""
+        if "loss" in logs and self._schedule is not None:
+            bank, step = self.bank, self.state.global_step
+            with torch.no_grad():
+                gates = bank.group_gates()
+                densities = bank.densities(gates)
+                logs["density"] = bank.density(gates).item()
+                logs["effective_density"] = bank.penalty(gates).item()
+                logs["target_density"] = self._schedule.density_at(step)
+                logs["lambda"] = bank.controller.multiplier.item()
+                logs.update({f"density_{name}": value.item() for name, value in densities.items()})
+        super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, after a look at the losses since the last one, so that no checkpoint is written from a NaN."""
+        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
+            self._require_finite()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._require_finite()
+        output = super()._finalize_training(*args, **kwargs)
+        if not self._fixed:
+            logger.warning(
+                "The structure was not fixed: its density never came within %s of the target. Train for more steps, "
+                "or raise controller_gain or gate_learning_rate.",
+                FIXING_TOLERANCE,
+            )
+        return output
+
+    def _require_finite(self) -> None:
+        not_finite = self.accelerator.reduce(self._not_finite.float(), "sum")
+        if not_finite.item():
+            raise NonFiniteLossError(
+                f"the loss became NaN or infinite by step {self.state.global_step}: lower the learning rate, check the "
+                f"data, and go on from the last checkpoint in {self.args.output_dir}, which is from before"
+            )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Trainer's, but a model counts as best only once its structure is fixed: before, it is not the size asked for.
+
+        Early stopping has no best metric to fall behind until then, so it waits too.
+        """
+        return self._fixed and super()._determine_best_metric(metrics, trial)
+
+    # ---- Results ----
+
+    def plan(self) -> PruningPlan:
+        """What the gates keep now."""
+        return current_plan(self._model)
+
+    def compact(self) -> CompactionReport:
+        """Replace the gated model by the smaller one it has become, in place, checked on a batch of the data.
+
+        Raises:
+            SparsityError: there are no gates (any more), or the compact model would compute something else.
+        """
+        self.bank
+        report = compact(self._model, inputs=self._verification_batch())
+        self.model_wrapped = self._model
+        self.optimizer = self.lr_scheduler = None
+        return report
+
+    def _verification_batch(self) -> dict[str, Tensor]:
+        """A batch of the evaluation data, else of the training data, on the model's device, without labels."""
+        dataset = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()))
+        batch = self._prepare_inputs(next(iter(self.get_test_dataloader(dataset))))
+        return {name: value for name, value in batch.items() if name not in self.label_names}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the physically smaller model. Checkpoints that Trainer writes to resume from keep model and gates."""
+        if _internal_call or gate_bank(self._model) is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        gated = self._model
+        self.model = copy.deepcopy(gated)
+        try:
+            compact(self._model, inputs=self._verification_batch())
+            super().save_model(output_dir, _internal_call)
+        finally:
+            self.model = gated
+
+
+class SparseTrainer(SparseTrainerMixin, Trainer):
+    """`Trainer` that prunes while it fine-tunes; see `SparseTrainerMixin` for what it adds."""
+
+
+class SparseSeq2SeqTrainer(SparseTrainerMixin, Seq2SeqTrainer):
+    """`Seq2SeqTrainer` that prunes while it fine-tunes; see `SparseTrainerMixin` for what it adds."""
+
+
+def _frozen_teacher(teacher: PreTrainedModel, student: nn.Module, device: torch.device) -> PreTrainedModel:
+    """Freeze and move the teacher in place after a check that it predicts what the student predicts."""
+    if teacher is student:
+        raise SparsityError("the teacher is the model that is pruned: give a copy, copy.deepcopy(model)")
+    for name in ("num_labels", "vocab_size"):
+        ours, theirs = (getattr(one.config, name, None) for one in (student, teacher))
+        if ours != theirs:
+            raise SparsityError(
+                f"the teacher has {name} {theirs} and the model {ours}: give a teacher for the same task"
+            )
+    # nn.Module's own: transformers wraps `to` in a way that hides its type.
+    nn.Module.to(teacher, device)
+    return teacher.eval().requires_grad_(False)
+
+
+def _after_the_search(stock: LambdaLR, schedule: Schedule, args: TrainingArguments) -> LambdaLR:
+    """The stock schedule, begun when the search for the structure ends and compressed into what is left.
+
+    Structure must be found while weights can still move, and recovery wants a whole decay of its own.
+    """
+    warmup = args.get_warmup_steps(schedule.total)
+    recovery = schedule.total - schedule.hold_end
+
+    def weights(step: int, decay: Any) -> float:
+        if step < schedule.hold_end:
+            return min(1.0, (step + 1) / (warmup + 1))
+        progress = (step - schedule.hold_end) / recovery
+        return decay(warmup + progress * (schedule.total - warmup))
+
+    lambdas = [lambda step, decay=decay: weights(step, decay) for decay in stock.lr_lambdas[:-1]]
+    optimizer = stock.optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"]
+    return LambdaLR(optimizer, [*lambdas, lambda step: 1.0])
