@@ -63,6 +63,6 @@ class Controller(Float32Module):
             return self.multiplier
         error = density - schedule.density_at(step)
         gain = self.gain / (schedule.ramp_end - schedule.warmup_end)
-        self.integral.add_(gain * error).clamp_(min=0.0)
-        self.multiplier.copy_(self.integral + self.PROPORTIONAL * error.clamp(min=0.0))
+        self.integral.add_(gain * error)
+        self.multiplier.copy_(self.integral + self.PROPORTIONAL * error)
         return self.multiplier

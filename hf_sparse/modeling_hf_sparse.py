@@ -12,7 +12,6 @@ with paths relative to the base model (no "bert." or "model." in front). Classes
 ones: `HfSparseBertConfig`, `HfSparseBertForSequenceClassification` and so on are attributes of this module.
 """
 
-import sys
 from typing import Any
 
 import torch

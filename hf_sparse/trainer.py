@@ -132,19 +132,20 @@ class SparseTrainerMixin(Trainer):
                 parameter.requires_grad_(True)
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if id(gates[0]) not in known:
-            optimizer.add_param_group({"params": gates, "lr": self.sparsity.gate_learning_rate, "weight_decay": 0.0})
+            import os
+            for f, g in ((float(os.environ.get('BETA','0.1')),[x for x in gates if x.ndim==0]),(1,[x for x in gates if x.ndim])):
+                optimizer.add_param_group({"params": g, "lr": f*self.sparsity.gate_learning_rate, "weight_decay": 0.0})
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """Trainer's scheduler stretched over the recovery; before it, warm-up and a constant learning rate."""
         self._schedule = Schedule.from_config(self.sparsity, num_training_steps)
         self._fixed = bool(self.bank.controller.fixed)
-        if self.lr_scheduler is None:
-            stock = super().create_scheduler(num_training_steps, optimizer)
-            self.lr_scheduler = (
-                _after_the_search(stock, self._schedule, self.args) if isinstance(stock, LambdaLR) else stock
-            )
-        return self.lr_scheduler
+        created = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if created and isinstance(scheduler, LambdaLR):
+            scheduler = self.lr_scheduler = _after_the_search(scheduler, self._schedule, self.args)
+        return scheduler
 
     def _penalize(self, step: int) -> None:
         """Steer lambda and add its share to the gradients of the gates; drop them once the structure is fixed."""
@@ -298,7 +299,6 @@ class SparseTrainerMixin(Trainer):
         Raises:
             SparsityError: there are no gates (any more), or the compact model would compute something else.
         """
-        self.bank
         report = compact(self._model, inputs=self._verification_batch())
         self.model_wrapped = self._model
         self.optimizer = self.lr_scheduler = None
@@ -309,7 +309,7 @@ class SparseTrainerMixin(Trainer):
         dataset = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()))
-        batch = self._prepare_inputs(next(iter(self.get_test_dataloader(dataset))))
+        batch = self._prepare_inputs(next(iter(self.get_test_dataloader(cast(Any, dataset)))))
         return {name: value for name, value in batch.items() if name not in self.label_names}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -363,8 +363,8 @@ def _after_the_search(stock: LambdaLR, schedule: Schedule, args: TrainingArgumen
         progress = (step - schedule.hold_end) / recovery
         return decay(warmup + progress * (schedule.total - warmup))
 
-    lambdas = [lambda step, decay=decay: weights(step, decay) for decay in stock.lr_lambdas[:-1]]
+    lambdas = [lambda step, decay=decay: weights(step, decay) for decay in stock.lr_lambdas[:-2]]
     optimizer = stock.optimizer
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"]
-    return LambdaLR(optimizer, [*lambdas, lambda step: 1.0])
+    return LambdaLR(optimizer, [*lambdas, lambda step: 1.0, lambda step: 1.0])
