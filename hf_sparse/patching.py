@@ -17,7 +17,7 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Controller
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates import GateGroup
-from hf_sparse.objective import effective_density, exact_density
+from hf_sparse.objective import DENSITIES, exact_density
 from hf_sparse.plan import PruningPlan
 from hf_sparse.structure import Block, ModelStructure, discover
 
@@ -156,9 +156,10 @@ class GateBank(nn.Module):
         return torch.stack([self.shares[name] * value for name, value in self.densities(gates).items()]).sum()
 
     def penalty(self, gates: dict[str, Tensor]) -> Tensor:
-        """R: the effective densities of the groups, weighted by their share of the cost, shape (), in (0, 1]."""
+        """R: the effective densities of the groups, weighted by their share of the cost, shape (), 1 at the start."""
+        density = DENSITIES[self.config.gate]
         densities = [
-            self.shares[name] * effective_density(gates[name], group.weights, self.config.p)
+            self.shares[name] * density(gates[name], group.weights, self.config.p)
             for name, group in self.groups.items()
         ]
         return torch.stack(densities).sum()

@@ -132,9 +132,7 @@ class SparseTrainerMixin(Trainer):
                 parameter.requires_grad_(True)
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if id(gates[0]) not in known:
-            import os
-            for f, g in ((float(os.environ.get('BETA','0.1')),[x for x in gates if x.ndim==0]),(1,[x for x in gates if x.ndim])):
-                optimizer.add_param_group({"params": g, "lr": f*self.sparsity.gate_learning_rate, "weight_decay": 0.0})
+            optimizer.add_param_group({"params": gates, "lr": self.sparsity.gate_learning_rate, "weight_decay": 0.0})
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
@@ -363,8 +361,8 @@ def _after_the_search(stock: LambdaLR, schedule: Schedule, args: TrainingArgumen
         progress = (step - schedule.hold_end) / recovery
         return decay(warmup + progress * (schedule.total - warmup))
 
-    lambdas = [lambda step, decay=decay: weights(step, decay) for decay in stock.lr_lambdas[:-2]]
+    lambdas = [lambda step, decay=decay: weights(step, decay) for decay in stock.lr_lambdas[:-1]]
     optimizer = stock.optimizer
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"]
-    return LambdaLR(optimizer, [*lambdas, lambda step: 1.0, lambda step: 1.0])
+    return LambdaLR(optimizer, [*lambdas, lambda step: 1.0])

