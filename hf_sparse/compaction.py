@@ -20,8 +20,9 @@ from hf_sparse.modeling_hf_sparse import (
     model_class,
     resize_,
 )
-from hf_sparse.patching import column_scale, current_plan, detach_gates, gate_bank, scale_columns_, unscale_columns_
+from hf_sparse.patching import column_scale, current_plan, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
+from hf_sparse.scaling import scale_columns_, unscale_columns_
 from hf_sparse.structure import ModelStructure, discover
 
 RELATIVE_TOLERANCE = 1e-4

@@ -1,17 +1,14 @@
 """Attach gates to a model, detach them, and read off the plan that they have learnt.
 
-A gate scales columns of a projection's weight, `F.linear(x, W * g, b)`, which equals scaling the projection's input
-but costs nothing per token. All gates are computed once per forward, by a hook of the model, since a group spans its
-layers.
+All gates are computed once per forward, by a hook of the model, since a group spans its layers; each block's gates
+then scale the columns of its output projection.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Controller
@@ -19,68 +16,11 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.gates import GateGroup
 from hf_sparse.objective import DENSITIES, exact_density
 from hf_sparse.plan import PruningPlan
+from hf_sparse.scaling import ColumnScale, scale_columns_, unscale_columns_
 from hf_sparse.structure import Block, ModelStructure, discover
 
 BANK = "sparsity_gates"
 """Name of the submodule that holds the gates of a model; their parameters start with it in checkpoints."""
-
-
-class ColumnScale:
-    """The scale that one projection applies to its columns during a forward, shape (columns,); None leaves it as is.
-
-    It belongs to a forward and its backward, so copies of a model start without it.
-    """
-
-    def __init__(self, value: Tensor | None = None) -> None:
-        self.value = value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ColumnScale":
-        return ColumnScale()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (ColumnScale, ())
-
-
-class ScaledLinear(nn.Linear):
-    """A linear layer with scaled columns. Instances are made by `scale_columns_`, from layers that exist."""
-
-    column_scale: ColumnScale
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The projection, shape (..., outputs)."""
-        scale = self.column_scale.value
-        weight = self.weight if scale is None else self.weight * scale.to(self.weight.dtype)
-        return F.linear(input, weight, self.bias)
-
-
-class ScaledConv1D(Conv1D):
-    """GPT-2's transposed linear layer with scaled columns (rows of its weight)."""
-
-    column_scale: ColumnScale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The projection, shape (..., outputs)."""
-        scale = self.column_scale.value
-        weight = self.weight if scale is None else self.weight * scale.to(self.weight.dtype).unsqueeze(1)
-        return torch.addmm(self.bias, x.view(-1, x.size(-1)), weight).view(*x.shape[:-1], self.nf)
-
-
-_SCALED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: ScaledLinear, Conv1D: ScaledConv1D}
-_PLAIN = {scaled: plain for plain, scaled in _SCALED.items()}
-
-
-def scale_columns_(projection: nn.Module) -> ColumnScale:
-    """Change the class of a projection in place so that it applies the scale that is returned."""
-    scale = ColumnScale()
-    projection.__class__ = _SCALED[type(projection)]
-    projection.column_scale = scale  # type: ignore[assignment]
-    return scale
-
-
-def unscale_columns_(projection: nn.Module) -> None:
-    """Undo `scale_columns_` in place; the weight is left as it is."""
-    projection.__class__ = _PLAIN[type(projection)]
-    del projection.column_scale
 
 
 def column_scale(block: Block, gates: Tensor) -> Tensor:

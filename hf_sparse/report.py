@@ -1,4 +1,4 @@
-"""The report of a pruning run: measured sizes, multiply-accumulates, latencies and metrics, one schema for all tasks."""
+"""The report of a pruning run: measured sizes, MACs, latencies and metrics, one schema for all tasks."""
 
 import json
 import os

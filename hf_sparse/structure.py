@@ -18,8 +18,7 @@ from hf_sparse.families import (
     AttentionLayout,
     FfnLayout,
 )
-
-Projection = nn.Linear | Conv1D
+from hf_sparse.scaling import PROJECTIONS
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,7 @@ def _matches(modules: dict[str, nn.Module], root: str, layout: AttentionLayout |
     else:
         paths = [*layout.producers, layout.output]
     found = (modules.get(_join(root, path)) for path in paths)
-    # Subclasses of the projections (adapters, quantized layers) compute something else from their weight.
-    return all(isinstance(module, Projection) and not hasattr(module, "parametrizations") for module in found)
+    return all(type(module) in PROJECTIONS for module in found)
 
 
 def _attention_block(modules: dict[str, nn.Module], root: str, layout: AttentionLayout) -> Block:

@@ -1,5 +1,6 @@
 """What every recipe shares: training defaults, the rules of output directories, metrics, and the closing table."""
 
+import argparse
 import json
 import os
 import shutil
@@ -7,13 +8,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import evaluate
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import EvalPrediction, TrainingArguments
+from transformers import EvalPrediction, HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_sparse import SparsityError
@@ -43,6 +44,20 @@ class RecipeArguments(TrainingArguments):
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: no, steps or epoch."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the examples of the description as they were written."""
+
+
+class RecipeParser(HfArgumentParser):
+    """HfArgumentParser whose errors are one line, without the usage of some hundred flags above it."""
+
+    def __init__(self, dataclasses: tuple[type, ...], description: str | None) -> None:
+        super().__init__(dataclasses, description=description, formatter_class=_HelpFormatter)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise SparsityError(f"{message}; --help lists all flags")
 
 
 def run_recipe(main: Callable[[], None]) -> None:
@@ -141,7 +156,9 @@ def table(rows: list[tuple[str, ...]]) -> str:
     """Rows under their header, the first column to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
+        )
         for row in rows
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

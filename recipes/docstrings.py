@@ -27,10 +27,10 @@ LIBRARIES = {
     "transformers": r"transformers?|hugging ?face|hf",
 }
 MASK = "library"
-PER_LIBRARY = 500
-READ_PER_LIBRARY = 1500  # parsing all of them would take minutes
+PER_LIBRARY = 320
+READ_PER_LIBRARY = 1000  # parsing all of them would take minutes
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-LONGEST = 400  # characters
+LONGEST = 240  # characters
 
 
 def docstrings(seed: int) -> DatasetDict:

@@ -17,6 +17,7 @@ from pathlib import Path
 import transformers
 from common import (
     RecipeArguments,
+    RecipeParser,
     check_output_dir,
     checkpoint_to_resume,
     classification_metrics,
@@ -34,7 +35,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -152,11 +152,7 @@ def main() -> None:
 
 
 def _parse() -> tuple[ModelArguments, DataArguments, SparsityConfig, RecipeArguments]:
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, SparsityConfig, RecipeArguments),  # type: ignore[arg-type]
-        description=__doc__,
-        formatter_class=_HelpFormatter,
-    )
+    parser = RecipeParser((ModelArguments, DataArguments, SparsityConfig, RecipeArguments), __doc__)
     model, data, sparsity, arguments = parser.parse_args_into_dataclasses()
     if arguments.output_dir is None:
         if not data.embedded:
@@ -231,7 +227,9 @@ def _fine_tune(
         processing_class=tokenizer,
         compute_metrics=classification_metrics(),
     )
-    resume = dataclasses.replace(arguments, resume_from_checkpoint="auto") if arguments.resume_from_checkpoint else dense
+    resume = (
+        dataclasses.replace(arguments, resume_from_checkpoint="auto") if arguments.resume_from_checkpoint else dense
+    )
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(resume, directory))
     if trainer.is_world_process_zero():
         save_pruned(model, finished)

@@ -21,7 +21,8 @@ class DataArguments:
     validation_file: str | None = field(default=None, metadata={"help": "Validation data, of the same kind."})
     test_file: str | None = field(default=None, metadata={"help": "Test data, of the same kind (optional)."})
     text_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the text; two, with a comma between, for pairs. Default: the only one."}
+        default=None,
+        metadata={"help": "Column of the text; two, with a comma between, for pairs. Default: the only one."},
     )
     label_column_name: str = field(default="label", metadata={"help": "Column of the label, of text or integers."})
     max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are cut to this number of tokens."})
@@ -157,7 +158,9 @@ def _text_columns(arguments: DataArguments, train: Dataset) -> tuple[str, ...]:
         if getattr(feature, "dtype", None) in ("string", "large_string") and name != arguments.label_column_name
     ]
     if len(texts) != 1:
-        raise SparsityError(f"which column is the text? Set --text_column_name to one of {', '.join(train.column_names)}")
+        raise SparsityError(
+            f"which column is the text? Set --text_column_name to one of {', '.join(train.column_names)}"
+        )
     return (texts[0],)
 
 

@@ -39,7 +39,14 @@ def bert(layers: int = 2, **sizes: int) -> BertForSequenceClassification:
 
 def gpt2() -> GPT2LMHeadModel:
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_inner=40, n_positions=64, bos_token_id=1, eos_token_id=2
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_inner=40,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     return _initialized(GPT2LMHeadModel(config))
 

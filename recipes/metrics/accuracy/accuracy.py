@@ -15,9 +15,7 @@ class Accuracy(evaluate.Metric):
             description="Share of the predictions that equal their reference.",
             citation="",
             inputs_description="predictions, references: class indices, shape (n,).",
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
+            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:

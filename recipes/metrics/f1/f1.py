@@ -15,15 +15,15 @@ class F1(evaluate.Metric):
             description="Macro-averaged F1 over the classes that occur.",
             citation="",
             inputs_description="predictions, references: class indices, shape (n,).",
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
+            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         predicted, actual = np.asarray(predictions), np.asarray(references)
         scores = [
-            2 * np.sum((predicted == label) & (actual == label)) / (np.sum(predicted == label) + np.sum(actual == label))
+            2
+            * np.sum((predicted == label) & (actual == label))
+            / (np.sum(predicted == label) + np.sum(actual == label))
             for label in np.union1d(predicted, actual)
         ]
         return {"f1": float(np.mean(scores))}

@@ -1,0 +1,126 @@
+import copy
+
+import pytest
+import torch
+from conftest import bert
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_sparse import SparsityConfig, SparsityError, attach_gates, current_plan, detach_gates
+from hf_sparse.inputs import example_inputs
+from hf_sparse.patching import BANK, gate_bank
+from hf_sparse.scaling import scale_columns_
+
+
+@pytest.mark.parametrize("group", ["kind", "layer"])
+@pytest.mark.parametrize("gate", ["relative", "simplex"])
+def test_open_gates_leave_the_logits(model: PreTrainedModel, gate: str, group: str) -> None:
+    inputs = example_inputs(model)
+    before = model(**inputs).logits
+    attach_gates(model, SparsityConfig(gate=gate, group=group))
+    assert torch.equal(model(**inputs).logits, before)
+
+
+def test_detaching_leaves_the_model_as_it_was(model: PreTrainedModel) -> None:
+    inputs = example_inputs(model)
+    before, names = model(**inputs).logits, set(model.state_dict())
+    types = [type(module) for module in model.modules()]
+    attach_gates(model, SparsityConfig())
+    detach_gates(model)
+    assert torch.equal(model(**inputs).logits, before)
+    assert set(model.state_dict()) == names
+    assert [type(module) for module in model.modules()] == types
+    assert not model._forward_pre_hooks
+
+
+def test_weights_keep_their_names_and_gates_come_beside_them(model: PreTrainedModel) -> None:
+    names = set(model.state_dict())
+    attach_gates(model, SparsityConfig())
+    added = set(model.state_dict()) - names
+    assert names <= set(model.state_dict())
+    assert added and all(name.startswith(f"{BANK}.") for name in added)
+
+
+def test_a_scaled_projection_equals_a_scaled_input(model: PreTrainedModel) -> None:
+    bank = attach_gates(model, SparsityConfig())
+    projection = model.get_submodule(bank.structure.blocks[0].output)
+    detach_gates(model)
+    inputs = projection.in_features if isinstance(projection, nn.Linear) else projection.nx
+    x, scale = torch.randn(2, 3, inputs), torch.rand(inputs)
+    expected = projection(x * scale)
+    scale_columns_(projection).value = scale
+    torch.testing.assert_close(projection(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_gate_gets_a_gradient_from_the_task(model: PreTrainedModel) -> None:
+    bank = attach_gates(model, SparsityConfig())
+    model(**example_inputs(model)).logits.square().sum().backward()
+    for name, parameter in bank.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_a_copy_has_gates_of_its_own(model: PreTrainedModel) -> None:
+    attach_gates(model, SparsityConfig())
+    inputs = example_inputs(model)
+    before = model(**inputs).logits.detach()
+    twin = copy.deepcopy(model)
+    for group in gate_bank(twin).groups.values():
+        group.alpha.data.copy_(torch.randn_like(group.alpha) * 3)
+        group.beta.data += 2
+    assert not torch.allclose(twin(**inputs).logits, before)
+    assert torch.equal(model(**inputs).logits, before)
+    detach_gates(twin)
+    assert not twin._forward_pre_hooks and model._forward_pre_hooks
+
+
+def test_gates_work_under_gradient_checkpointing() -> None:
+    plain, checkpointed = bert().train(), bert().train()
+    checkpointed.activation_checkpointing_enable({"use_reentrant": False})
+    gradients = []
+    for model in (plain, checkpointed):
+        bank = attach_gates(model, SparsityConfig())
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        model.config.attention_probs_dropout_prob = 0.0
+        model(**example_inputs(model)).logits.sum().backward()
+        gradients.append([parameter.grad for parameter in bank.parameters()])
+    for one, two in zip(*gradients):
+        torch.testing.assert_close(one, two)
+
+
+def test_groups_are_the_kinds_or_the_layers(model: PreTrainedModel) -> None:
+    twin = copy.deepcopy(model)
+    assert set(attach_gates(model, SparsityConfig()).groups) == {"attention", "ffn"}
+    bank = attach_gates(twin, SparsityConfig(group="layer"))
+    assert len(bank.groups) == len(bank.structure.blocks)
+    assert sum(bank.shares.values()) == pytest.approx(1.0)
+
+
+def test_the_plan_is_the_open_gates() -> None:
+    model = bert()
+    bank = attach_gates(model, SparsityConfig())
+    group = bank.groups["attention"]
+    group.alpha.data = torch.tensor([0.0, 9.0, 9.0, 0.0, 0.0, 0.0, 0.0, 9.0])
+    group.beta.data.fill_(-3.0)
+    kept = current_plan(model).kept
+    assert kept["bert.encoder.layer.0.attention.self"] == (1, 2)
+    assert kept["bert.encoder.layer.1.attention.self"] == (3,)
+    assert kept["bert.encoder.layer.0.intermediate"] == tuple(range(40))
+
+
+def test_what_cannot_be_gated_is_refused() -> None:
+    model = bert()
+    attach_gates(model, SparsityConfig())
+    with pytest.raises(SparsityError, match="gates already"):
+        attach_gates(model, SparsityConfig())
+    detach_gates(model)
+    with pytest.raises(SparsityError, match="attach_gates"):
+        detach_gates(model)
+    with pytest.raises(SparsityError, match="would remove everything: the most expensive unit alone is"):
+        attach_gates(model, SparsityConfig(target=0.999))
+    for layer in model.bert.encoder.layer:
+        layer.attention.output.dense = nn.Sequential(layer.attention.output.dense)
+        layer.output.dense = nn.Sequential(layer.output.dense)
+    with pytest.raises(SparsityError, match="no attention heads or FFN neurons"):
+        attach_gates(model, SparsityConfig())
