@@ -37,7 +37,5 @@ def minilm() -> str:
     for name, expected in SHA256.items():
         found = hashlib.sha256((directory / name).read_bytes()).hexdigest()
         if found != expected:
-            raise SparsityError(
-                f"{directory / name} has SHA-256 {found}, not {expected}: delete it and install it again"
-            )
+            raise SparsityError(f"{directory / name} has SHA-256 {found}, not {expected}: delete and reinstall it")
     return str(directory)

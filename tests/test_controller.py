@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from hf_sparse import SparsityConfig
+from hf_sparse.controller import Controller, Schedule
+
+SCHEDULE = Schedule.from_config(SparsityConfig(target=0.5), total=1000)
+
+
+def test_the_phases_are_shares_of_the_run() -> None:
+    assert (SCHEDULE.warmup_end, SCHEDULE.ramp_end, SCHEDULE.hold_end, SCHEDULE.total) == (10, 250, 300, 1000)
+    assert [SCHEDULE.density_at(step) for step in (0, 10, 130, 250, 999)] == pytest.approx([1, 1, 0.75, 0.5, 0.5])
+
+
+def test_a_ramp_has_at_least_one_step() -> None:
+    schedule = Schedule.from_config(SparsityConfig(), total=1)
+    assert schedule.ramp_end > schedule.warmup_end
+
+
+def test_lambda_is_zero_in_the_warm_up() -> None:
+    controller = Controller(gain=40.0)
+    for step in range(SCHEDULE.warmup_end):
+        assert controller.steer_(torch.tensor(1.0), step, SCHEDULE) == 0
+
+
+def test_lambda_rises_while_too_dense_and_falls_while_too_sparse() -> None:
+    controller = Controller(gain=40.0)
+    dense = [controller.steer_(torch.tensor(0.8), step, SCHEDULE).item() for step in range(260, 280)]
+    sparse = [controller.steer_(torch.tensor(0.4), step, SCHEDULE).item() for step in range(280, 300)]
+    assert dense[0] > 0 and dense == sorted(dense)
+    assert sparse[0] < dense[-1] and sparse == sorted(sparse, reverse=True)
+
+
+def test_the_state_goes_through_a_state_dict() -> None:
+    controller, other = Controller(gain=40.0), Controller(gain=40.0)
+    for step in range(100, 120):
+        controller.steer_(torch.tensor(0.9), step, SCHEDULE)
+    other.load_state_dict(controller.state_dict())
+    density = torch.tensor(0.7)
+    assert torch.equal(controller.steer_(density, 120, SCHEDULE), other.steer_(density, 120, SCHEDULE))

@@ -1,0 +1,391 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import bart, bert, gpt2, llama, rows, training_arguments
+from datasets import Dataset
+from torch import nn
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from hf_sparse import (
+    NonFiniteLossError,
+    PruningPlan,
+    SparseSeq2SeqTrainer,
+    SparseTrainer,
+    SparseTrainerMixin,
+    SparsityConfig,
+    SparsityError,
+    load_pruned,
+)
+from hf_sparse.patching import gate_bank, require_bank
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def trainer(directory: Path, model: PreTrainedModel | None = None, **options: Any) -> SparseTrainer:
+    """A short run on tiny BERT; options of SparseTrainer by name, all others are TrainingArguments."""
+    names = ("sparsity", "teacher", "callbacks", "compute_metrics", "train_dataset", "compute_loss_func")
+    given = {name: options.pop(name) for name in names if name in options}
+    defaults: dict[str, Any] = {
+        "sparsity": SparsityConfig(),
+        "train_dataset": rows(64),
+        "eval_dataset": rows(16, seed=1),
+    }
+    return SparseTrainer(model=model or bert(), args=training_arguments(directory, **options), **{**defaults, **given})
+
+
+def density(model: nn.Module) -> float:
+    bank = require_bank(model)
+    return bank.density(bank.group_gates()).item()
+
+
+# ---- The target ----
+
+
+@pytest.mark.parametrize("target", [0.2, 0.5, 0.8, 0.95])
+def test_the_density_lands_within_a_point_of_the_target(tmp_path: Path, target: float) -> None:
+    # Large enough that a unit is far less than a point of the cost.
+    model = bert(layers=4, hidden_size=64, num_attention_heads=16, intermediate_size=256)
+    run = trainer(tmp_path, model, max_steps=200, sparsity=SparsityConfig(target=target))
+    run.train()
+    assert abs(density(model) - (1 - target)) <= 0.01
+    assert require_bank(model).controller.fixed
+
+
+@pytest.mark.parametrize("cost", ["params", "macs"])
+@pytest.mark.parametrize("group", ["kind", "layer"])
+@pytest.mark.parametrize("gate", ["relative", "simplex"])
+def test_every_kind_of_gate_group_and_cost_prunes(tmp_path: Path, gate: str, group: str, cost: str) -> None:
+    sparsity = SparsityConfig(target=0.4, gate=gate, group=group, cost=cost)
+    model = bert(layers=3, hidden_size=64, num_attention_heads=16, intermediate_size=128)
+    run = trainer(tmp_path, model, max_steps=80, sparsity=sparsity)
+    run.train()
+    assert density(model) < 0.9
+    assert run.compact().max_abs_diff <= 1e-4
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_decoders_train_and_shrink(tmp_path: Path, make: Any) -> None:
+    tokens = rows(64).remove_columns("labels")
+    data = tokens.add_column("labels", tokens["input_ids"])
+    run = trainer(tmp_path, make(), train_dataset=data, sparsity=SparsityConfig(target=0.4))
+    run.eval_dataset = data.select(range(8))
+    run.train()
+    report = run.compact()
+    assert report.max_abs_diff <= 1e-4 and report.parameters_after < report.parameters_before
+
+
+# ---- Laws ----
+
+
+def test_one_times_eight_is_eight_times_one(tmp_path: Path) -> None:
+    weights = []
+    for size, accumulation in ((8, 1), (1, 8), (4, 2)):
+        model = without_dropout(bert()).double()
+        run = trainer(
+            tmp_path,
+            model,
+            teacher=without_dropout(bert(layers=1)).double(),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=24,
+        )
+        run.train()
+        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    for other in weights[1:]:
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+class _StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+@pytest.mark.parametrize("step", [1, 5, 11, 13, 30])
+def test_resuming_gives_the_weights_of_never_stopping(tmp_path: Path, step: int) -> None:
+    """Stops in warm-up, ramp, hold (before and after the structure is fixed) and recovery; dropout is on."""
+    sparsity = SparsityConfig(sparsity_warmup=0.05)
+    unbroken, resumed = bert(), bert()
+    trainer(tmp_path / "a", unbroken, sparsity=sparsity, teacher=bert(layers=1)).train()
+    with_stop = trainer(tmp_path / "b", bert(), sparsity=sparsity, teacher=bert(layers=1), callbacks=[_StopAt(step)])
+    with_stop.train()
+    run = trainer(tmp_path / "b", resumed, sparsity=sparsity, teacher=bert(layers=1))
+    run.train(resume_from_checkpoint=True)
+    assert run.state.global_step == 40
+    for name, tensor in unbroken.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def test_the_structure_stays_fixed_in_recovery_while_weights_learn(tmp_path: Path) -> None:
+    seen: list[tuple[bool, PruningPlan, torch.Tensor, torch.Tensor]] = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            bank = require_bank(run.model)
+            gates = torch.cat(list(bank.group_gates().values())).detach().clone()
+            weight = run.model.classifier.weight.detach().clone()
+            seen.append((bool(bank.controller.fixed), run.plan(), gates, weight))
+
+    run = trainer(tmp_path, callbacks=[Watch()])
+    run.train()
+    first = next(index for index, (fixed, *_) in enumerate(seen) if fixed)
+    assert 10 <= first <= 20
+    for (_, plan, gates, weight), (_, next_plan, next_gates, next_weight) in zip(seen[first:], seen[first + 1 :]):
+        assert plan == next_plan and torch.equal(gates, next_gates)
+        assert not torch.equal(weight, next_weight)
+
+
+def test_gates_have_their_own_learning_rate_and_no_weight_decay(tmp_path: Path) -> None:
+    run = trainer(tmp_path, weight_decay=0.1)
+    *others, gates = run.create_optimizer().param_groups
+    mine = {id(parameter) for parameter in require_bank(run.model).parameters()}
+    assert {id(parameter) for parameter in gates["params"]} == mine
+    assert gates["lr"] == run.sparsity.gate_learning_rate and gates["weight_decay"] == 0.0
+    assert not mine & {id(parameter) for group in others for parameter in group["params"]}
+
+
+def test_the_learning_rate_decays_over_the_recovery_only(tmp_path: Path) -> None:
+    run = trainer(tmp_path, warmup_steps=4)
+    scheduler = run.create_scheduler(100, run.create_optimizer())
+    rates = []
+    for _ in range(100):
+        rates.append([group["lr"] for group in run.optimizer.param_groups])
+        run.optimizer.step()
+        scheduler.step()
+    weights, gates = [rate[0] for rate in rates], [rate[-1] for rate in rates]
+    assert weights[:5] == pytest.approx([1e-3 * n / 5 for n in range(1, 6)])
+    assert weights[5:31] == pytest.approx([1e-3] * 26)
+    assert weights[65] == pytest.approx(0.5e-3) and weights[-1] < 2e-5
+    assert set(gates) == {0.1}
+
+
+# ---- Trainer's own features ----
+
+
+def test_densities_and_lambda_are_logged_and_reach_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+    run = trainer(tmp_path, report_to=["tensorboard"])
+    run.train()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    names = ("density", "effective_density", "target_density", "lambda", "density_attention", "density_ffn")
+    for name in names:
+        assert len(events.Scalars(f"train/{name}")) == 4
+    logged = [line for line in run.state.log_history if "density" in line]
+    assert [line["target_density"] for line in logged] == pytest.approx([0.5] * 4)
+    assert all(name in line for line in logged for name in names)
+
+
+def test_the_best_model_is_one_of_the_size_asked_for(tmp_path: Path) -> None:
+    scores = iter([0.9, 0.8, 0.7, 0.1, 0.3, 0.2, 0.1, 0.1])
+
+    def metrics(prediction: Any) -> dict[str, float]:
+        return {"score": next(scores)}
+
+    run = trainer(
+        tmp_path,
+        compute_metrics=metrics,
+        eval_strategy="steps",
+        eval_steps=5,
+        save_strategy="steps",
+        save_steps=5,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+    )
+    run.train()
+    # The scores from 0.7 up belong to steps 5 to 15, before the structure was fixed.
+    assert run.state.best_global_step == 25 and run.state.best_metric == 0.3
+    assert abs(density(run.model) - 0.5) <= 0.03
+
+
+def test_early_stopping_waits_for_the_structure(tmp_path: Path) -> None:
+    scores = iter([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
+    run = trainer(
+        tmp_path,
+        compute_metrics=lambda prediction: {"score": next(scores)},
+        eval_strategy="steps",
+        eval_steps=5,
+        save_strategy="steps",
+        save_steps=5,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+    )
+    run.train()
+    assert run.state.best_global_step == 20 and run.state.global_step == 30
+
+
+def test_bf16_keeps_the_gates_in_float32(tmp_path: Path) -> None:
+    run = trainer(tmp_path, bf16=True, teacher=bert(layers=1))
+    run.train()
+    assert {tensor.dtype for name, tensor in require_bank(run.model).named_parameters()} == {torch.float32}
+    assert abs(density(run.model) - 0.5) <= 0.03
+
+
+def test_a_bfloat16_model_trains(tmp_path: Path) -> None:
+    run = trainer(tmp_path, bert().to(torch.bfloat16))
+    run.train()
+    assert run.compact().max_abs_diff <= 1e-4
+
+
+def test_label_smoothing_and_a_teacher_go_together(tmp_path: Path) -> None:
+    run = trainer(tmp_path, label_smoothing_factor=0.1, teacher=bert(layers=1))
+    assert run.train().training_loss > 0
+
+
+def test_the_teacher_changes_the_student_and_is_not_changed(tmp_path: Path) -> None:
+    teacher = bert(layers=1)
+    before = copy.deepcopy(teacher.state_dict())
+    alone, taught = bert(), bert()
+    trainer(tmp_path, alone).train()
+    trainer(tmp_path, taught, teacher=teacher).train()
+    assert not torch.equal(alone.classifier.weight, taught.classifier.weight)
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
+def test_model_init_gives_gates_to_every_new_model(tmp_path: Path) -> None:
+    run = SparseTrainer(
+        model_init=lambda trial: bert(),
+        args=training_arguments(tmp_path),
+        sparsity=SparsityConfig(),
+        train_dataset=rows(64),
+    )
+    first = run.model
+    run.train()
+    assert run.model is not first and abs(density(run.model) - 0.5) <= 0.03
+
+
+def test_seq2seq_and_other_trainers_prune_too(tmp_path: Path) -> None:
+    tokens = rows(64).remove_columns("labels")
+    data = tokens.add_column("labels", tokens["input_ids"])
+    arguments = Seq2SeqTrainingArguments(
+        str(tmp_path),
+        max_steps=40,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        predict_with_generate=True,
+        dataloader_pin_memory=False,
+        generation_max_length=12,
+    )
+    run = SparseSeq2SeqTrainer(
+        model=bart(), args=arguments, sparsity=SparsityConfig(), train_dataset=data, eval_dataset=data.select(range(8))
+    )
+    run.train()
+    before = run.predict(data.select(range(8))).predictions
+    assert run.compact().max_abs_diff <= 1e-4
+    assert (run.predict(data.select(range(8))).predictions == before).all()
+
+    class Doubled(Trainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            result = super().compute_loss(*args, **kwargs)
+            return (2 * result[0], result[1]) if isinstance(result, tuple) else 2 * result
+
+    class Mine(SparseTrainerMixin, Doubled):
+        pass
+
+    mine = Mine(model=bert(), args=training_arguments(tmp_path), sparsity=SparsityConfig(), train_dataset=rows(64))
+    assert mine.train().global_step == 40
+
+
+# ---- Results ----
+
+
+def test_saving_writes_the_small_model_and_training_can_go_on(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.train()
+    batch = {"input_ids": torch.tensor(rows(4)["input_ids"])}
+    run.model.eval()
+    gated = run.model(**batch).logits
+    run.save_model(str(tmp_path / "out"))
+    assert gate_bank(run.model) is not None and torch.equal(run.model(**batch).logits, gated)
+    loaded = load_pruned(tmp_path / "out").eval()
+    torch.testing.assert_close(loaded(**batch).logits, gated, rtol=1e-5, atol=1e-5)
+    assert loaded.num_parameters() < bert().num_parameters()
+
+
+def test_after_compaction_the_trainer_evaluates_and_saves_the_small_model(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.train()
+    before = run.evaluate()["eval_loss"]
+    report = run.compact()
+    assert run.evaluate()["eval_loss"] == pytest.approx(before, rel=1e-4)
+    run.save_model(str(tmp_path / "out"))
+    assert load_pruned(tmp_path / "out").num_parameters() == report.parameters_after
+    with pytest.raises(SparsityError, match="no gates"):
+        run.plan()
+
+
+# ---- What is refused ----
+
+
+def test_a_loss_that_becomes_nan_stops_and_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    class Poison(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 22:
+                run.model.classifier.bias.data.fill_(float("nan"))
+
+    run = trainer(tmp_path, save_strategy="steps", save_steps=10, callbacks=[Poison()])
+    with pytest.raises(NonFiniteLossError, match="NaN or infinite by step 30: lower the learning rate"):
+        run.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-20"]
+    fresh = trainer(tmp_path)
+    fresh.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    assert all(torch.isfinite(parameter).all() for parameter in fresh.model.parameters())
+
+
+def test_a_teacher_for_another_task_is_refused(tmp_path: Path) -> None:
+    from conftest import VOCABULARY
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_labels=5)
+    with pytest.raises(SparsityError, match="num_labels 5 and the model 2"):
+        trainer(tmp_path, teacher=BertForSequenceClassification(config))
+    model = bert()
+    with pytest.raises(SparsityError, match="is the model that is pruned"):
+        trainer(tmp_path, model, teacher=model)
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
+    arguments: TrainingArguments = training_arguments(tmp_path)
+    arguments._n_gpu = 2
+    with pytest.raises(SparsityError, match="accelerate launch"):
+        SparseTrainer(model=bert(), args=arguments, sparsity=SparsityConfig(), train_dataset=rows(8))
+
+
+def test_fp16_without_clipping_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = training_arguments(tmp_path, max_grad_norm=0.0)
+    arguments.fp16 = True
+    with pytest.raises(SparsityError, match="max_grad_norm"):
+        SparseTrainer(model=bert(), args=arguments, sparsity=SparsityConfig(), train_dataset=rows(8))
+
+
+def test_an_iterable_without_labels_still_verifies(tmp_path: Path) -> None:
+    run = trainer(tmp_path, train_dataset=rows(64))
+    run.eval_dataset = {"one": rows(8), "two": rows(4)}
+    run.train()
+    assert run.compact().max_abs_diff <= 1e-4
+    assert isinstance(rows(2), Dataset)
