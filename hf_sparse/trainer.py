@@ -22,6 +22,7 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Schedule
 from hf_sparse.distillation import logit_distillation
 from hf_sparse.errors import SparsityError
+from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.patching import GateBank, attach_gates, current_plan, gate_bank, require_bank
 from hf_sparse.plan import PruningPlan
 
@@ -29,10 +30,6 @@ logger = logging.get_logger(__name__)
 
 FIXING_TOLERANCE = 0.005
 """The structure is fixed as soon as its density, after the ramp, is this close to the target."""
-
-
-class NonFiniteLossError(SparsityError):
-    """The loss became NaN or infinite; training has stopped before anything was overwritten by it."""
 
 
 class _PenaltyCallback(TrainerCallback):
@@ -51,7 +48,7 @@ class _PenaltyCallback(TrainerCallback):
         self.trainer._penalize(state.global_step)
 
 
-class SparseTrainerMixin(Trainer):
+class SparseTrainerMixin(FiniteLossMixin):
     """What `SparseTrainer` adds to `Trainer`, for any other subclass of it: `class Mine(SparseTrainerMixin, Base)`.
 
     The constructor attaches gates to the model in place. During the search for the structure the learning rate stays
@@ -93,7 +90,6 @@ class SparseTrainerMixin(Trainer):
         if teacher is not None:
             self.teacher = _frozen_teacher(teacher, self._model, self.args.device)
         self.add_callback(_PenaltyCallback(self))
-        self._not_finite = torch.zeros((), dtype=torch.bool, device=self.args.device)
         self._loss_is_probed = False
         self._schedule: Schedule | None = None
         self._fixed = False
@@ -211,12 +207,10 @@ class SparseTrainerMixin(Trainer):
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Trainer's step; remembers, without waiting for the device, whether the loss was finite."""
+        """Trainer's step, after a look at how the model counts items, at the first one."""
         if not self._loss_is_probed:
             self._probe_loss(inputs)
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._not_finite |= ~torch.isfinite(loss)
-        return loss
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def _probe_loss(self, inputs: dict[str, Tensor | Any]) -> None:
         """Find out, once, whether the model's loss heeds `num_items_in_batch`.
@@ -253,14 +247,7 @@ class SparseTrainerMixin(Trainer):
                 logs.update({f"density_{name}": value.item() for name, value in densities.items()})
         super().log(logs, start_time)
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's, after a look at the losses since the last one, so that no checkpoint is written from a NaN."""
-        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
-            self._require_finite()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        self._require_finite()
         output = super()._finalize_training(*args, **kwargs)
         if not self._fixed:
             logger.warning(
@@ -269,14 +256,6 @@ class SparseTrainerMixin(Trainer):
                 FIXING_TOLERANCE,
             )
         return output
-
-    def _require_finite(self) -> None:
-        not_finite = self.accelerator.reduce(self._not_finite.float(), "sum")
-        if not_finite.item():
-            raise NonFiniteLossError(
-                f"the loss became NaN or infinite by step {self.state.global_step}: lower the learning rate, check the "
-                f"data, and go on from the last checkpoint in {self.args.output_dir}, which is from before"
-            )
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Trainer's, but a model counts as best only once its structure is fixed: before, it is not the size asked for.

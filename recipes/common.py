@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,13 @@ class RecipeParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise SparsityError(f"{message}; --help lists all flags")
 
+    def parse(self) -> tuple[Any, ...]:
+        """One instance of every dataclass, from the command line."""
+        *parsed, unknown = self.parse_args_into_dataclasses(return_remaining_strings=True)
+        if unknown:
+            self.error(f"unknown flag {unknown[0]}")
+        return tuple(parsed)
+
 
 def run_recipe(main: Callable[[], None]) -> None:
     """Run a recipe; what the user can mend becomes one line and exit code 2."""
@@ -80,9 +88,10 @@ def check_output_dir(arguments: RecipeArguments) -> None:
     """Check, before any work and without creating anything, that a run may begin in its output directory.
 
     Raises:
-        SparsityError: it cannot be written, or holds another run.
+        SparsityError: it cannot be written, or holds another run, or the checkpoint to go on from is not whole.
     """
     path = Path(arguments.output_dir or "")
+    checkpoint_to_resume(arguments, path)
     resuming = arguments.resume_from_checkpoint is not None
     if path.exists() and not path.is_dir():
         raise SparsityError(f"--output_dir {path} is a file: give a directory")
@@ -94,8 +103,12 @@ def check_output_dir(arguments: RecipeArguments) -> None:
     parent = path
     while not parent.exists():
         parent = parent.parent
-    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
-        raise SparsityError(f"--output_dir {path} cannot be written: give a directory that you own")
+    try:
+        # Permissions alone do not tell: a file system may be full, read-only or not a directory at all.
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        raise SparsityError(f"--output_dir {path} cannot be written ({error.strerror}): give another") from None
 
 
 def clear_output_dir(arguments: RecipeArguments) -> None:

@@ -42,7 +42,17 @@ from transformers import (
     set_seed,
 )
 
-from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, discover, load_pruned, save_pruned
+from hf_sparse import (
+    SparseTrainer,
+    SparsityConfig,
+    SparsityError,
+    attach_gates,
+    detach_gates,
+    discover,
+    load_pruned,
+    save_pruned,
+)
+from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.plot import plot_structure
 from hf_sparse.report import (
     ModelMeasurements,
@@ -59,6 +69,10 @@ from hf_sparse.report import (
 MEASURED_BATCH = 32
 EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4}
 """Used with the embedded data unless flags say otherwise; it is small, so it takes a higher learning rate."""
+
+
+class DenseTrainer(FiniteLossMixin, Trainer):
+    """Trainer that stops at a NaN."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,9 @@ def main() -> None:
     with arguments.main_process_first(desc="tokenizing"):
         splits = _tokenize(data, tokenizer, data_arguments.max_seq_length)
 
+    # Before hours are spent: is there something to prune, and can the target be met?
+    attach_gates(dense, sparsity)
+    detach_gates(dense)
     if arguments.process_index == 0:
         clear_output_dir(arguments)
     if not has_head:
@@ -155,10 +172,10 @@ def main() -> None:
 
 def _parse() -> tuple[ModelArguments, DataArguments, SparsityConfig, RecipeArguments]:
     parser = RecipeParser((ModelArguments, DataArguments, SparsityConfig, RecipeArguments), __doc__)
-    model, data, sparsity, arguments = parser.parse_args_into_dataclasses()
+    model, data, sparsity, arguments = parser.parse()
     if data.embedded:
         parser.set_defaults(**EMBEDDED_DEFAULTS)
-        model, data, sparsity, arguments = parser.parse_args_into_dataclasses()
+        model, data, sparsity, arguments = parser.parse()
     if arguments.output_dir is None:
         raise SparsityError("--output_dir is missing: say where the model goes, such as runs/mine")
     return model, data, sparsity, arguments
@@ -223,7 +240,7 @@ def _fine_tune(
         load_best_model_at_end=False,
         resume_from_checkpoint="auto" if arguments.resume_from_checkpoint else None,
     )
-    trainer = Trainer(
+    trainer = DenseTrainer(
         model=model,
         args=dense,
         train_dataset=splits["train"],

@@ -1,5 +1,6 @@
 """Labelled text from csv, tsv, json or the Hub, checked before anything is trained."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,10 @@ def load_text_data(arguments: DataArguments, seed: int) -> TextData:
     for split, rows in splits.items():
         if not len(rows):
             raise SparsityError(f"the {split} data is empty: give a file with at least one row")
-    texts = _text_columns(arguments, splits["train"])
     label = arguments.label_column_name
-    for split, rows in splits.items():
-        missing = [column for column in (*texts, label) if column not in rows.column_names]
-        if missing:
-            raise SparsityError(
-                f"the {split} data has no column {missing[0]!r}, only {', '.join(rows.column_names)}: set "
-                "--text_column_name and --label_column_name"
-            )
+    _require_columns(splits, [label])
+    texts = _text_columns(arguments, splits["train"])
+    _require_columns(splits, texts)
     labels = _labels(splits["train"], label)
     known = {name: index for index, name in enumerate(labels)}
     encoded = {}
@@ -138,12 +134,24 @@ def _read_file(path: str, split: str) -> Dataset:
     try:
         return load_dataset(kind[0], data_files={split: path}, split=split, **kind[1])
     except (DatasetGenerationError, ValueError, OSError) as error:
+        if "corresponds to no data" in str(error):  # how datasets puts a header without rows
+            raise SparsityError(f"the {split} data is empty: {path} has no rows") from None
         raise SparsityError(f"--{split}_file {path} cannot be read as {kind[0]}: {_first_line(error)}") from None
 
 
 def _first_line(error: BaseException) -> str:
     cause = error.__cause__ or error
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
+def _require_columns(splits: DatasetDict, columns: Sequence[str]) -> None:
+    for split, rows in splits.items():
+        for column in columns:
+            if column not in rows.column_names:
+                raise SparsityError(
+                    f"the {split} data has no column {column!r}, only {', '.join(rows.column_names)}: set "
+                    "--text_column_name and --label_column_name"
+                )
 
 
 def _text_columns(arguments: DataArguments, train: Dataset) -> tuple[str, ...]:

@@ -217,7 +217,7 @@ def test_the_best_model_is_one_of_the_size_asked_for(tmp_path: Path) -> None:
     run.train()
     # The scores from 0.7 up belong to steps 5 to 15, before the structure was fixed.
     assert run.state.best_global_step == 25 and run.state.best_metric == 0.3
-    assert abs(density(run.model) - 0.5) <= 0.03
+    assert abs(density(run.model) - 0.5) <= 0.04
 
 
 def test_early_stopping_waits_for_the_structure(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_bf16_keeps_the_gates_in_float32(tmp_path: Path) -> None:
     run = trainer(tmp_path, bf16=True, teacher=bert(layers=1))
     run.train()
     assert {tensor.dtype for name, tensor in require_bank(run.model).named_parameters()} == {torch.float32}
-    assert abs(density(run.model) - 0.5) <= 0.03
+    assert abs(density(run.model) - 0.5) <= 0.04
 
 
 def test_a_bfloat16_model_trains(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_model_init_gives_gates_to_every_new_model(tmp_path: Path) -> None:
     )
     first = run.model
     run.train()
-    assert run.model is not first and abs(density(run.model) - 0.5) <= 0.03
+    assert run.model is not first and abs(density(run.model) - 0.5) <= 0.04
 
 
 def test_seq2seq_and_other_trainers_prune_too(tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import bert, llama
+from safetensors import safe_open
+from test_compaction import learnt, plans
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    Trainer,
+)
+
+from hf_sparse import SparsityError, compact, load_pruned, save_pruned
+from hf_sparse.inputs import example_inputs
+
+
+def outputs(model: PreTrainedModel) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        return model(**example_inputs(model)).logits
+
+
+@pytest.mark.parametrize("kind", plans(bert()))
+def test_saving_and_loading_is_identity(model: PreTrainedModel, kind: str, tmp_path: Path) -> None:
+    compact(model, plans(model)[kind])
+    save_pruned(model, tmp_path / "a")
+    loaded = load_pruned(tmp_path / "a")
+    assert torch.equal(outputs(loaded), outputs(model))
+    save_pruned(loaded, tmp_path / "b")
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert (tmp_path / "a/config.json").read_text() == (tmp_path / "b/config.json").read_text()
+
+
+def test_learnt_models_load_through_the_auto_classes(tmp_path: Path) -> None:
+    for make, auto in ((bert, AutoModelForSequenceClassification), (llama, AutoModelForCausalLM)):
+        model = make()
+        compact(learnt(model))
+        model.save_pretrained(tmp_path / make.__name__)
+        loaded = auto.from_pretrained(tmp_path / make.__name__)
+        assert torch.equal(outputs(loaded), outputs(model))
+        base = AutoModel.from_pretrained(tmp_path / make.__name__)
+        assert base.num_parameters() <= model.base_model.num_parameters()
+
+
+def test_twice_pruned_models_load(model: PreTrainedModel, tmp_path: Path) -> None:
+    compact(model, plans(model)["uneven"])
+    compact(model, plans(model)["some sublayers"] if len(plans(model)["some sublayers"].kept) else None)
+    save_pruned(model, tmp_path / "out")
+    assert torch.equal(outputs(load_pruned(tmp_path / "out")), outputs(model))
+
+
+def test_a_fresh_process_loads_the_same_logits_with_and_without_the_library(tmp_path: Path) -> None:
+    model = bert()
+    compact(learnt(model))
+    save_pruned(model, tmp_path / "out")
+    inputs = {name: tensor.tolist() for name, tensor in example_inputs(model).items()}
+    blocked = "sys.modules['hf_sparse'] = None"
+    for prelude, trust in (("import hf_sparse", False), (blocked, True)):
+        code = (
+            f"import json, sys, torch\n{prelude}\n"
+            "from transformers import AutoModelForSequenceClassification as Auto\n"
+            f"inputs = {{name: torch.tensor(rows) for name, rows in {inputs!r}.items()}}\n"
+            f"model = Auto.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code={trust}).eval()\n"
+            "print(json.dumps(model(**inputs).logits.tolist()))\n"
+        )
+        environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert run.returncode == 0, run.stderr
+        torch.testing.assert_close(torch.tensor(json.loads(run.stdout)), outputs(model), rtol=1e-6, atol=1e-6)
+
+
+def test_the_checkpoint_has_stock_names_and_a_size_for_every_layer(tmp_path: Path) -> None:
+    model = llama()
+    stock = set(model.state_dict())
+    compact(model, plans(model)["some sublayers"])
+    save_pruned(model, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "modeling_hf_sparse.py",
+    ]
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["model_type"] == "hf_sparse_llama" and config["base_model_type"] == "llama"
+    assert config["base_architecture"] == "LlamaForCausalLM" and config["head_dim"] == 4
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_hf_sparse.HfSparseLlamaForCausalLM"
+    assert config["per_layer_config"]["0"]["skip"] == ["attention"]
+    with safe_open(tmp_path / "out/model.safetensors", "pt") as file:
+        assert set(file.keys()) < stock
+
+
+def test_a_pruned_model_is_fine_tuned_by_the_plain_trainer(tmp_path: Path) -> None:
+    from conftest import rows, training_arguments
+
+    model = bert()
+    compact(learnt(model))
+    save_pruned(model, tmp_path / "out")
+    loaded = load_pruned(tmp_path / "out")
+    trainer = Trainer(model=loaded, args=training_arguments(tmp_path / "run"), train_dataset=rows(32))
+    assert trainer.train().global_step == 40
+    trainer.save_model(str(tmp_path / "again"))
+    assert torch.equal(outputs(load_pruned(tmp_path / "again")), outputs(loaded))
+
+
+def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SparsityError, match="still has gates"):
+        save_pruned(learnt(bert()), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SparsityError, match="no checkpoint at"):
+        load_pruned(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SparsityError, match="cannot write"):
+        save_pruned(bert(), tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("version", 99, "update hf_sparse"),
+        ("shapes", {"encoder.layer.0.output.dense.weight": [32, -1]}, "cannot have"),
+        ("shapes", {"encoder.layer.0.output.dense.weight": [32, 10**12]}, "larger than the stock"),
+        ("shapes", {"nowhere.weight": [1, 1]}, "does not have"),
+        ("attributes", {"encoder.layer.0.attention.self": {"num_attention_heads": -3}}, "no such size"),
+        ("attributes", {"encoder.layer.0.attention.self": {"forward": 3}}, "no such size"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused(key: str, value: object, message: str, tmp_path: Path) -> None:
+    model = bert()
+    compact(learnt(model))
+    save_pruned(model, tmp_path / "out")
+    path = tmp_path / "out/config.json"
+    config = json.loads(path.read_text())
+    config["hf_sparse"][key] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        load_pruned(tmp_path / "out")

@@ -1,0 +1,242 @@
+"""The recipe end to end on a tiny model, and everything that a user may get wrong."""
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import bert
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+sys.path.insert(0, str(RECIPES))
+
+import common  # noqa: E402
+import text_classification  # noqa: E402
+
+WORDS = [f"word{index}" for index in range(95)]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A tiny BERT with its tokenizer on disk."""
+    directory = tmp_path / "tiny"
+    bert(layers=2, hidden_size=32, num_attention_heads=8, intermediate_size=64).base_model.save_pretrained(directory)
+    vocabulary = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64
+    )
+    fast.save_pretrained(directory)
+    return directory
+
+
+def write(path: Path, count: int, separator: str = ",", labels: str = "ab", seed: int = 0) -> Path:
+    """Sentences labelled by whether their first word comes early in the vocabulary."""
+    generator = random.Random(seed)
+    lines = [f"sentence{separator}label"]
+    for _ in range(count):
+        words = generator.choices(WORDS, k=6)
+        lines.append(" ".join(words) + separator + labels[int(words[0].removeprefix("word")) // 48])
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, str]:
+    return {
+        "--train_file": str(write(tmp_path / "train.csv", 96)),
+        "--validation_file": str(write(tmp_path / "dev.csv", 32, seed=1)),
+    }
+
+
+Run = Callable[[dict[str, object]], int]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path) -> Run:
+    """Runs the recipe in this process with flags over these defaults; returns its exit code."""
+
+    def run(flags: dict[str, object]) -> int:
+        defaults: dict[str, object] = {
+            "--model_name_or_path": tiny,
+            "--output_dir": tmp_path / "out",
+            "--learning_rate": 1e-3,
+            "--per_device_train_batch_size": 8,
+            "--dense_epochs": 2,
+            "--num_train_epochs": 4,
+            "--report_to": "none",
+            "--use_cpu": True,
+            "--dataloader_pin_memory": False,
+        }
+        words = [str(word) for flag in {**defaults, **flags}.items() for word in flag if word is not None]
+        monkeypatch.setattr(sys, "argv", ["text_classification.py", *words])
+        monkeypatch.chdir(tmp_path)
+        try:
+            common.run_recipe(text_classification.main)
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return run
+
+
+def test_the_recipe_leaves_a_small_model_a_report_and_a_picture(
+    run: Run, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = write(tmp_path / "test.csv", 24, seed=2)
+    assert run({**data, "--test_file": test, "--target": 0.5, "--cost": "macs"}) == 0
+    out = tmp_path / "out"
+    shown = capsys.readouterr().out
+    assert "test accuracy" in shown and "speedup" not in shown and "x faster on cpu" in shown
+    report = json.loads((out / "report.json").read_text())
+    assert {"target", "achieved", "cost", "max_abs_diff", "dense", "pruned", "speedup", "layers", "versions"} <= set(
+        report
+    )
+    for model in ("dense", "pruned"):
+        assert set(report[model]) == {"parameters", "file_bytes", "macs", "latency_ms", "metrics"}
+        assert set(report[model]["metrics"]) == {"validation", "test"}
+        assert set(report[model]["metrics"]["test"]) == {"accuracy", "f1"}
+    assert report["cost"] == "macs" and abs(report["achieved"] - 0.5) <= 0.04 and report["max_abs_diff"] <= 1e-4
+    assert report["pruned"]["parameters"] < report["dense"]["parameters"]
+    assert report["pruned"]["macs"] < report["dense"]["macs"]
+    assert report["pruned"]["file_bytes"] < report["dense"]["file_bytes"]
+    assert (out / "structure.png").read_bytes().startswith(b"\x89PNG")
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert model.num_parameters() == report["pruned"]["parameters"] and model.config.id2label == {0: "a", 1: "b"}
+    assert AutoTokenizer.from_pretrained(out)("word3")["input_ids"] == [7]
+    kept = {(layer["layer"], layer["kind"]): layer["kept"] for layer in report["layers"]}
+    for layer in range(2):
+        assert model.config.per_layer_config[layer].num_attention_heads == max(kept[layer, "attention"], 1)
+
+    # The directory holds a run now, and a finished one has nothing left to resume but its last checkpoint.
+    assert run({**data, "--test_file": test}) == 2
+    assert "holds another run: go on with --resume_from_checkpoint auto" in capsys.readouterr().err
+    weights = (out / "model.safetensors").read_bytes()
+    assert run({**data, "--test_file": test, "--cost": "macs", "--resume_from_checkpoint": "auto"}) == 0
+    assert (out / "model.safetensors").read_bytes() == weights
+
+
+def test_a_broken_newest_checkpoint_is_passed_over(run: Run, data: dict[str, str], tmp_path: Path) -> None:
+    assert run(data) == 0
+    out = tmp_path / "out"
+    weights = (out / "model.safetensors").read_bytes()
+    newest = out / "checkpoint-48"
+    (newest / "trainer_state.json").unlink()
+    assert common.is_whole(out / "checkpoint-36") and not common.is_whole(newest)
+    assert run({**data, "--resume_from_checkpoint": "auto"}) == 0
+    assert (out / "model.safetensors").read_bytes() == weights
+
+
+def test_a_trained_head_is_not_trained_again(run: Run, data: dict[str, str], tmp_path: Path) -> None:
+    assert run(data) == 0
+    assert run({**data, "--model_name_or_path": tmp_path / "out/dense/model", "--output_dir": tmp_path / "more"}) == 0
+    assert not (tmp_path / "more/dense").exists()
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [(".tsv", "\t"), (".json", "")])
+def test_other_files_and_columns(run: Run, tmp_path: Path, suffix: str, separator: str) -> None:
+    files = {}
+    for split, count in (("train", 48), ("validation", 16)):
+        csv = write(tmp_path / f"{split}.csv", count, separator="\t")
+        path = tmp_path / f"{split}{suffix}"
+        if suffix == ".json":
+            rows = [line.split("\t") for line in csv.read_text().splitlines()[1:]]
+            path.write_text("\n".join(json.dumps({"text": text, "class": label}) for text, label in rows))
+        else:
+            path.write_text(csv.read_text())
+        files[f"--{split}_file"] = path
+    columns = {"--text_column_name": "text", "--label_column_name": "class"} if suffix == ".json" else {}
+    assert run({**files, **columns, "--num_train_epochs": 1, "--dense_epochs": 1}) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"--target": 0}, "target is 0.0: give a number between 0 and 1"),
+        ({"--target": 1.5}, "target is 1.5: give a number between 0 and 1"),
+        ({"--target": "half"}, "argument --target: invalid float value: 'half'"),
+        ({"--target": 0.9999}, "target 0.9999 would remove everything"),
+        ({"--gate": "soft"}, "argument --gate: invalid choice: 'soft'"),
+        ({"--cost": "euros"}, "argument --cost: invalid choice: 'euros'"),
+        ({"--group": "all"}, "argument --group: invalid choice: 'all'"),
+        ({"--train_file": "nowhere.csv"}, "nowhere.csv: there is no such file"),
+        ({"--train_file": "data.parquet"}, "give a .csv, .tsv, .json or .jsonl file"),
+        ({"--validation_file": None}, "--validation_file is missing"),
+        ({"--text_column_name": "review"}, "has no column 'review', only sentence, label"),
+        ({"--label_column_name": "stars"}, "has no column 'stars', only sentence, label"),
+        ({"--validation_file": "other.csv"}, "labels that the training data lacks: z"),
+        ({"--train_file": "empty.csv"}, "the train data is empty"),
+        ({"--validation_file": "bytes.csv"}, "the validation data is empty"),
+        ({"--train_file": "same.csv"}, "one label only"),
+        ({"--train_file": "broken.json"}, "cannot be read as json"),
+        ({"--output_dir": "a_file"}, "is a file: give a directory"),
+        ({"--output_dir": "a_file/out"}, "cannot be written"),
+        ({"--output_dir": "full"}, "holds another run"),
+        ({"--output_dir": None}, "expected one argument"),
+        ({"--model_name_or_path": "unprunable"}, "has no attention heads or FFN neurons"),
+        ({"--model_name_or_path": "no/such_model"}, "cannot load the"),
+        ({"--resume_from_checkpoint": "checkpoint-7"}, "is not a whole checkpoint"),
+        ({"--no_such_flag": 1}, "unknown flag --no_such_flag"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    run: Run,
+    data: dict[str, str],
+    tiny: Path,
+    tmp_path: Path,
+    flags: dict[str, object],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(tmp_path / "other.csv", 8, labels="az", seed=3)
+    write(tmp_path / "empty.csv", 0)
+    write(tmp_path / "same.csv", 8, labels="aa")
+    (tmp_path / "bytes.csv").write_text("")
+    (tmp_path / "broken.json").write_text('{"sentence": ')
+    (tmp_path / "a_file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/model.safetensors").write_text("mine")
+    config = DistilBertConfig(vocab_size=99, dim=8, n_heads=1, n_layers=1, hidden_dim=8)
+    if flags.get("--model_name_or_path") == "unprunable":
+        DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "unprunable")
+        AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "unprunable")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    capsys.readouterr()
+    given = {flag: value for flag, value in {**data, **flags}.items() if value is not None or flag == "--output_dir"}
+    assert run(given) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and message in error[0]
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_a_loss_that_becomes_nan_is_one_line_too(
+    run: Run, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run({**data, "--learning_rate": 1e30, "--max_grad_norm": 0}) == 2
+    assert "error: the loss became NaN or infinite" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("report.json")) and not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_help_teaches(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run({"--help": None}) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "Fine-tune and prune a text classifier",
+        "--target",
+        "--teacher_name_or_path",
+        "Fraction of the prunable",
+    ):
+        assert part in shown
