@@ -21,7 +21,6 @@ from hf_sparse.structure import discover as discover
 from hf_sparse.trainer import SparseSeq2SeqTrainer as SparseSeq2SeqTrainer
 from hf_sparse.trainer import SparseTrainer as SparseTrainer
 from hf_sparse.trainer import SparseTrainerMixin as SparseTrainerMixin
-
-__version__ = "0.1.0"
+from hf_sparse.version import __version__ as __version__
 
 _register()

@@ -26,7 +26,7 @@ def plot_structure(layers: Sequence[LayerSizes], title: str, path: Path) -> None
     for column, (kind, sizes) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), column + 1)
         (_draw_heads if kind == "attention" else _draw_neurons)(axes, sizes)
-        axes.set_yticks(range(len(sizes)), [_label(layer) for layer in sizes])
+        axes.set_yticks(range(len(sizes)), _labels(sizes))
         axes.set_ylim(len(sizes) - 0.4, -0.6)
         axes.tick_params(length=0, colors=INK, labelsize=9)
         for spine in axes.spines.values():
@@ -38,10 +38,15 @@ def plot_structure(layers: Sequence[LayerSizes], title: str, path: Path) -> None
     figure.savefig(path, dpi=150, facecolor="white")
 
 
-def _label(layer: LayerSizes) -> str:
-    stacks = [part for part in layer.block.split(".") if part in ("encoder", "decoder")]
-    cross = " cross" if "crossattention" in layer.block or "encoder_attn" in layer.block else ""
-    return f"{stacks[-1] if stacks else 'layer'} {layer.layer}{cross}"
+def _labels(sizes: Sequence[LayerSizes]) -> list[str]:
+    """What to call each row: its layer, with its stack where the model has two, and whether it looks across."""
+    stacks = [next((part for part in layer.block.split(".") if part in ("encoder", "decoder")), "") for layer in sizes]
+    labels = []
+    for layer, stack in zip(sizes, stacks):
+        name = stack if len(set(stacks)) > 1 else "layer"
+        cross = " cross" if "cross" in layer.block or "encoder_attn" in layer.block else ""
+        labels.append(f"{name} {layer.layer}{cross}")
+    return labels
 
 
 def _draw_heads(axes: Axes, sizes: Sequence[LayerSizes]) -> None:

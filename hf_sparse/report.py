@@ -20,7 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_sparse.compaction import CompactionReport
 from hf_sparse.config import SparsityConfig
-from hf_sparse.structure import ModelStructure
+from hf_sparse.structure import ModelStructure, discover
+from hf_sparse.version import __version__
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,6 @@ def layer_sizes(structure: ModelStructure, compaction: CompactionReport) -> tupl
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that results depend on."""
-    from hf_sparse import __version__
-
     return {
         "hf_sparse": __version__,
         "torch": torch.__version__,
@@ -159,8 +158,6 @@ def count_macs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
 
 
 def _attention_macs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
-    from hf_sparse.structure import discover
-
     sequences, length = inputs["input_ids"].shape
     blocks = discover(model).blocks
     heads = sum(block.units * block.heads_per_unit * block.head_dim for block in blocks)

@@ -220,7 +220,8 @@ class SparseTrainerMixin(FiniteLossMixin):
         """
         self._loss_is_probed = True
         split = self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        if not self.model_accepts_loss_kwargs or split == 1:
+        from_model = self.compute_loss_func is None and self.label_smoother is None and "labels" in inputs
+        if split == 1 or not (self.model_accepts_loss_kwargs and from_model):
             return
         training = self._model.training
         self._model.eval()

@@ -46,6 +46,11 @@ class RecipeArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Pinning without a device to copy to does nothing but warn.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
+
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and the examples of the description as they were written."""

@@ -9,6 +9,7 @@ PACKAGE = Path(hf_sparse.__file__).parent
 
 # From the leaves up; a module imports only from those before it.
 ORDER = [
+    "version",
     "errors",
     "config",
     "modeling_hf_sparse",

@@ -1,0 +1,39 @@
+"""Real launches: one process and two must learn the same gates, on every rank."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from hf_sparse import load_pruned
+
+SCRIPT = Path(__file__).parent / "launched.py"
+
+
+def launch(processes: int, directory: Path, batch: int) -> None:
+    directory.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    several = ["--multi_gpu", "--main_process_port", str(port)] if processes > 1 else ["--cpu"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *several]
+    command += ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", str(SCRIPT), str(directory), str(batch)]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    launch(1, tmp_path / "one", batch=8)
+    launch(2, tmp_path / "two", batch=4)
+    one = load_file(tmp_path / "one/rank0.safetensors")
+    ranks = [load_file(tmp_path / f"two/rank{rank}.safetensors") for rank in range(2)]
+    for name, tensor in one.items():
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+        torch.testing.assert_close(ranks[0][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    sizes = [load_pruned(tmp_path / run / "out").num_parameters() for run in ("one", "two")]
+    assert sizes[0] == sizes[1]
