@@ -85,8 +85,9 @@ class SparseTrainerMixin(FiniteLossMixin):
             )
         if self.args.fp16 and self.args.max_grad_norm <= 0:
             raise SparsityError("fp16 without gradient clipping leaves gradients scaled: set max_grad_norm or use bf16")
-        if gate_bank(self._model) is None:
-            attach_gates(self._model, sparsity)
+        bank = gate_bank(self._model) or attach_gates(self._model, sparsity)
+        if bank.config != sparsity:
+            raise SparsityError("the model has gates of another SparsityConfig: call detach_gates(model) first")
         if teacher is not None:
             self.teacher = _frozen_teacher(teacher, self._model, self.args.device)
         self.add_callback(_PenaltyCallback(self))

@@ -24,6 +24,7 @@ from hf_sparse import (
     SparseTrainerMixin,
     SparsityConfig,
     SparsityError,
+    attach_gates,
     load_pruned,
 )
 from hf_sparse.patching import gate_bank, require_bank
@@ -367,6 +368,13 @@ def test_a_teacher_for_another_task_is_refused(tmp_path: Path) -> None:
     model = bert()
     with pytest.raises(SparsityError, match="is the model that is pruned"):
         trainer(tmp_path, model, teacher=model)
+
+
+def test_gates_of_another_configuration_are_refused(tmp_path: Path) -> None:
+    model = bert()
+    attach_gates(model, SparsityConfig(target=0.3))
+    with pytest.raises(SparsityError, match="another SparsityConfig"):
+        trainer(tmp_path, model)
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
