@@ -73,7 +73,7 @@ def compact(
     inputs = dict(inputs) if inputs is not None else example_inputs(model)
     before = _parameters(model) - (_parameters(bank) if bank else 0)
     removed = tuple(block.name for block in structure.blocks if not len(kept[block.name]))
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     restore = _snapshot(model)
     with _in_float32(model):
         if bank:
@@ -91,11 +91,17 @@ def compact(
                     f"the compact model differs from the masked one by {difference:.3g} (outputs up to {scale:.3g}): "
                     f"{type(model).__name__} cannot be pruned exactly, and is left as it was"
                 )
+        except RuntimeError as error:
+            restore()
+            raise SparsityError(
+                f"{type(model).__name__} cannot be pruned exactly, and is left as it was: its compact form fails with "
+                f"{str(error).splitlines()[0]!r}"
+            ) from error
         except BaseException:
             restore()
             raise
-        finally:
-            model.train(training)
+        for module in model.modules():
+            module.training = modes.get(module, modes[model])
     return CompactionReport(plan, difference, before, _parameters(model), removed)
 
 

@@ -107,6 +107,7 @@ class _Refusal(Exception):
 def discover(model: PreTrainedModel) -> ModelStructure:
     """Find the prunable blocks of a model by the layouts in `families.py`; the model is not changed."""
     modules = dict(model.named_modules())
+    shared = _shared_parameters(model)
     blocks: list[Block] = []
     refused: list[tuple[str, str]] = []
     for root in modules:
@@ -115,13 +116,24 @@ def discover(model: PreTrainedModel) -> ModelStructure:
                 continue
             try:
                 if isinstance(layout, AttentionLayout):
-                    blocks.append(_attention_block(modules, root, layout))
+                    block = _attention_block(modules, root, layout)
                 else:
-                    blocks.append(_ffn_block(modules, root, layout))
+                    block = _ffn_block(modules, root, layout)
+                if tied := [part.parameter for part in block.slices if part.parameter in shared]:
+                    raise _Refusal(f"its parameter {tied[0]} is shared with another module")
+                blocks.append(block)
             except _Refusal as reason:
                 refused.append((_join(root, layout.core), str(reason)))
             break
     return ModelStructure(tuple(blocks), tuple(refused))
+
+
+def _shared_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that several modules own, such as embeddings tied to an output layer."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for owners in names.values() if len(owners) > 1 for name in owners}
 
 
 def _join(*parts: str) -> str:

@@ -141,6 +141,27 @@ def test_a_difference_is_refused_and_the_model_is_as_it_was(monkeypatch: pytest.
     compact(model)
 
 
+def test_a_model_that_cannot_run_compact_is_refused_and_is_as_it_was() -> None:
+    model = llama()
+    # Reads the number of heads that it was built with, which no layout could know.
+    queries = model.model.layers[0].self_attn.q_proj
+    queries.register_forward_hook(lambda module, args, output: output.view(*output.shape[:-1], 8, 4).flatten(-2))
+    plan = PruningPlan({"model.layers.0.self_attn": (0, 1)})
+    single = {"input_ids": torch.randint(3, 99, (2, 8))}
+    before = model(**single).logits
+    with pytest.raises(SparsityError, match="cannot be pruned exactly, and is left as it was"):
+        compact(model, plan, single)
+    assert torch.equal(model(**single).logits, before)
+
+
+def test_modes_of_modules_are_kept() -> None:
+    model = bert().train()
+    model.bert.embeddings.eval()
+    compact(model, plans(model)["some sublayers"])
+    assert model.training and model.bert.encoder.layer[0].output.training
+    assert not model.bert.embeddings.dropout.training
+
+
 @pytest.mark.parametrize(
     ("kept", "message"),
     [

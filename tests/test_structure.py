@@ -63,6 +63,15 @@ def test_the_structure_prints_as_a_table() -> None:
     assert len(lines) == 1 + 6 and "model.layers.2.mlp" in lines[-1]
 
 
+def test_weights_that_two_modules_share_are_refused() -> None:
+    model = bert()
+    first, second = model.bert.encoder.layer
+    second.intermediate.dense.weight = first.intermediate.dense.weight
+    structure = discover(model)
+    assert [block.kind for block in structure.blocks] == ["attention", "attention"]
+    assert all("shared with another module" in reason for _, reason in structure.refused)
+
+
 def test_discovery_changes_nothing() -> None:
     model = gpt2()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
