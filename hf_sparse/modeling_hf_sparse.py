@@ -110,7 +110,7 @@ class RemovedAttention(nn.Module):
 
 
 def resize_(model: PreTrainedModel, recipe: dict[str, Any]) -> None:
-    """Give a stock model the shapes of its recipe, in place; resized parameters are uninitialised.
+    """Give a stock model the shapes of its recipe, in place; its values are then for the caller to fill in.
 
     Raises:
         ValueError: the recipe does not fit the model.
@@ -174,7 +174,9 @@ def _resize_parameter_(base: nn.Module, path: str, shape: list[int]) -> None:
         raise ValueError(f"config.hf_sparse gives parameter {path!r} the shape {shape!r}, which it cannot have")
     if any(new > size for new, size in zip(shape, old.shape)):
         raise ValueError(f"config.hf_sparse gives {path!r} the shape {shape}, larger than the stock {list(old.shape)}")
-    owner.register_parameter(name, nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad))
+    # A part of what is there, so that a model made from a config alone is initialised like its stock form.
+    part = old.detach()[tuple(slice(n) for n in shape)].clone()
+    owner.register_parameter(name, nn.Parameter(part, requires_grad=old.requires_grad))
     if name == "weight" and isinstance(owner, nn.Linear):
         owner.out_features, owner.in_features = shape
     elif name == "weight" and isinstance(owner, Conv1D):

@@ -95,6 +95,17 @@ def test_the_checkpoint_has_stock_names_and_a_size_for_every_layer(tmp_path: Pat
         assert set(file.keys()) < stock
 
 
+def test_a_config_alone_gives_an_initialised_model() -> None:
+    model = bert()
+    compact(learnt(model))
+    torch.manual_seed(0)
+    one = AutoModelForSequenceClassification.from_config(model.config)
+    torch.manual_seed(0)
+    two = AutoModelForSequenceClassification.from_config(model.config)
+    assert torch.equal(outputs(one), outputs(two)) and torch.isfinite(outputs(one)).all()
+    assert {name: p.shape for name, p in one.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+
+
 def test_a_pruned_model_is_fine_tuned_by_the_plain_trainer(tmp_path: Path) -> None:
     from conftest import rows, training_arguments
 

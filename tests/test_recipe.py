@@ -181,6 +181,7 @@ def test_other_files_and_columns(run: Run, tmp_path: Path, suffix: str, separato
         ({"--train_file": "empty.csv"}, "the train data is empty"),
         ({"--validation_file": "bytes.csv"}, "the validation data is empty"),
         ({"--train_file": "same.csv"}, "one label only"),
+        ({"--validation_file": "gap.csv"}, "rows without a label in column 'label'"),
         ({"--train_file": "broken.json"}, "cannot be read as json"),
         ({"--output_dir": "a_file"}, "is a file: give a directory"),
         ({"--output_dir": "a_file/out"}, "cannot be written"),
@@ -204,6 +205,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     write(tmp_path / "other.csv", 8, labels="az", seed=3)
     write(tmp_path / "empty.csv", 0)
     write(tmp_path / "same.csv", 8, labels="aa")
+    (tmp_path / "gap.csv").write_text("sentence,label\nword1 word2,a\nword3 word4,\n")
     (tmp_path / "bytes.csv").write_text("")
     (tmp_path / "broken.json").write_text('{"sentence": ')
     (tmp_path / "a_file").write_text("")
