@@ -28,7 +28,8 @@ METRICS = Path(__file__).parent / "metrics"
 class RecipeArguments(TrainingArguments):
     """TrainingArguments with defaults that suit pruning while fine-tuning."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "Where model, report and picture go."})
+    # Not None, which TrainingArguments would replace by a directory of its own choice.
+    output_dir: str | None = field(default="", metadata={"help": "Where model, report and picture go."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew in an output directory that holds another run."}
     )

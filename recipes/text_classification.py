@@ -176,7 +176,7 @@ def _parse() -> tuple[ModelArguments, DataArguments, SparsityConfig, RecipeArgum
     if data.embedded:
         parser.set_defaults(**EMBEDDED_DEFAULTS)
         model, data, sparsity, arguments = parser.parse()
-    if arguments.output_dir is None:
+    if not arguments.output_dir:
         raise SparsityError("--output_dir is missing: say where the model goes, such as runs/mine")
     return model, data, sparsity, arguments
 

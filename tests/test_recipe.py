@@ -25,6 +25,7 @@ sys.path.insert(0, str(RECIPES))
 import common  # noqa: E402
 import text_classification  # noqa: E402
 
+ABSENT = "this flag is not given"
 WORDS = [f"word{index}" for index in range(95)]
 
 
@@ -81,7 +82,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path) -> Run:
             "--use_cpu": True,
             "--dataloader_pin_memory": False,
         }
-        words = [str(word) for flag in {**defaults, **flags}.items() for word in flag if word is not None]
+        given = {flag: value for flag, value in {**defaults, **flags}.items() if value != ABSENT}
+        words = [str(word) for flag in given.items() for word in flag if word is not None]
         monkeypatch.setattr(sys, "argv", ["text_classification.py", *words])
         monkeypatch.chdir(tmp_path)
         try:
@@ -174,7 +176,7 @@ def test_other_files_and_columns(run: Run, tmp_path: Path, suffix: str, separato
         ({"--group": "all"}, "argument --group: invalid choice: 'all'"),
         ({"--train_file": "nowhere.csv"}, "nowhere.csv: there is no such file"),
         ({"--train_file": "data.parquet"}, "give a .csv, .tsv, .json or .jsonl file"),
-        ({"--validation_file": None}, "--validation_file is missing"),
+        ({"--validation_file": ABSENT}, "--validation_file is missing"),
         ({"--text_column_name": "review"}, "has no column 'review', only sentence, label"),
         ({"--label_column_name": "stars"}, "has no column 'stars', only sentence, label"),
         ({"--validation_file": "other.csv"}, "labels that the training data lacks: z"),
@@ -187,6 +189,7 @@ def test_other_files_and_columns(run: Run, tmp_path: Path, suffix: str, separato
         ({"--output_dir": "a_file/out"}, "cannot be written"),
         ({"--output_dir": "full"}, "holds another run"),
         ({"--output_dir": None}, "expected one argument"),
+        ({"--output_dir": ABSENT}, "--output_dir is missing"),
         ({"--model_name_or_path": "unprunable"}, "has no attention heads or FFN neurons"),
         ({"--model_name_or_path": "no/such_model"}, "cannot load the"),
         ({"--resume_from_checkpoint": "checkpoint-7"}, "is not a whole checkpoint"),
@@ -217,8 +220,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "unprunable")
     before = sorted(path for path in tmp_path.rglob("*"))
     capsys.readouterr()
-    given = {flag: value for flag, value in {**data, **flags}.items() if value is not None or flag == "--output_dir"}
-    assert run(given) == 2
+    assert run({**data, **flags}) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and message in error[0]
     assert sorted(path for path in tmp_path.rglob("*")) == before
