@@ -334,7 +334,7 @@ def _after_the_search(stock: LambdaLR, schedule: Schedule, args: TrainingArgumen
     Structure must be found while weights can still move, and recovery wants a whole decay of its own.
     """
     warmup = args.get_warmup_steps(schedule.total)
-    recovery = schedule.total - schedule.hold_end
+    recovery = max(1, schedule.total - schedule.hold_end)
 
     def weights(step: int, decay: Any) -> float:
         if step < schedule.hold_end:

@@ -136,6 +136,13 @@ def test_resuming_gives_the_weights_of_never_stopping(tmp_path: Path, step: int)
         assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_runs_of_a_few_steps_end(tmp_path: Path, steps: int) -> None:
+    run = trainer(tmp_path, max_steps=steps, sparsity=SparsityConfig(sparsity_ramp=0.9, sparsity_hold=0.0))
+    assert run.train().global_step == steps
+    assert run.compact().max_abs_diff <= 1e-4
+
+
 def test_the_structure_stays_fixed_in_recovery_while_weights_learn(tmp_path: Path) -> None:
     seen: list[tuple[bool, PruningPlan, torch.Tensor, torch.Tensor]] = []
 
