@@ -10,7 +10,6 @@ medians. Peak memory is measured in a process of its own for each: on a GPU what
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from minilm import minilm
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -77,12 +77,11 @@ def train(kind: str, model: PreTrainedModel, data: Dataset, flags: argparse.Name
             "train_dataset": data,
             "callbacks": [timer],
         }
-        if kind == "plain":
-            Trainer(**options).train()
-        else:
-            # The search lasts for the whole round: it is when gates cost most.
-            sparsity = SparsityConfig(sparsity_warmup=0.0, sparsity_ramp=0.98, sparsity_hold=0.0)
-            SparseTrainer(**options, sparsity=sparsity).train()
+        # The search lasts for the whole round: it is when gates cost most.
+        sparsity = SparsityConfig(sparsity_warmup=0.0, sparsity_ramp=0.98, sparsity_hold=0.0)
+        trainer = Trainer(**options) if kind == "plain" else SparseTrainer(**options, sparsity=sparsity)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     return timer.times[SETTLING:]
 
 
@@ -90,7 +89,9 @@ def peak_bytes() -> int:
     """Peak memory of this process so far."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage, whose peak includes what the process was forked from.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
 
 
 def main() -> None:
