@@ -8,6 +8,7 @@ from hf_sparse.checkpoint import save_pruned as save_pruned
 from hf_sparse.compaction import CompactionReport as CompactionReport
 from hf_sparse.compaction import compact as compact
 from hf_sparse.config import SparsityConfig as SparsityConfig
+from hf_sparse.discovery import discover as discover
 from hf_sparse.errors import SparsityError as SparsityError
 from hf_sparse.finite import NonFiniteLossError as NonFiniteLossError
 from hf_sparse.modeling_hf_sparse import register as _register
@@ -17,7 +18,6 @@ from hf_sparse.patching import detach_gates as detach_gates
 from hf_sparse.plan import PruningPlan as PruningPlan
 from hf_sparse.structure import Block as Block
 from hf_sparse.structure import ModelStructure as ModelStructure
-from hf_sparse.structure import discover as discover
 from hf_sparse.trainer import SparseSeq2SeqTrainer as SparseSeq2SeqTrainer
 from hf_sparse.trainer import SparseTrainer as SparseTrainer
 from hf_sparse.trainer import SparseTrainerMixin as SparseTrainerMixin

@@ -10,23 +10,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference
+from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs
 from hf_sparse.modeling_hf_sparse import (
     MODEL_TYPE_PREFIX,
-    RECIPE_VERSION,
     auto_map,
     config_class,
     model_class,
     resize_,
 )
-from hf_sparse.patching import column_scale, current_plan, detach_gates, gate_bank
+from hf_sparse.patching import current_plan, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
-from hf_sparse.scaling import scale_columns_, unscale_columns_
-from hf_sparse.structure import ModelStructure, discover
-
-RELATIVE_TOLERANCE = 1e-4
-"""Largest difference between masked and compact outputs, in units of the largest output, that counts as rounding."""
+from hf_sparse.slicing import rebased, shrink
+from hf_sparse.structure import ModelStructure
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def compact(
         SparsityError: the plan does not fit the model, or the outputs differ; the model is then as it was.
     """
     bank = gate_bank(model)
-    structure = bank.structure if bank else discover(model)
+    structure = bank.structure if bank else discover(model, inputs)
     plan = plan or current_plan(model)
     kept = _kept_units(structure, plan)
     gates = bank.block_gates() if bank else {block.name: torch.ones(block.units) for block in structure.blocks}
@@ -85,7 +83,7 @@ def compact(
             _compact_(model, structure, gates, kept)
             if removed:
                 _drop_norms_(model, _idle_norms(model, inputs) - idle)
-            difference, scale = _largest_difference(reference, _outputs(model, inputs))
+            difference, scale = largest_difference(reference.values(), _outputs(model, inputs).values())
             if not difference <= RELATIVE_TOLERANCE * max(scale, 1.0):
                 raise SparsityError(
                     f"the compact model differs from the masked one by {difference:.3g} (outputs up to {scale:.3g}): "
@@ -138,16 +136,19 @@ def _masked_outputs(
     inputs: dict[str, Any],
 ) -> dict[str, Tensor]:
     """Outputs with the gates of dropped units at zero; the model is left as it is."""
-    projections = [model.get_submodule(block.output) for block in structure.blocks]
+    masked = {}
+    for block in structure.blocks:
+        weight = model.get_parameter(block.weight.parameter)
+        mask = torch.zeros(block.units).index_fill(0, kept[block.name], 1.0)
+        gate = gates[block.name].to(weight.device) * mask.to(weight.device)
+        masked[block.weight.parameter] = weight * block.column_scale(gate, weight.ndim)
+    for name, value in masked.items():
+        model.get_parameter(name).data, masked[name] = value, model.get_parameter(name).data
     try:
-        for block, projection in zip(structure.blocks, projections):
-            mask = torch.zeros(block.units).index_fill(0, kept[block.name], 1.0)
-            gate = gates[block.name].to(projection.get_parameter("weight").device)
-            scale_columns_(projection).value = column_scale(block, gate * mask.to(gate.device))
         return _outputs(model, inputs)
     finally:
-        for projection in projections:
-            unscale_columns_(projection)
+        for name, value in masked.items():
+            model.get_parameter(name).data = value
 
 
 def _outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -155,13 +156,6 @@ def _outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Tensor
     outputs = model(**inputs, return_dict=True)
     assert isinstance(outputs, ModelOutput)
     return {key: value for key, value in outputs.items() if isinstance(value, Tensor) and value.is_floating_point()}
-
-
-def _largest_difference(reference: dict[str, Tensor], outputs: dict[str, Tensor]) -> tuple[float, float]:
-    """(largest absolute difference, largest absolute reference) over all outputs; NaN where anything is NaN."""
-    differences = [(outputs[key] - value).abs().max() for key, value in reference.items()]
-    scales = [value.abs().max() for value in reference.values()]
-    return torch.stack(differences).max().item(), torch.stack(scales).max().item()
 
 
 @contextmanager
@@ -210,37 +204,10 @@ def _compact_(
 ) -> None:
     """Resize the model in place by the recipe that its checkpoint will carry, then fill in the new weights."""
     parameters = dict(model.named_parameters())
-    recipe: dict[str, Any] = {
-        "version": RECIPE_VERSION,
-        "shapes": {},
-        "attributes": {},
-        "removed": {},
-        "identities": [],
-    }
-    values: dict[str, Tensor] = {}
-    for block in structure.blocks:
-        units, name = kept[block.name], _in_base(model, block.name)
-        if not len(units):
-            # The cache entry of attention without heads is one head wide; see RemovedAttention.
-            cache = [1, block.head_dim] if block.kind == "attention" else None
-            recipe["removed"][name] = {"output": _in_base(model, block.output), "cache": cache}
-            values |= {path: parameters[path] for path in [f"{block.output}.bias"] if path in parameters}
-            continue
-        weight = f"{block.output}.weight"
-        scale = column_scale(block, gates[block.name])
-        values[weight] = parameters[weight] * _along(scale.to(parameters[weight]), block.slices[0].dim)
-        if len(units) == block.units:
-            continue
-        for part in block.slices:
-            value = values.get(part.parameter, parameters[part.parameter])
-            # Ascending positions keep fused projections in order: all queries, then all keys, then all values.
-            positions = part.index[units].flatten().sort().values.to(value.device)
-            values[part.parameter] = value.index_select(part.dim, positions)
-            recipe["shapes"][_in_base(model, part.parameter)] = list(values[part.parameter].shape)
-        if block.attributes:
-            recipe["attributes"][name] = {attribute: amount * len(units) for attribute, amount in block.attributes}
+    recipe, values = shrink(parameters, structure.blocks, kept, gates)
+    recipe = rebased(recipe, _base(model))
     if recipe["shapes"] or recipe["removed"]:
-        resize_(model, recipe)
+        resize_(model.base_model, recipe)
         _describe_(model, structure, kept, recipe)
     for path, value in values.items():
         # A new parameter, not a copy into the old one: that one still belongs to the model to go back to.
@@ -249,8 +216,9 @@ def _compact_(
         model.get_submodule(module).register_parameter(name, parameter)
 
 
-def _along(scale: Tensor, dim: int) -> Tensor:
-    return scale if dim == 1 else scale.unsqueeze(1)
+def _base(model: PreTrainedModel) -> str:
+    """Path of the base model, which the paths in recipes are relative to."""
+    return "" if model.base_model is model else model.base_model_prefix
 
 
 def _in_base(model: PreTrainedModel, path: str) -> str:

@@ -1,71 +1,30 @@
-"""What structure cannot tell, as data: how attention and FFN blocks are laid out, one record per layout.
+"""What structure cannot tell, as data: what integers that count heads or neurons are called.
 
-A layout matches every module in which all of its paths exist, whatever the model is called, so one record serves a
-whole family. A new family is a new record and a test, never a branch.
+Which entries belong to a unit is read from gradients; but modules also keep sizes as integers, for a `view` that is
+taken in the forward pass. They are updated where name and value both fit, since a value alone also matches things
+like a window size, and the result is compared with the masked model before it is believed.
 """
 
-from dataclasses import dataclass
+import re
 
+# Integers of attention modules, and of the configs that they read while they run, that count query or kv heads.
+HEAD_COUNTS = re.compile(r"^(n|num|nb)?_?(\w+_)?n?_?heads?(_kv|_q)?$|^num_key_value_groups$|^n_rep$|^nhead$")
 
-@dataclass(frozen=True)
-class AttentionLayout:
-    """Paths relative to the matched module; '' is the matched module itself.
-
-    Attributes:
-        core: the module that is replaced when no head is left; what it is called names the block.
-        query: projection of the queries; with `fused` of queries, keys and values one after the other.
-        key: projection of the keys; None if fused.
-        value: projection of the values; None if fused.
-        output: projection that reads the concatenated heads.
-        head_dim: attribute of `core` with the width of one head.
-    """
-
-    core: str
-    query: str
-    key: str | None
-    value: str | None
-    output: str
-    head_dim: str
-
-
-@dataclass(frozen=True)
-class FfnLayout:
-    """Paths relative to the matched module; '' is the matched module itself.
-
-    Attributes:
-        core: the module that is replaced when no neuron is left; what it is called names the block.
-        producers: projections whose rows are the neurons: up, and gate where there is one.
-        output: the down projection.
-    """
-
-    core: str
-    producers: tuple[str, ...]
-    output: str
-
-
-ATTENTION_LAYOUTS = (
-    # bert, roberta, xlm-roberta, camembert, electra, ernie ...
-    AttentionLayout("self", "self.query", "self.key", "self.value", "output.dense", "attention_head_size"),
-    # llama, mistral, qwen2, smollm3 ... (grouped queries: fewer key and value heads)
-    AttentionLayout("", "q_proj", "k_proj", "v_proj", "o_proj", "head_dim"),
-    # bart, marian, pegasus, opt ...
-    AttentionLayout("", "q_proj", "k_proj", "v_proj", "out_proj", "head_dim"),
-    # gpt2
-    AttentionLayout("", "c_attn", None, None, "c_proj", "head_dim"),
+# Integers that are the columns of all heads, in attention modules that have other names for the width of the model.
+HEAD_WIDTHS = re.compile(
+    r"^(all_head_size|split_size|inner_dim|inner_size|query_size|q_size|kv_size|query_dim|key_dim|kv_dim|value_dim"
+    r"|attention_dim|attn_dim|total_head_dim|projection_size|all_heads_size|op_size|value_all_head_size|attn_hidden_size"
+    r"|new_num_attention_heads|kv_channels_all)$"
 )
 
-FFN_LAYOUTS = (
-    # bert and its kin
-    FfnLayout("intermediate", ("intermediate.dense",), "output.dense"),
-    # llama and its kin
-    FfnLayout("", ("gate_proj", "up_proj"), "down_proj"),
-    # gpt2
-    FfnLayout("", ("c_fc",), "c_proj"),
-    # bart and its kin
-    FfnLayout("fc1", ("fc1",), "fc2"),
+# Names for the columns of all heads that elsewhere are the width of the model: tried only where the others fail.
+AMBIGUOUS_WIDTHS = re.compile(
+    r"^(embed_dim|hidden_size|d_model|dim|embedding_size|n_state|d_inner|dim_out|output_channels|channels|n_embd"
+    r"|head_size|hidden_dim|width|size|all_dim)$"
 )
 
-# Attributes of attention modules that count heads, or the columns of all heads. They are updated where name and value
-# both fit, since a value alone also matches things like a window size.
-HEAD_COUNT_ATTRIBUTES = ("num_attention_heads", "num_heads", "num_key_value_heads", "n_heads")
-HEAD_WIDTH_ATTRIBUTES = ("all_head_size", "split_size")
+# Integers of FFN and expert modules that count neurons.
+NEURON_COUNTS = re.compile(
+    r"^(\w*intermediate\w*|\w*inner\w*|\w*ffn\w*|\w*expert_dim\w*|\w*hidden_(size|dim|features)|\w*mlp\w*|n_inner|d_ff"
+    r"|dim|channels|ffn_hidden_size|moe_\w*)$"
+)

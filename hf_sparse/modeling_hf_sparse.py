@@ -5,13 +5,17 @@ A pruned model is its stock architecture plus a resize recipe in `config.hf_spar
     {"version": 1,
      "shapes":     {parameter: [sizes]},                  parameters whose shape differs from the stock skeleton's
      "attributes": {module: {name: value}},               head counts and widths that the forward pass reads
-     "removed":    {module: {"output": ..., "bias": ..., "cache": [kv heads, head width]}},
+     "selections": {module: [{"argument": ..., "dim": ..., "count": heads, "index": [kept heads]}]},
+     "removed":    {module: {"kind": ..., "output": ..., "outputs": ..., "cache": [kv heads, head width]}},
      "identities": [module, ...]}                         norms that nothing reads any more
 
 with paths relative to the base model (no "bert." or "model." in front). Classes are made on demand from the stock
 ones: `HfSparseBertConfig`, `HfSparseBertForSequenceClassification` and so on are attributes of this module.
 """
 
+import copy
+import functools
+import inspect
 from typing import Any
 
 import torch
@@ -52,14 +56,27 @@ class BiasOnly(nn.Module):
         return f"{self.size}, bias={self.bias is not None}"
 
 
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+
+
 class RemovedFfn(nn.Module):
     """Stands in for an FFN without neurons."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The output of the down projection where it is part of this module, else the input for it to ignore."""
+        hidden_states = _first_tensor(args, kwargs)
         for output in self.children():
             return output(hidden_states)
         return hidden_states
+
+
+class RemovedExperts(nn.Module):
+    """Stands in for experts without neurons and without biases."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Zeros of the shape of the input."""
+        return torch.zeros_like(_first_tensor(args, kwargs))
 
 
 class RemovedAttention(nn.Module):
@@ -71,26 +88,28 @@ class RemovedAttention(nn.Module):
         layer_idx: the layer's index in the cache; None if the model has no cache.
         kv_heads: heads of the cache entry.
         head_dim: width of the cache entry.
+        outputs: length of the tuple that the removed module returned; 0 if it returned a tensor.
     """
 
-    def __init__(self, layer_idx: int | None, kv_heads: int, head_dim: int) -> None:
+    def __init__(self, layer_idx: int | None, kv_heads: int, head_dim: int, outputs: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
         self.kv_heads = kv_heads
         self.head_dim = head_dim
+        self.outputs = outputs
 
     def forward(
         self,
-        hidden_states: Tensor,
         *args: Any,
         past_key_values: Any = None,
         key_value_states: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """(output, no attention weights); takes whatever arguments the removed module took."""
+    ) -> Tensor | tuple[Tensor | None, ...]:
+        """The output and, where the removed module returned more, None for each; takes whatever that took."""
+        hidden_states = _first_tensor(args, kwargs)
         cross = key_value_states is not None or encoder_hidden_states is not None
-        if past_key_values is not None and not cross:
+        if past_key_values is not None and not cross and self.layer_idx is not None:
             cache = past_key_values
             if isinstance(cache, transformers.EncoderDecoderCache):
                 cache = cache.self_attention_cache
@@ -98,8 +117,8 @@ class RemovedAttention(nn.Module):
             zeros = hidden_states.new_zeros(batch, self.kv_heads, length, self.head_dim)
             cache.update(zeros, zeros, self.layer_idx)
         for output in self.children():
-            return output(hidden_states), None
-        return hidden_states, None
+            hidden_states = output(hidden_states)
+        return (hidden_states, *[None] * (self.outputs - 1)) if self.outputs else hidden_states
 
     def extra_repr(self) -> str:
         """What print(model) shows of it."""
@@ -109,30 +128,40 @@ class RemovedAttention(nn.Module):
 # ---- Replaying a recipe ----
 
 
-def resize_(model: PreTrainedModel, recipe: dict[str, Any]) -> None:
-    """Give a stock model the shapes of its recipe, in place; its values are then for the caller to fill in.
+def empty_recipe() -> dict[str, Any]:
+    """The recipe that changes nothing."""
+    return {
+        "version": RECIPE_VERSION,
+        "shapes": {},
+        "attributes": {},
+        "selections": {},
+        "removed": {},
+        "identities": [],
+    }
+
+
+def resize_(model: nn.Module, recipe: dict[str, Any]) -> None:
+    """Give a stock module the shapes of its recipe, in place; its values are then for the caller to fill in.
 
     Raises:
-        ValueError: the recipe does not fit the model.
+        ValueError: the recipe does not fit the module.
     """
     if recipe.get("version") != RECIPE_VERSION:
         raise ValueError(
             f"config.hf_sparse has version {recipe.get('version')!r}, this code reads version {RECIPE_VERSION}: "
             "update hf_sparse"
         )
-    base = model.base_model
     for path, removal in recipe["removed"].items():
-        _remove_(base, path, removal)
+        _remove_(model, path, removal)
     for path in recipe["identities"]:
-        _replace_(base, path, nn.Identity())
+        _replace_(model, path, nn.Identity())
     for path, shape in recipe["shapes"].items():
-        _resize_parameter_(base, path, shape)
+        _resize_parameter_(model, path, shape)
     for path, attributes in recipe["attributes"].items():
-        module = _at(base, path)
         for name, value in attributes.items():
-            if type(value) is not int or value < 1 or type(vars(module).get(name)) is not int:
-                raise ValueError(f"config.hf_sparse sets {path}.{name} to {value!r}: the model has no such size")
-            setattr(module, name, value)
+            _set_attribute_(_at(model, path), path, name, value)
+    for path, selections in recipe["selections"].items():
+        _select_heads_(_at(model, path), selections)
 
 
 def _at(base: nn.Module, path: str) -> nn.Module:
@@ -149,14 +178,18 @@ def _replace_(base: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _remove_(base: nn.Module, path: str, removal: dict[str, Any]) -> None:
-    core, output = _at(base, path), _at(base, removal["output"])
+    core = _at(base, path)
+    if removal["kind"] == "experts":
+        _replace_(base, path, RemovedExperts().train(core.training))
+        return
+    output = _at(base, removal["output"])
     weight = output.get_parameter("weight")
     size = weight.shape[1] if isinstance(output, Conv1D) else weight.shape[0]
     bias = BiasOnly(size, output.bias is not None, weight.dtype).to(weight.device)
     stand_in: nn.Module = RemovedFfn()
-    if removal["cache"]:
-        layer_idx = vars(core).get("layer_idx")
-        stand_in = RemovedAttention(layer_idx, *removal["cache"])
+    if removal["kind"] == "attention":
+        kv_heads, head_dim = removal["cache"]
+        stand_in = RemovedAttention(vars(core).get("layer_idx"), kv_heads, head_dim, removal["outputs"])
     stand_in.train(core.training)
     inside = removal["output"].startswith(f"{path}.")
     if inside:
@@ -177,12 +210,87 @@ def _resize_parameter_(base: nn.Module, path: str, shape: list[int]) -> None:
     # A part of what is there, so that a model made from a config alone is initialised like its stock form.
     part = old.detach()[tuple(slice(n) for n in shape)].clone()
     owner.register_parameter(name, nn.Parameter(part, requires_grad=old.requires_grad))
-    if name == "weight" and isinstance(owner, nn.Linear):
+    if isinstance(owner, Conv1D):
+        owner.nf = shape[-1]
+        owner.nx = owner.weight.shape[0]
+    elif name != "weight":
+        return
+    elif isinstance(owner, nn.Linear):
         owner.out_features, owner.in_features = shape
-    elif name == "weight" and isinstance(owner, Conv1D):
-        owner.nx, owner.nf = shape
-    elif name == "bias" and isinstance(owner, Conv1D):
-        (owner.nf,) = shape
+    elif isinstance(owner, nn.Embedding):
+        owner.num_embeddings, owner.embedding_dim = shape
+    elif isinstance(owner, nn.Conv1d | nn.Conv2d):
+        if owner.groups > 1:
+            if owner.groups != old.shape[0]:
+                raise ValueError(f"config.hf_sparse resizes {path!r}, a convolution in groups of several channels")
+            owner.groups = shape[0]
+        owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
+
+
+def _set_attribute_(module: nn.Module, path: str, name: str, value: int) -> None:
+    holder: Any = module
+    _, dot, entry = name.rpartition(".")
+    if dot and name == f"config.{entry}":
+        # A copy of its own, since the other layers go on reading theirs; one for all entries of this module.
+        if "_config_of_its_own" not in vars(module):
+            module.config = copy.copy(module.config)
+            vars(module.config).pop("_heterogeneity_spec", None)
+            module._config_of_its_own = True  # type: ignore[assignment]
+        holder = module.config
+    elif dot:
+        raise ValueError(f"config.hf_sparse sets {path}.{name}: the model has no such size")
+    if type(value) is not int or value < 1 or type(getattr(holder, entry, None)) is not int:
+        raise ValueError(f"config.hf_sparse sets {path}.{name} to {value!r}: the model has no such size")
+    setattr(holder, entry, value)
+
+
+# ---- Heads picked from an argument ----
+
+
+def _select_heads_(module: Any, selections: list[dict[str, Any]]) -> None:
+    """Let a module pick the heads it kept from arguments that have an entry for each head of the stock model."""
+    kind: Any = type(module)
+    module.__class__ = _selecting_class(kind)
+    module.head_selections = selections
+
+
+@functools.cache
+def _selecting_class(stock: Any) -> Any:
+    parameters = list(inspect.signature(stock.forward).parameters)[1:]
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(parameters, args)), **kwargs}
+        whole: list[tuple[Tensor, Tensor]] = []
+        for selection in self.head_selections:
+            tensor = given.get(selection["argument"])
+            if isinstance(tensor, Tensor):
+                part = _select(tensor, selection)
+                given[selection["argument"]] = part
+                whole.append((part, tensor))
+        # By position where it came by position: names may be taken by **kwargs of the stock forward.
+        values = [given.pop(name) for name in parameters[: len(args)]]
+        outputs = stock.forward(self, *values, **given)
+        # What the module hands on is for layers that kept other heads.
+        return _restored(outputs, whole)
+
+    body = {"forward": forward, "__module__": stock.__module__, "stock_class": stock}
+    return type(stock.__name__, (stock,), body)
+
+
+def _select(tensor: Tensor, selection: dict[str, Any]) -> Tensor:
+    """The kept heads of a tensor with heads, or sequences times heads, along a dimension."""
+    dim, count = selection["dim"], selection["count"]
+    if tensor.ndim <= dim or tensor.shape[dim] % count:
+        return tensor  # one entry for all heads
+    index = torch.tensor(selection["index"], device=tensor.device)
+    by_head = tensor.unflatten(dim, (-1, count))
+    return by_head.index_select(dim + 1, index).flatten(dim, dim + 1)
+
+
+def _restored(outputs: Any, whole: list[tuple[Tensor, Tensor]]) -> Any:
+    if isinstance(outputs, tuple):
+        return tuple(_restored(output, whole) for output in outputs)
+    return next((tensor for part, tensor in whole if outputs is part), outputs)
 
 
 # ---- Classes, made on demand ----
@@ -212,7 +320,7 @@ class _PrunedModel:
         finally:
             if layers is not None:
                 config._heterogeneity_spec = layers
-        resize_(self, config.hf_sparse)  # type: ignore[arg-type]
+        resize_(self.base_model, config.hf_sparse)  # type: ignore[attr-defined]
 
 
 _configs: dict[str, type[PreTrainedConfig]] = {}

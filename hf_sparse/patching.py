@@ -4,6 +4,7 @@ All gates are computed once per forward, by a hook of the model, since a group s
 then scale the columns of its output projection.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,20 +13,16 @@ from transformers import PreTrainedModel
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Controller
+from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates import GateGroup
 from hf_sparse.objective import DENSITIES, exact_density
 from hf_sparse.plan import PruningPlan
-from hf_sparse.scaling import ColumnScale, scale_columns_, unscale_columns_
-from hf_sparse.structure import Block, ModelStructure, discover
+from hf_sparse.scaling import ParameterScale, scale_parameter_, unscale_parameter_
+from hf_sparse.structure import Block, ModelStructure
 
 BANK = "sparsity_gates"
 """Name of the submodule that holds the gates of a model; their parameters start with it in checkpoints."""
-
-
-def column_scale(block: Block, gates: Tensor) -> Tensor:
-    """One scale per column of a block's output projection from one gate per unit, shape (columns,)."""
-    return gates.unsqueeze(1).expand(block.columns.shape).reshape(-1)
 
 
 class GateBank(nn.Module):
@@ -56,7 +53,7 @@ class GateBank(nn.Module):
             self.groups[name] = GateGroup(cost / cost.sum(), config.gate, config.t0)
             self.add_module(name, self.groups[name])
             self.shares[name] = float(cost.sum()) / self.total_cost
-        self._scales: dict[str, ColumnScale] = {}
+        self._scales: dict[str, tuple[ParameterScale, int]] = {}
 
     def _unit_cost(self, block: Block) -> int:
         return block.cost_of_unit(self.config.cost, self.config.cost_sequence_length)
@@ -85,7 +82,8 @@ class GateBank(nn.Module):
         """Forward pre-hook of the model: compute the gates and hand each projection its scale."""
         gates = self.block_gates()
         for block in self.structure.blocks:
-            self._scales[block.name].value = column_scale(block, gates[block.name])
+            scale, ndim = self._scales[block.name]
+            scale.value = block.column_scale(gates[block.name], ndim)
 
     def densities(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
         """Exact cost-weighted density per group, shape ()."""
@@ -111,8 +109,13 @@ def gate_bank(model: nn.Module) -> GateBank | None:
     return bank if isinstance(bank, GateBank) else None
 
 
-def attach_gates(model: PreTrainedModel, config: SparsityConfig) -> GateBank:
+def attach_gates(model: PreTrainedModel, config: SparsityConfig, inputs: Mapping[str, Any] | None = None) -> GateBank:
     """Attach gates to a model in place; every gate is 1, so its outputs do not change.
+
+    Args:
+        model: any that `discover` finds something in.
+        config: gate, group, cost and controller settings.
+        inputs: a small batch that it can be run on, for `discover`; made from its config by default.
 
     Returns:
         The gates, also registered as a submodule of the model.
@@ -122,13 +125,13 @@ def attach_gates(model: PreTrainedModel, config: SparsityConfig) -> GateBank:
     """
     if gate_bank(model) is not None:
         raise SparsityError("this model has gates already: call detach_gates(model) first")
-    structure = discover(model)
+    structure = discover(model, inputs)
     if not structure.blocks:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in structure.refused)
         raise SparsityError(
             f"{type(model).__name__} has no attention heads or FFN neurons that can be pruned exactly"
             + (f" ({reasons})" if reasons else "")
-            + ": give a BERT-, GPT-2-, Llama- or BART-like model with plain, unquantized projections"
+            + ": give a transformer with plain, unquantized projections"
         )
     bank = GateBank(structure, config)
     if (1 - config.target) < bank.largest_unit:
@@ -137,7 +140,9 @@ def attach_gates(model: PreTrainedModel, config: SparsityConfig) -> GateBank:
             f"{bank.largest_unit:.2%} of the prunable cost, so give a target of at most {1 - bank.largest_unit:.4f}"
         )
     for block in structure.blocks:
-        bank._scales[block.name] = scale_columns_(model.get_submodule(block.output))
+        name = block.weight.parameter.rpartition(".")[2]
+        module = model.get_submodule(block.output)
+        bank._scales[block.name] = scale_parameter_(module, name), module.get_parameter(name).ndim
     model.add_module(BANK, bank.to(next(model.parameters()).device))
     model.register_forward_pre_hook(bank.open)
     return bank
@@ -151,7 +156,7 @@ def detach_gates(model: PreTrainedModel) -> None:
     """
     bank = require_bank(model)
     for block in bank.structure.blocks:
-        unscale_columns_(model.get_submodule(block.output))
+        unscale_parameter_(model.get_submodule(block.output))
     # A handle does not survive copying the model, so the hook is found by the bank that it belongs to.
     for key, hook in list(model._forward_pre_hooks.items()):
         if getattr(hook, "__self__", None) is bank:

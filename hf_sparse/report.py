@@ -20,7 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_sparse.compaction import CompactionReport
 from hf_sparse.config import SparsityConfig
-from hf_sparse.structure import ModelStructure, discover
+from hf_sparse.discovery import discover
+from hf_sparse.structure import ModelStructure
 from hf_sparse.version import __version__
 
 

@@ -123,8 +123,8 @@ def test_a_difference_is_refused_and_the_model_is_as_it_was(monkeypatch: pytest.
     config = model.config.to_dict()
     import hf_sparse.compaction as compaction
 
-    def wrong(model: PreTrainedModel, recipe: dict[str, object]) -> None:
-        original(model, recipe)
+    def wrong(base: PreTrainedModel, recipe: dict[str, object]) -> None:
+        original(base, recipe)
         model.classifier.bias.data = model.classifier.bias.data + 1.0
 
     original = compaction.resize_
@@ -143,7 +143,8 @@ def test_a_difference_is_refused_and_the_model_is_as_it_was(monkeypatch: pytest.
 
 def test_a_model_that_cannot_run_compact_is_refused_and_is_as_it_was() -> None:
     model = llama()
-    # Reads the number of heads that it was built with, which no layout could know.
+    attach_gates(model, SparsityConfig())
+    # From now on it reads the number of heads that it was built with.
     queries = model.model.layers[0].self_attn.q_proj
     queries.register_forward_hook(lambda module, args, output: output.view(*output.shape[:-1], 8, 4).flatten(-2))
     plan = PruningPlan({"model.layers.0.self_attn": (0, 1)})

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from hf_sparse import SparsityConfig, SparsityError, attach_gates, current_plan, detach_gates
 from hf_sparse.inputs import example_inputs
 from hf_sparse.patching import BANK, gate_bank
-from hf_sparse.scaling import scale_columns_
+from hf_sparse.scaling import scale_parameter_
 
 
 @pytest.mark.parametrize("group", ["kind", "layer"])
@@ -49,7 +49,8 @@ def test_a_scaled_projection_equals_a_scaled_input(model: PreTrainedModel) -> No
     inputs = projection.in_features if isinstance(projection, nn.Linear) else projection.nx
     x, scale = torch.randn(2, 3, inputs), torch.rand(inputs)
     expected = projection(x * scale)
-    scale_columns_(projection).value = scale
+    shape = (1, -1) if isinstance(projection, nn.Linear) else (-1, 1)
+    scale_parameter_(projection, "weight").value = scale.view(shape)
     torch.testing.assert_close(projection(x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -113,6 +114,16 @@ def test_the_plan_is_the_open_gates() -> None:
     assert kept["bert.encoder.layer.0.intermediate"] == tuple(range(40))
 
 
+class Adapted(nn.Linear):
+    """A projection that computes more than its weight says."""
+
+    def __init__(self, projection: nn.Linear) -> None:
+        super().__init__(projection.in_features, projection.out_features)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) + input.mean()
+
+
 def test_what_cannot_be_gated_is_refused() -> None:
     model = bert()
     attach_gates(model, SparsityConfig())
@@ -124,7 +135,7 @@ def test_what_cannot_be_gated_is_refused() -> None:
     with pytest.raises(SparsityError, match="would remove everything: the most expensive unit alone is"):
         attach_gates(model, SparsityConfig(target=0.999))
     for layer in model.bert.encoder.layer:
-        layer.attention.output.dense = nn.Sequential(layer.attention.output.dense)
-        layer.output.dense = nn.Sequential(layer.output.dense)
+        layer.attention.output.dense = Adapted(layer.attention.output.dense)
+        layer.output.dense = Adapted(layer.output.dense)
     with pytest.raises(SparsityError, match="no attention heads or FFN neurons"):
         attach_gates(model, SparsityConfig())

@@ -214,7 +214,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     (tmp_path / "a_file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/model.safetensors").write_text("mine")
-    config = DistilBertConfig(vocab_size=99, dim=8, n_heads=1, n_layers=1, hidden_dim=8)
+    config = DistilBertConfig(vocab_size=99, dim=8, n_heads=1, n_layers=0, hidden_dim=8)
     if flags.get("--model_name_or_path") == "unprunable":
         DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "unprunable")
         AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "unprunable")

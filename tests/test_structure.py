@@ -54,7 +54,7 @@ def test_norms_of_one_head_are_shared_and_norms_of_all_heads_are_refused() -> No
     assert {block.kind for block in per_head.blocks} == {"attention", "ffn"} and not per_head.refused
     whole_width = discover(Olmo2ForCausalLM(Olmo2Config(**sizes, pad_token_id=None)))
     assert {block.kind for block in whole_width.blocks} == {"ffn"}
-    assert "couples heads" in whole_width.refused[0][1]
+    assert "heads cannot be told apart" in whole_width.refused[0][1]
 
 
 def test_the_structure_prints_as_a_table() -> None:

@@ -1,0 +1,32 @@
+"""Whether two forms of a module compute the same."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RELATIVE_TOLERANCE = 1e-4
+"""Largest difference, in units of the largest output, that counts as rounding in float32."""
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors in what a module returns, in order."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, dict):
+        return [tensor for value in output.values() for tensor in tensors(value)]
+    if isinstance(output, list | tuple):
+        return [tensor for value in output for tensor in tensors(value)]
+    return []
+
+
+def largest_difference(reference: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[float, float]:
+    """(largest absolute difference, largest absolute reference) of tensors in pairs; NaN where only one is finite."""
+    differences, scales = [torch.zeros(())], [torch.zeros(())]
+    for one, other in zip(reference, outputs, strict=True):
+        if one.numel():
+            difference = torch.where(one == other, 0.0, (one - other).abs())  # equal infinities are no difference
+            differences.append(difference.max().cpu().float())
+            scales.append(one[one.isfinite()].abs().max().cpu().float() if one.isfinite().any() else torch.zeros(()))
+    return torch.stack(differences).max().item(), torch.stack(scales).max().item()

@@ -1,0 +1,254 @@
+"""`discover(model)`: attention, FFN and expert blocks found from structure, each proven exact before it is believed."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_sparse.experts import expert_neurons, stacked_weights
+from hf_sparse.inputs import example_inputs
+from hf_sparse.ownership import CoupledError, Ownership, heads, neurons
+from hf_sparse.probing import input_dim, is_projection, probe, record_calls, sizes
+from hf_sparse.proof import prove
+from hf_sparse.slicing import common_path
+from hf_sparse.structure import Block, ModelStructure, Slice
+
+Kind = Literal["attention", "ffn", "experts"]
+
+
+def discover(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None) -> ModelStructure:
+    """Find the blocks of a model whose units can be removed exactly; the model is not changed.
+
+    Identical layers are examined once.
+
+    Args:
+        model: any transformers model; attached gates don't matter.
+        inputs: a small batch that it can be run on; made from its config by default.
+
+    Returns:
+        The blocks in the order of the model, and what was found but cannot be pruned, with the reason.
+
+    Raises:
+        SparsityError: no example inputs can be made for this model, and none are given.
+    """
+    inputs = dict(inputs) if inputs is not None else example_inputs(model)
+    with _evaluating(model):
+        return _Discovery(model, inputs).run()
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, every module's mode being restored."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """The outcome for one output projection: a block, or the reason why there is none."""
+
+    path: str
+    block: Block | None = None
+    reason: str = ""
+
+
+class _Discovery:
+    def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+        self.model = model
+        self.modules = dict(model.named_modules())
+        self.parameters = dict(model.named_parameters())
+        self.shared = _shared_parameters(model)
+        self.calls = record_calls(model, inputs)
+        self.probe = probe(model, inputs)
+
+    def run(self) -> ModelStructure:
+        found: dict[str, list[_Finding]] = {}
+        findings = []
+        for path, module in self.modules.items():
+            if not (path in self.probe.inputs or is_projection(module) or stacked_weights(module)):
+                continue
+            pattern = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", path)
+            twin = next((one for one in found.get(pattern, []) if self._alike(one.path, path)), None)
+            if twin is not None:
+                finding = _translated(twin, path)
+            else:
+                finding = self._examine(path, module)
+                found.setdefault(pattern, []).append(finding)
+            findings.append(finding)
+        blocks = tuple(finding.block for finding in findings if finding.block is not None)
+        return ModelStructure(blocks, tuple((one.path, one.reason) for one in findings if one.reason))
+
+    # ---- One block ----
+
+    def _examine(self, path: str, module: nn.Module) -> _Finding:
+        try:
+            owned = self._ownership(path, module)
+            if owned is None:
+                return _Finding(path)
+            kind, output, ownership = owned
+            block = self._block(path, kind, output, ownership)
+            if tied := [part.parameter for part in block.slices if part.parameter in self.shared]:
+                raise CoupledError(f"its parameter {tied[0]} is shared with another module")
+            return _Finding(path, prove(self.model, block, self.calls))
+        except CoupledError as reason:
+            return _Finding(path, reason=str(reason))
+
+    def _ownership(self, path: str, module: nn.Module) -> tuple[Kind, Slice, Ownership] | None:
+        if stacked_weights(module):
+            if path not in self.calls:
+                return None
+            name, dim, ownership = expert_neurons(module, self.calls[path])
+            return "experts", Slice(f"{path}.{name}", dim, ownership.columns), ownership
+        if path not in self.probe.inputs or not self._is_output(path):
+            return None
+        kind: Kind = "attention" if self.probe.attends(path) else "ffn"
+        ownership = heads(self.probe, path) if kind == "attention" else neurons(self.probe, path)
+        return kind, Slice(f"{path}.weight", input_dim(module), ownership.columns), ownership
+
+    def _is_output(self, path: str) -> bool:
+        """Whether a projection closes a block: all that feeds it feeds nothing else and is as wide as its outputs."""
+        producers = [name for name in self.probe.sources(path) if name in self.probe.leaves]
+        width = sizes(self.modules[path])[1]
+        return bool(producers) and all(
+            self._consumers[name] == {path} and sizes(self.modules[name])[0] == width for name in producers
+        )
+
+    def _block(self, path: str, kind: Kind, output: Slice, ownership: Ownership) -> Block:
+        slices = [output]
+        for name, index in ownership.channels.items():
+            dim = 1 - input_dim(self.modules[name])
+            slices.append(Slice(f"{name}.weight", dim, index))
+            if f"{name}.bias" in self.parameters:
+                slices.append(Slice(f"{name}.bias", 0, index))
+        for name, (dim, index) in ownership.entries.items():
+            slices.append(Slice(f"{path}.{name}" if kind == "experts" else name, dim, index))
+        saved = {part.parameter: self._entries(part) for part in slices}
+        macs = sum(count for name, count in saved.items() if self.parameters[name].ndim > 1)
+        if kind == "experts":
+            macs = math.ceil(macs * self._active_experts(path))
+        name = path if kind == "experts" else self._core(path, slices)
+        layers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
+        return Block(
+            name=name,
+            kind=kind,
+            layer=int(layers[0]) if layers else 0,
+            units=len(ownership.columns),
+            unit_cost=sum(saved.values()),
+            unit_macs=macs,
+            output=path,
+            columns=ownership.columns,
+            slices=tuple(slices),
+            heads_per_unit=ownership.heads_per_unit,
+            head_dim=ownership.head_dim,
+        )
+
+    def _entries(self, part: Slice) -> int:
+        """Parameters that one unit owns."""
+        parameter = self.parameters[part.parameter]
+        return parameter.numel() // parameter.shape[part.dim] * part.index.shape[1]
+
+    def _active_experts(self, path: str) -> float:
+        """Share of the experts that see a token: what routes them comes as indices, shape (tokens, experts)."""
+        call = self.calls[path]
+        indices = [
+            value
+            for value in (*call.args, *call.kwargs.values())
+            if isinstance(value, Tensor) and value.ndim == 2 and not value.is_floating_point()
+        ]
+        experts = self.modules[path].get_parameter(stacked_weights(self.modules[path])[0]).shape[0]
+        return min(1.0, indices[0].shape[1] / experts) if indices else 1.0
+
+    def _core(self, path: str, slices: list[Slice]) -> str:
+        """What goes when no unit is left: the module that is this block, else what feeds its output projection."""
+        owners = {part.parameter.rpartition(".")[0] for part in slices}
+        home = common_path([*owners, path])
+        reached = {part.parameter for part in slices} | {*self.probe.sources(path)}
+        reached |= {f"{name}.{part}" for name in [*self.probe.sources(path), path] for part in ("weight", "bias")}
+        if home and all(f"{home}.{name}" in reached for name, _ in self.modules[home].named_parameters()):
+            return home
+        core = common_path(owners - {path})
+        while (parent := core.rpartition(".")[0]) and not f"{path}.".startswith(f"{parent}."):
+            core = parent
+        return core
+
+    # ---- Layers that are alike ----
+
+    @property
+    def _consumers(self) -> dict[str, set[str]]:
+        """The projections that each projection feeds."""
+        if "_consumers_found" not in vars(self):
+            self._consumers_found: dict[str, set[str]] = {name: set() for name in self.probe.leaves}
+            for path in self.probe.inputs:
+                for name in self.probe.sources(path):
+                    if name in self.probe.leaves:
+                        self._consumers_found[name].add(path)
+        return self._consumers_found
+
+    def _alike(self, one: str, other: str) -> bool:
+        """Whether the modules around two projections are the same but for their weights."""
+        for up in range(len(one.split("."))):
+            first, second = (path.split(".")[: len(path.split(".")) - up] for path in (one, other))
+            if first == second:
+                return True
+            mine, theirs = self._looks(".".join(first)), self._looks(".".join(second))
+            if mine != theirs:
+                return False
+            if first[-1].isdigit():
+                return True
+        return True
+
+    def _looks(self, path: str) -> list[Any]:
+        module = self.modules.get(path)
+        if module is None:
+            return []
+        parts: list[Any] = [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
+        for name, child in module.named_modules():
+            numbers = {key: value for key, value in vars(child).items() if type(value) is int and key != "layer_idx"}
+            parts.append((name, type(child), sorted(numbers.items())))
+        return parts
+
+
+def _translated(finding: _Finding, path: str) -> _Finding:
+    """The same finding in another layer."""
+
+    def there(other: str) -> str:
+        parts, mine, theirs = other.split("."), finding.path.split("."), path.split(".")
+        for i, (part, here) in enumerate(zip(parts, mine)):
+            if part != here:
+                break
+            parts[i] = theirs[i]
+        return ".".join(parts)
+
+    block = finding.block
+    if block is None:
+        return _Finding(path, reason=finding.reason)
+    name = there(block.name)
+    layers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
+    block = replace(
+        block,
+        name=name,
+        layer=int(layers[0]) if layers else 0,
+        output=path,
+        slices=tuple(replace(part, parameter=there(part.parameter)) for part in block.slices),
+        attributes=tuple(replace(attribute, module=there(attribute.module)) for attribute in block.attributes),
+        stand_in=None if block.stand_in is None else {**block.stand_in, "output": there(block.stand_in["output"])},
+    )
+    return _Finding(path, block)
+
+
+def _shared_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that several modules own, such as embeddings tied to an output layer."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for owners in names.values() if len(owners) > 1 for name in owners}

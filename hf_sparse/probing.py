@@ -1,0 +1,250 @@
+"""Which outputs of projections feed which columns of others, read from autograd.
+
+In one forward, the output of every projection is replaced by noise that gradients are taken for. What reaches the
+input of a projection is then a function of the projections just before it, so every graph is local to one block; the
+gradient of some of its columns is exactly zero for the channels that do not feed them. Noise of unit size keeps
+softmaxes away from saturation and ReLUs alive whatever the weights are.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What the forward of a model raises when sizes in it do not fit."""
+
+_LARGEST_TABLE = 1 << 24  # parameters with more entries are vocabularies, not something that belongs to heads
+
+
+def is_projection(module: nn.Module) -> bool:
+    """Whether a module multiplies with its weight and nothing else: subclasses such as adapters compute more."""
+    forward: Any = type(module).forward
+    if forward is nn.Linear.forward or forward is Conv1D.forward:
+        return True
+    if isinstance(module, nn.Conv1d | nn.Conv2d) and forward in (nn.Conv1d.forward, nn.Conv2d.forward):
+        return set(module.kernel_size) == {1} and set(module.stride) == {1} and module.groups == 1
+    return False
+
+
+def input_dim(projection: nn.Module) -> int:
+    """The dimension of the weight of a projection that its inputs run along; the outputs have the other one."""
+    return 0 if isinstance(projection, Conv1D) else 1
+
+
+def sizes(projection: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a projection."""
+    dim, weight = input_dim(projection), projection._parameters["weight"]
+    assert weight is not None
+    return weight.shape[dim], weight.shape[1 - dim]
+
+
+def _channel_dim(projection: nn.Module) -> int:
+    return 1 if isinstance(projection, nn.Conv1d | nn.Conv2d) else -1
+
+
+def fresh(value: Any) -> Any:
+    """Arguments with their caches copied, since a forward writes into those."""
+    if isinstance(value, Cache):
+        return copy.deepcopy(value)
+    if type(value) in (tuple, list):
+        return type(value)(fresh(one) for one in value)
+    if type(value) is dict:
+        return {key: fresh(one) for key, one in value.items()}
+    return value
+
+
+@dataclass(frozen=True)
+class Call:
+    """The first call of a module in a forward: its arguments and what it returned."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+
+@contextmanager
+def _hooked(handles: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def record_calls(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Call]:
+    """The first call of every module in a forward of the model, by path."""
+    calls: dict[str, Call] = {}
+    started: dict[str, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
+
+    def before(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if path not in started:
+                started[path] = fresh(args), fresh(dict(kwargs))
+
+        return hook
+
+    def after(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if path not in calls:
+                calls[path] = Call(*started[path], output)
+
+        return hook
+
+    handles = []
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
+        handles.append(module.register_forward_hook(after(path)))
+    with _hooked(handles):
+        model(**inputs)
+    return calls
+
+
+Reach = dict[str, Tensor]
+"""By path of a projection the channels of its output, shape (outputs,), and by name of any other parameter its
+entries, in its own shape, that some columns depend on; all boolean."""
+
+
+@dataclass
+class Probe:
+    """Graphs from the outputs of projections to the inputs of the next ones.
+
+    Attributes:
+        inputs: what every projection was given at its first call.
+        channels: the dimension of that tensor that the columns of the projection's weight belong to.
+        leaves: the noise that took the place of every projection's outputs, one tensor per call.
+        parameters: the parameters of other modules.
+    """
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    channels: dict[str, int] = field(default_factory=dict)
+    leaves: dict[str, list[Tensor]] = field(default_factory=dict)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    _sources: dict[str, list[str]] = field(default_factory=dict)
+
+    def sources(self, path: str) -> list[str]:
+        """The projections and parameters that the input of a projection depends on."""
+        if path not in self._sources:
+            self._sources[path] = [*self.leaves, *self.parameters]
+            if self.inputs[path].grad_fn is None:
+                self._sources[path] = []
+            else:
+                self._sources[path] = [name for name, mask in self.reach(path).items() if mask.any()]
+        return self._sources[path]
+
+    def reach(self, path: str, columns: Tensor | None = None) -> Reach:
+        """What some columns (all by default) of a projection's input depend on."""
+        reached: Reach = {}
+        for name, slope in self._slopes(path, columns):
+            hit = (slope != 0).cpu()
+            if name in self.leaves:
+                hit = hit.flatten(0, -2).any(0)
+            reached[name] = reached[name] | hit if name in reached else hit
+        return reached
+
+    def slopes(self, path: str, column: int, name: str) -> Tensor:
+        """The gradient of one column of a projection's input for the outputs of another, shape (..., outputs)."""
+        return next(slope for found, slope in self._slopes(path, torch.tensor([column])) if found == name)
+
+    def _slopes(self, path: str, columns: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+        given, dim = self.inputs[path], self.channels[path]
+        columns = torch.arange(given.shape[dim]) if columns is None else columns
+        # The same for all columns, so that theirs can be compared.
+        weight = torch.randn(given.select(dim, 0).shape, generator=torch.Generator().manual_seed(0))
+        mask = torch.zeros(given.shape[dim]).index_fill(0, columns, 1.0)
+        weight = (weight.unsqueeze(-1) * mask).movedim(-1, dim).to(given)
+        names = self._sources[path]
+        wanted = [(name, tensor) for name in names for tensor in self.leaves.get(name, [])]
+        wanted += [(name, self.parameters[name]) for name in names if name in self.parameters]
+        slopes = torch.autograd.grad(given, [tensor for _, tensor in wanted], weight, True, allow_unused=True)
+        for (name, tensor), slope in zip(wanted, slopes):
+            slope = torch.zeros_like(tensor) if slope is None else slope
+            yield name, slope.movedim(self._output_dims[name], -1) if name in self.leaves else slope
+
+    _output_dims: dict[str, int] = field(default_factory=dict)
+
+    def attends(self, path: str) -> bool:
+        """Whether there is a softmax between the projections before it and this one."""
+        pending, seen = [self.inputs[path].grad_fn], set()
+        while pending:
+            node: Any = pending.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if "Softmax" in node.name() or "ScaledDotProduct" in node.name():
+                return True
+            pending += [following for following, _ in node.next_functions]
+        return False
+
+
+def probe(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Probe:
+    """Run the model once, with noise for the outputs of its projections where it stands that; nothing is changed."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        try:
+            return _probe(model, inputs, noise=True)
+        except FORWARD_ERRORS:
+            # Something in between reads indices or lengths off an output, which noise cannot be.
+            return _probe(model, inputs, noise=False)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _probe(model: PreTrainedModel, inputs: Mapping[str, Any], noise: bool) -> Probe:
+    found = Probe()
+    generator = torch.Generator().manual_seed(0)
+
+    def before(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = args[0] if args else next(iter(kwargs.values()))
+            found.inputs.setdefault(path, given)
+            found.channels[path] = _channel_dim(module)
+
+        return hook
+
+    def after(path: str) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            leaf = torch.randn(output.shape, generator=generator).to(output) if noise else output.detach().clone()
+            leaf.requires_grad_(True)
+            found.leaves.setdefault(path, []).append(leaf)
+            found._output_dims[path] = _channel_dim(module)
+            # A view of the leaf: what follows may work in place.
+            return leaf.view_as(leaf) if not noise else leaf * 1.0
+
+        return hook
+
+    handles, projections = [], set()
+    for path, module in model.named_modules():
+        if is_projection(module):
+            projections.add(path)
+            handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
+            handles.append(module.register_forward_hook(after(path)))
+    vocabulary = {id(parameter) for parameter in _input_embeddings(model)}
+    for name, parameter in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        if owner not in projections and id(parameter) not in vocabulary and parameter.numel() < _LARGEST_TABLE:
+            found.parameters[name] = parameter
+    with torch.enable_grad(), _hooked(handles):
+        model(**inputs)
+    return found
+
+
+def _input_embeddings(model: PreTrainedModel) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            try:
+                embeddings = module.get_input_embeddings()
+            except NotImplementedError:
+                continue
+            if isinstance(embeddings, nn.Module):
+                yield from embeddings.parameters()

@@ -1,0 +1,107 @@
+"""The smaller form of blocks: the resize recipe that a checkpoint carries, and the weights that go with it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_sparse.modeling_hf_sparse import empty_recipe
+from hf_sparse.structure import Block
+
+
+def shrink(
+    parameters: Mapping[str, Tensor], blocks: Sequence[Block], kept: Mapping[str, Tensor], gates: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Slice and fold: what remains of blocks that keep some of their units.
+
+    Args:
+        parameters: the model's, by name.
+        blocks: those that may lose units.
+        kept: ascending indices of the units that each block keeps, by block name.
+        gates: one factor per unit, by block name, shape (units,), that is multiplied into the output projection.
+
+    Returns:
+        The recipe that resizes the model, paths being those of the model, and the parameters that change, by name.
+    """
+    recipe = empty_recipe()
+    factors: dict[str, list[Tensor]] = {}
+    dropped: dict[tuple[str, int], list[Tensor]] = {}
+    values: dict[str, Tensor] = {}
+    for block in blocks:
+        units, gate = kept[block.name], gates[block.name]
+        if not len(units) and block.stand_in is not None:
+            recipe["removed"][block.name] = dict(block.stand_in)
+            bias = f"{block.stand_in['output']}.bias"
+            if bias in parameters:
+                values[bias] = parameters[bias]
+            continue
+        if not len(units):
+            # Nothing can take this block's place, so that one unit stays and contributes zero.
+            units, gate = torch.tensor([0]), torch.zeros_like(gate)
+        weight = parameters[block.weight.parameter]
+        factors.setdefault(block.weight.parameter, []).append(
+            block.column_scale(gate.to(weight.device), weight.ndim).to(weight.dtype)
+        )
+        if len(units) == block.units:
+            continue
+        gone = torch.ones(block.units, dtype=torch.bool).index_fill(0, units, False)
+        for part in block.slices:
+            dropped.setdefault((part.parameter, part.dim), []).append(part.index[gone].flatten())
+        for attribute in block.attributes:
+            recipe["attributes"].setdefault(attribute.module, {})[attribute.name] = attribute.amount * len(units)
+        if block.selections:
+            recipe["selections"][block.name] = [
+                {**selection, "index": _heads(block, units)} for selection in block.selections
+            ]
+    for name, scales in factors.items():
+        values[name] = parameters[name]
+        for scale in scales:
+            values[name] = values[name] * scale
+    for (name, dim), positions in dropped.items():
+        value = values.get(name, parameters[name])
+        keep = torch.ones(parameters[name].shape[dim], dtype=torch.bool).index_fill(0, torch.cat(positions), False)
+        # What stays keeps its order, so that fused projections do: all queries, then all keys, then all values.
+        values[name] = value.index_select(dim, keep.nonzero().flatten().to(value.device))
+        recipe["shapes"][name] = list(values[name].shape)
+    return recipe, values
+
+
+def _heads(block: Block, units: Tensor) -> list[int]:
+    """The query heads of some units, ascending."""
+    return sorted((block.columns[units].flatten() // block.head_dim).unique().tolist())
+
+
+def common_path(paths: Iterable[str]) -> str:
+    """The module that several are in, or are."""
+    common = []
+    for parts in zip(*(path.split(".") for path in paths)):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
+
+
+def rebased(recipe: Mapping[str, Any], base: str) -> dict[str, Any]:
+    """A recipe with paths relative to a module that all of them are in.
+
+    Raises:
+        ValueError: one of them is not.
+    """
+    prefix = f"{base}." if base else ""
+
+    def inside(path: str) -> str:
+        if path == base:
+            return ""
+        if not path.startswith(prefix):
+            raise ValueError(f"{path} is not part of {base!r}")
+        return path.removeprefix(prefix)
+
+    removed = {
+        inside(path): {**removal, "output": inside(removal["output"])} for path, removal in recipe["removed"].items()
+    }
+    tables = {key: {inside(path): entry for path, entry in recipe[key].items()} for key in _TABLES}
+    return {**recipe, **tables, "removed": removed}
+
+
+_TABLES = ("shapes", "attributes", "selections")
