@@ -10,15 +10,16 @@ RELATIVE_TOLERANCE = 1e-4
 """Largest difference, in units of the largest output, that counts as rounding in float32."""
 
 
-def tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors in what a module returns, in order."""
+def tensors(output: Any, place: str = "") -> dict[str, Tensor]:
+    """The floating-point tensors in what a module returns, by their place in it."""
     if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
+        return {place: output} if output.is_floating_point() else {}
+    items: Iterable[tuple[Any, Any]] = ()
     if isinstance(output, dict):
-        return [tensor for value in output.values() for tensor in tensors(value)]
-    if isinstance(output, list | tuple):
-        return [tensor for value in output for tensor in tensors(value)]
-    return []
+        items = output.items()
+    elif isinstance(output, list | tuple):
+        items = enumerate(output)
+    return {key: tensor for name, value in items for key, tensor in tensors(value, f"{place}.{name}").items()}
 
 
 def largest_difference(reference: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_sparse.experts import expert_neurons, stacked_weights
 from hf_sparse.inputs import example_inputs
 from hf_sparse.ownership import CoupledError, Ownership, heads, neurons
-from hf_sparse.probing import input_dim, is_projection, probe, record_calls, sizes
+from hf_sparse.probing import input_dim, probe, projections, record_calls, sizes
 from hf_sparse.proof import prove
 from hf_sparse.slicing import common_path
 from hf_sparse.structure import Block, ModelStructure, Slice
@@ -69,13 +69,14 @@ class _Discovery:
         self.parameters = dict(model.named_parameters())
         self.shared = _shared_parameters(model)
         self.calls = record_calls(model, inputs)
-        self.probe = probe(model, inputs)
+        self.projections = projections(model, self.calls)
+        self.probe = probe(model, inputs, self.projections)
 
     def run(self) -> ModelStructure:
         found: dict[str, list[_Finding]] = {}
         findings = []
         for path, module in self.modules.items():
-            if not (path in self.probe.inputs or is_projection(module) or stacked_weights(module)):
+            if not (path in self.projections or stacked_weights(module)):
                 continue
             pattern = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", path)
             twin = next((one for one in found.get(pattern, []) if self._alike(one.path, path)), None)
@@ -99,7 +100,7 @@ class _Discovery:
             block = self._block(path, kind, output, ownership)
             if tied := [part.parameter for part in block.slices if part.parameter in self.shared]:
                 raise CoupledError(f"its parameter {tied[0]} is shared with another module")
-            return _Finding(path, prove(self.model, block, self.calls))
+            return _Finding(path, self._with_costs(prove(self.model, block, self.calls)))
         except CoupledError as reason:
             return _Finding(path, reason=str(reason))
 
@@ -109,19 +110,24 @@ class _Discovery:
                 return None
             name, dim, ownership = expert_neurons(module, self.calls[path])
             return "experts", Slice(f"{path}.{name}", dim, ownership.columns), ownership
-        if path not in self.probe.inputs or not self._is_output(path):
+        kind = self._kind(path) if path in self.probe.inputs else None
+        if kind is None:
             return None
-        kind: Kind = "attention" if self.probe.attends(path) else "ffn"
         ownership = heads(self.probe, path) if kind == "attention" else neurons(self.probe, path)
+        if used := [name for name in ownership.channels if self._consumers[name] != {path}]:
+            raise CoupledError(f"the outputs of {used[0]} are used elsewhere too")
         return kind, Slice(f"{path}.weight", input_dim(module), ownership.columns), ownership
 
-    def _is_output(self, path: str) -> bool:
-        """Whether a projection closes a block: all that feeds it feeds nothing else and is as wide as its outputs."""
+    def _kind(self, path: str) -> Kind | None:
+        """What a projection closes: attention, or an FFN, whose neurons feed nothing else."""
         producers = [name for name in self.probe.sources(path) if name in self.probe.leaves]
-        width = sizes(self.modules[path])[1]
-        return bool(producers) and all(
-            self._consumers[name] == {path} and sizes(self.modules[name])[0] == width for name in producers
-        )
+        exclusive = [name for name in producers if self._consumers[name] == {path}]
+        residual = [sizes(self.modules[name])[0] == sizes(self.modules[path])[1] for name in producers]
+        if not exclusive or not any(residual):
+            return None
+        if self.probe.attends(path):
+            return "attention"
+        return "ffn" if all(residual) and exclusive == producers else None
 
     def _block(self, path: str, kind: Kind, output: Slice, ownership: Ownership) -> Block:
         slices = [output]
@@ -132,25 +138,30 @@ class _Discovery:
                 slices.append(Slice(f"{name}.bias", 0, index))
         for name, (dim, index) in ownership.entries.items():
             slices.append(Slice(f"{path}.{name}" if kind == "experts" else name, dim, index))
-        saved = {part.parameter: self._entries(part) for part in slices}
-        macs = sum(count for name, count in saved.items() if self.parameters[name].ndim > 1)
-        if kind == "experts":
-            macs = math.ceil(macs * self._active_experts(path))
-        name = path if kind == "experts" else self._core(path, slices)
+        name = path if kind == "experts" else self._core(path, set(ownership.channels))
         layers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
         return Block(
             name=name,
             kind=kind,
             layer=int(layers[0]) if layers else 0,
             units=len(ownership.columns),
-            unit_cost=sum(saved.values()),
-            unit_macs=macs,
+            unit_cost=0,
+            unit_macs=0,
             output=path,
             columns=ownership.columns,
             slices=tuple(slices),
             heads_per_unit=ownership.heads_per_unit,
             head_dim=ownership.head_dim,
+            # Grouped matrix multiplication reads rows of a multiple of 16 bytes.
+            multiple=8 if kind == "experts" else 1,
         )
+
+    def _with_costs(self, block: Block) -> Block:
+        saved = {part.parameter: self._entries(part) for part in block.slices}
+        macs = sum(count for name, count in saved.items() if self.parameters[name].ndim > 1)
+        if block.kind == "experts":
+            macs = math.ceil(macs * self._active_experts(block.output))
+        return replace(block, unit_cost=sum(saved.values()), unit_macs=macs)
 
     def _entries(self, part: Slice) -> int:
         """Parameters that one unit owns."""
@@ -168,15 +179,14 @@ class _Discovery:
         experts = self.modules[path].get_parameter(stacked_weights(self.modules[path])[0]).shape[0]
         return min(1.0, indices[0].shape[1] / experts) if indices else 1.0
 
-    def _core(self, path: str, slices: list[Slice]) -> str:
+    def _core(self, path: str, producers: set[str]) -> str:
         """What goes when no unit is left: the module that is this block, else what feeds its output projection."""
-        owners = {part.parameter.rpartition(".")[0] for part in slices}
-        home = common_path([*owners, path])
-        reached = {part.parameter for part in slices} | {*self.probe.sources(path)}
+        home = common_path([*producers, path])
+        reached = {*self.probe.sources(path)}
         reached |= {f"{name}.{part}" for name in [*self.probe.sources(path), path] for part in ("weight", "bias")}
         if home and all(f"{home}.{name}" in reached for name, _ in self.modules[home].named_parameters()):
             return home
-        core = common_path(owners - {path})
+        core = common_path(producers)
         while (parent := core.rpartition(".")[0]) and not f"{path}.".startswith(f"{parent}."):
             core = parent
         return core

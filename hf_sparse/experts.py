@@ -58,7 +58,7 @@ def _owned_by_inputs(
             output: Any = functional_call(
                 module, {**parameters, name: weight.detach() * mask}, call.args, dict(call.kwargs)
             )
-            total = torch.stack([(tensor * _noise(tensor)).sum() for tensor in tensors(output)]).sum()
+            total = torch.stack([(tensor * _noise(tensor)).sum() for tensor in tensors(output).values()]).sum()
             slopes = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         return {
             other: torch.zeros(parameters[other].shape, dtype=torch.bool) if slope is None else (slope != 0).cpu()

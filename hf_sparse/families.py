@@ -6,6 +6,7 @@ like a window size, and the result is compared with the masked model before it i
 """
 
 import re
+from dataclasses import dataclass
 
 # Integers of attention modules, and of the configs that they read while they run, that count query or kv heads.
 HEAD_COUNTS = re.compile(r"^(n|num|nb)?_?(\w+_)?n?_?heads?(_kv|_q)?$|^num_key_value_groups$|^n_rep$|^nhead$")
@@ -27,4 +28,27 @@ AMBIGUOUS_WIDTHS = re.compile(
 NEURON_COUNTS = re.compile(
     r"^(\w*intermediate\w*|\w*inner\w*|\w*ffn\w*|\w*expert_dim\w*|\w*hidden_(size|dim|features)|\w*mlp\w*|n_inner|d_ff"
     r"|dim|channels|ffn_hidden_size|moe_\w*)$"
+)
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """A bias of the attention scores that one layer makes from a table and all layers use.
+
+    The table stays whole, and every layer picks its heads from the bias.
+
+    Attributes:
+        argument: of the attention modules, the bias with heads along dimension 1, None in the layer that makes it.
+        method: of the attention module that has the table, which makes the bias; modules without it make zeros.
+        table: path of the table below that module, one column per head.
+    """
+
+    argument: str
+    method: str
+    table: str
+
+
+POSITION_BIASES = (
+    # t5, mt5, switch_transformers
+    PositionBias("position_bias", "compute_bias", "relative_attention_bias.weight"),
 )

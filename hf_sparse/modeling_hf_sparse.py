@@ -5,8 +5,8 @@ A pruned model is its stock architecture plus a resize recipe in `config.hf_spar
     {"version": 1,
      "shapes":     {parameter: [sizes]},                  parameters whose shape differs from the stock skeleton's
      "attributes": {module: {name: value}},               head counts and widths that the forward pass reads
-     "selections": {module: [{"argument": ..., "dim": ..., "count": heads, "index": [kept heads]}]},
-     "removed":    {module: {"kind": ..., "output": ..., "outputs": ..., "cache": [kv heads, head width]}},
+     "selections": {module: [{"argument": ..., "dim": ..., "count": heads, "index": [kept heads], "method": ...}]},
+     "removed":    {module: {"kind": ..., "output": ..., "outputs": ..., "passed": ..., "cache": [kv heads, width]}},
      "identities": [module, ...]}                         norms that nothing reads any more
 
 with paths relative to the base model (no "bert." or "model." in front). Classes are made on demand from the stock
@@ -89,10 +89,14 @@ class RemovedAttention(nn.Module):
         kv_heads: heads of the cache entry.
         head_dim: width of the cache entry.
         outputs: length of the tuple that the removed module returned; 0 if it returned a tensor.
+        passed: names of arguments that it handed on, by their place in that tuple.
     """
 
-    def __init__(self, layer_idx: int | None, kv_heads: int, head_dim: int, outputs: int) -> None:
+    def __init__(
+        self, layer_idx: int | None, kv_heads: int, head_dim: int, outputs: int, passed: dict[str, str]
+    ) -> None:
         super().__init__()
+        self.passed = passed
         self.layer_idx = layer_idx
         self.kv_heads = kv_heads
         self.head_dim = head_dim
@@ -118,7 +122,8 @@ class RemovedAttention(nn.Module):
             cache.update(zeros, zeros, self.layer_idx)
         for output in self.children():
             hidden_states = output(hidden_states)
-        return (hidden_states, *[None] * (self.outputs - 1)) if self.outputs else hidden_states
+        passed = [kwargs.get(self.passed.get(str(i), "")) for i in range(1, self.outputs)]
+        return (hidden_states, *passed) if self.outputs else hidden_states
 
     def extra_repr(self) -> str:
         """What print(model) shows of it."""
@@ -189,7 +194,9 @@ def _remove_(base: nn.Module, path: str, removal: dict[str, Any]) -> None:
     stand_in: nn.Module = RemovedFfn()
     if removal["kind"] == "attention":
         kv_heads, head_dim = removal["cache"]
-        stand_in = RemovedAttention(vars(core).get("layer_idx"), kv_heads, head_dim, removal["outputs"])
+        stand_in = RemovedAttention(
+            vars(core).get("layer_idx"), kv_heads, head_dim, removal["outputs"], removal["passed"]
+        )
     stand_in.train(core.training)
     inside = removal["output"].startswith(f"{path}.")
     if inside:
@@ -263,6 +270,8 @@ def _selecting_class(stock: Any) -> Any:
         whole: list[tuple[Tensor, Tensor]] = []
         for selection in self.head_selections:
             tensor = given.get(selection["argument"])
+            if tensor is None and "method" in selection:
+                tensor = _position_bias(self, selection, given)
             if isinstance(tensor, Tensor):
                 part = _select(tensor, selection)
                 given[selection["argument"]] = part
@@ -275,6 +284,23 @@ def _selecting_class(stock: Any) -> Any:
 
     body = {"forward": forward, "__module__": stock.__module__, "stock_class": stock}
     return type(stock.__name__, (stock,), body)
+
+
+def _position_bias(module: Any, selection: dict[str, Any], given: dict[str, Any]) -> Tensor:
+    """The bias that a module makes for all layers, with all heads of the stock model; shape (1, heads, q, k)."""
+    hidden_states, cache = given["hidden_states"], given.get("past_key_values")
+    length, past = hidden_states.shape[1], 0
+    keys = length
+    if isinstance(given.get("key_value_states"), Tensor):
+        keys = given["key_value_states"].shape[1]
+    elif cache is not None:
+        if isinstance(cache, transformers.EncoderDecoderCache):
+            cache = cache.self_attention_cache
+        past = cache.get_seq_length(module.layer_idx)
+        keys, _ = cache.get_mask_sizes(length, module.layer_idx)
+    if selection["method"] is None:
+        return hidden_states.new_zeros(1, selection["count"], length, keys)
+    return getattr(module, selection["method"])(length, keys, device=hidden_states.device, past_seen_tokens=past)
 
 
 def _select(tensor: Tensor, selection: dict[str, Any]) -> Tensor:

@@ -23,16 +23,6 @@ FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, 
 _LARGEST_TABLE = 1 << 24  # parameters with more entries are vocabularies, not something that belongs to heads
 
 
-def is_projection(module: nn.Module) -> bool:
-    """Whether a module multiplies with its weight and nothing else: subclasses such as adapters compute more."""
-    forward: Any = type(module).forward
-    if forward is nn.Linear.forward or forward is Conv1D.forward:
-        return True
-    if isinstance(module, nn.Conv1d | nn.Conv2d) and forward in (nn.Conv1d.forward, nn.Conv2d.forward):
-        return set(module.kernel_size) == {1} and set(module.stride) == {1} and module.groups == 1
-    return False
-
-
 def input_dim(projection: nn.Module) -> int:
     """The dimension of the weight of a projection that its inputs run along; the outputs have the other one."""
     return 0 if isinstance(projection, Conv1D) else 1
@@ -94,7 +84,8 @@ def record_calls(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str,
     def after(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if path not in calls:
-                calls[path] = Call(*started[path], output)
+                # What a projection returns is a residual that later layers may add to in place.
+                calls[path] = Call(*started[path], output.clone() if isinstance(module, nn.Linear) else output)
 
         return hook
 
@@ -105,6 +96,36 @@ def record_calls(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str,
     with _hooked(handles):
         model(**inputs)
     return calls
+
+
+@torch.no_grad()
+def projections(model: PreTrainedModel, calls: Mapping[str, Call]) -> set[str]:
+    """Paths of the modules that multiply with their weight and do nothing else.
+
+    Subclasses of linear layers compute more, adapters and quantized ones for instance, unless what they returned
+    shows that they don't. Convolutions count if they see one position at a time.
+    """
+    found = set()
+    for path, module in model.named_modules():
+        forward: Any = type(module).forward
+        if isinstance(module, nn.Conv1d | nn.Conv2d) and forward in (nn.Conv1d.forward, nn.Conv2d.forward):
+            linear = set(module.kernel_size) == {1} and set(module.stride) == {1} and module.groups == 1
+        elif forward in (nn.Linear.forward, Conv1D.forward):
+            linear = True
+        else:
+            linear = isinstance(module, nn.Linear) and path in calls and _is_linear(module, calls[path])
+        if linear:
+            found.add(path)
+    return found
+
+
+def _is_linear(module: nn.Linear, call: Call) -> bool:
+    given = (*call.args, *call.kwargs.values())
+    if len(given) != 1 or not isinstance(given[0], Tensor) or given[0].dtype != module.weight.dtype:
+        return False
+    if given[0].shape[-1:] != module.weight.shape[1:] or not isinstance(call.output, Tensor):
+        return False
+    return torch.allclose(nn.functional.linear(given[0], module.weight, module.bias), call.output, 1e-2, 1e-3)
 
 
 Reach = dict[str, Tensor]
@@ -184,23 +205,23 @@ class Probe:
         return False
 
 
-def probe(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Probe:
+def probe(model: PreTrainedModel, inputs: Mapping[str, Any], projections: set[str]) -> Probe:
     """Run the model once, with noise for the outputs of its projections where it stands that; nothing is changed."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)
         try:
-            return _probe(model, inputs, noise=True)
+            return _probe(model, inputs, projections, noise=True)
         except FORWARD_ERRORS:
             # Something in between reads indices or lengths off an output, which noise cannot be.
-            return _probe(model, inputs, noise=False)
+            return _probe(model, inputs, projections, noise=False)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
 
 
-def _probe(model: PreTrainedModel, inputs: Mapping[str, Any], noise: bool) -> Probe:
+def _probe(model: PreTrainedModel, inputs: Mapping[str, Any], projections: set[str], noise: bool) -> Probe:
     found = Probe()
     generator = torch.Generator().manual_seed(0)
 
@@ -223,10 +244,9 @@ def _probe(model: PreTrainedModel, inputs: Mapping[str, Any], noise: bool) -> Pr
 
         return hook
 
-    handles, projections = [], set()
+    handles = []
     for path, module in model.named_modules():
-        if is_projection(module):
-            projections.add(path)
+        if path in projections:
             handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
             handles.append(module.register_forward_hook(after(path)))
     vocabulary = {id(parameter) for parameter in _input_embeddings(model)}

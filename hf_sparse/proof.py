@@ -4,6 +4,7 @@ Sizes that the forward pass reads are found here too: the first set of them with
 """
 
 import copy
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, tensors
-from hf_sparse.families import AMBIGUOUS_WIDTHS, HEAD_COUNTS, HEAD_WIDTHS, NEURON_COUNTS
+from hf_sparse.families import AMBIGUOUS_WIDTHS, HEAD_COUNTS, HEAD_WIDTHS, NEURON_COUNTS, POSITION_BIASES
 from hf_sparse.modeling_hf_sparse import resize_
 from hf_sparse.ownership import CoupledError
-from hf_sparse.probing import FORWARD_ERRORS, Call, fresh, is_projection
+from hf_sparse.probing import FORWARD_ERRORS, Call, fresh
 from hf_sparse.slicing import common_path, rebased, shrink
 from hf_sparse.structure import Attribute, Block
 
@@ -30,27 +32,27 @@ def prove(model: PreTrainedModel, block: Block, calls: Mapping[str, Call]) -> Bl
         CoupledError: no smaller form computes what the masked block does.
     """
     modules = dict(model.named_modules())
-    scope = _scope(modules, block, calls)
-    trial = _Trial(modules[scope], scope, calls[scope])
+    trials: dict[str, _Trial] = {}
     reasons = []
     for attempt in _attempts(modules, block, calls):
-        reason = next(filter(None, (trial.fails(attempt, kept) for kept in _choices(attempt.units))), None)
+        scope = _scope(attempt, calls)
+        if scope not in trials:
+            trials[scope] = _Trial(modules[scope], scope, calls)
+        reason = next(filter(None, (trials[scope].fails(attempt, kept) for kept in _choices(attempt.units))), None)
         if reason is None:
-            block = attempt
             break
         reasons.append(reason)
     else:
         raise CoupledError(reasons[0])
-    stand_in = _stand_in(block, calls)
-    removed = replace(block, stand_in=stand_in)
-    if trial.fails(removed, torch.tensor([], dtype=torch.long)) is None:
+    removed = replace(attempt, stand_in=_stand_in(attempt, calls))
+    if trials[scope].fails(removed, torch.tensor([], dtype=torch.long)) is None:
         return removed
-    if block.units == 1:
+    if attempt.units == 1:
         raise CoupledError("nothing can take the place of its only unit")
-    return block
+    return attempt
 
 
-def _scope(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Call]) -> str:
+def _scope(block: Block, calls: Mapping[str, Call]) -> str:
     """The smallest module around all that changes, as far as it was called by itself."""
     paths = [block.name.rpartition(".")[0], block.output, *(part.parameter for part in block.slices)]
     scope = common_path(paths)
@@ -71,7 +73,7 @@ def _choices(units: int) -> Iterator[Tensor]:
 class _Trial:
     """Masked and smaller forms of one module, in float32, on the arguments that it was called with."""
 
-    def __init__(self, module: nn.Module, path: str, call: Call) -> None:
+    def __init__(self, module: nn.Module, path: str, calls: Mapping[str, Call]) -> None:
         # The copy shares the parameters, since only a few are replaced.
         memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
         self.module = copy.deepcopy(module, memo)
@@ -79,7 +81,8 @@ class _Trial:
             self.module = copy.deepcopy(module).float()
         self.path = path
         self.prefix = f"{path}." if path else ""
-        self.args, self.kwargs = _in_float32(call.args), _in_float32(dict(call.kwargs))
+        self.args, self.kwargs = _in_float32(calls[path].args), _in_float32(dict(calls[path].kwargs))
+        self.needed = _handed_on(path, calls)
 
     @torch.no_grad()
     def fails(self, block: Block, kept: Tensor) -> str | None:
@@ -102,14 +105,24 @@ class _Trial:
             outputs = tensors(smaller(*fresh(self.args), **fresh(self.kwargs)))
         except FORWARD_ERRORS as error:
             return f"its smaller form fails with {str(error).splitlines()[0] if str(error) else type(error).__name__!r}"
-        # Attention weights differ in shape for a good reason; what goes on to the next layer does not.
-        pairs = [(one, other) for one, other in zip(reference, outputs) if one.shape == other.shape]
-        if not pairs or reference[0].shape != outputs[0].shape:
-            return "its smaller form returns another shape"
-        difference, scale = largest_difference(*zip(*pairs))
+        for place in self.needed:
+            if place not in outputs or outputs[place].shape != reference[place].shape:
+                return "its smaller form returns another shape"
+        # Others, such as attention weights, may differ in shape for a good reason.
+        places = [place for place in reference if place in outputs and outputs[place].shape == reference[place].shape]
+        difference, scale = largest_difference([reference[p] for p in places], [outputs[p] for p in places])
         if not difference <= RELATIVE_TOLERANCE * max(scale, 1e-3):
             return f"its smaller form differs by {difference:.3g} from the masked one (outputs up to {scale:.3g})"
         return None
+
+
+def _handed_on(path: str, calls: Mapping[str, Call]) -> set[str]:
+    """Which of the outputs of a module others need: the first, and those that come back as an argument."""
+    outputs = tensors(calls[path].output)
+    prefix = f"{path}." if path else ""
+    outside = (call for other, call in calls.items() if other != path and not other.startswith(prefix))
+    used = {id(tensor) for call in outside for tensor in tensors([call.args, dict(call.kwargs)]).values()}
+    return {place for i, (place, tensor) in enumerate(outputs.items()) if i == 0 or id(tensor) in used}
 
 
 def _in_float32(value: Any) -> Any:
@@ -127,21 +140,55 @@ def _in_float32(value: Any) -> Any:
 
 def _attempts(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Call]) -> Iterator[Block]:
     """The block with each set of sizes that may have to follow it, the likeliest first."""
-    seen = []
-    holders = _holders(modules, block)
+    forms = [block]
     if block.kind == "attention":
-        counts = list(_head_counts(block, holders, ""))
-        widths = list(_widths(block, holders, HEAD_WIDTHS))
-        ambiguous = list(_widths(block, holders, AMBIGUOUS_WIDTHS))
-        config = list(_head_counts(block, holders, "config."))
-        plans = [counts + widths, counts + widths + ambiguous, counts, counts + widths + config]
-        plans += [counts + widths + ambiguous + config, config, []]
-    else:
-        plans = [[], list(_neuron_counts(block, holders))]
-    for attributes in plans:
-        if attributes not in seen:
-            seen.append(attributes)
-            yield replace(block, attributes=tuple(attributes))
+        forms += _with_selections(modules, block, calls)
+    for form in forms:
+        seen = []
+        for attributes in _attribute_sets(form, _holders(modules, form)):
+            if attributes not in seen:
+                seen.append(attributes)
+                yield replace(form, attributes=tuple(attributes))
+
+
+def _attribute_sets(block: Block, holders: Mapping[str, nn.Module]) -> list[list[Attribute]]:
+    if block.kind != "attention":
+        return [[], list(_neuron_counts(block, holders))]
+    counts = list(_head_counts(block, holders, ""))
+    widths = list(_widths(block, holders, HEAD_WIDTHS))
+    ambiguous = list(_widths(block, holders, AMBIGUOUS_WIDTHS))
+    config = list(_head_counts(block, holders, "config."))
+    sets = [counts + widths, counts + widths + ambiguous, counts, counts + widths + config]
+    return [*sets, counts + widths + ambiguous + config, config, []]
+
+
+def _with_selections(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Call]) -> Iterator[Block]:
+    """The block with its heads picked from arguments that have an entry for each."""
+    count, module, path = block.units * block.heads_per_unit, modules[block.name], block.name
+    # Tables elsewhere are for all layers and stay whole.
+    inside = tuple(part for part in block.slices if part.parameter.startswith(f"{path}."))
+    for bias in POSITION_BIASES:
+        selection = {"argument": bias.argument, "dim": 1, "count": count, "method": None}
+        table = f"{path}.{bias.table}"
+        if any(part.parameter == table for part in inside):
+            slices = tuple(part for part in inside if part.parameter != table)
+            yield replace(block, slices=slices, selections=({**selection, "method": bias.method},))
+        elif bias.argument in inspect.signature(type(module).forward).parameters:
+            yield replace(block, slices=inside, selections=(selection,))
+    given = tuple(_arguments_by_head(module, calls[path], count)) if path in calls else ()
+    if given and len(inside) > 1:
+        yield replace(block, slices=inside, selections=given)
+
+
+def _arguments_by_head(module: nn.Module, call: Call, count: int) -> Iterator[dict[str, Any]]:
+    """Records of `modeling_hf_sparse` for arguments that have one entry per head, or per sequence and head."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    given = {**dict(zip(names, call.args)), **call.kwargs}
+    for i, (name, value) in enumerate(given.items()):
+        if i and isinstance(value, Tensor) and value.ndim > 2:
+            dims = [dim for dim in (1, 0) if value.shape[dim] == count or (dim == 0 and value.shape[0] % count == 0)]
+            if dims:
+                yield {"argument": name, "dim": dims[0], "count": count}
 
 
 def _holders(modules: Mapping[str, nn.Module], block: Block) -> dict[str, nn.Module]:
@@ -150,7 +197,7 @@ def _holders(modules: Mapping[str, nn.Module], block: Block) -> dict[str, nn.Mod
     home = common_path([block.output, *owners])
     holders = {}
     for path, module in modules.items():
-        if not f"{path}.".startswith(f"{home}.") or (is_projection(module) and path in owners):
+        if not f"{path}.".startswith(f"{home}.") or (path in owners and isinstance(module, nn.Linear | Conv1D)):
             continue
         around = any(f"{owner}.".startswith(f"{path}.") for owner in owners)
         if around or (block.kind == "attention" and not any(True for _ in module.parameters())):
@@ -207,11 +254,17 @@ def _neuron_counts(block: Block, holders: Mapping[str, nn.Module]) -> Iterator[A
 
 def _stand_in(block: Block, calls: Mapping[str, Call]) -> dict[str, Any]:
     """A record of `modeling_hf_sparse`."""
-    returned = calls[block.name].output if block.name in calls else None
+    call = calls.get(block.name)
+    returned = call.output if call is not None and isinstance(call.output, tuple) else ()
+    passed = {}
+    if call is not None:
+        names = {id(value): name for name, value in call.kwargs.items() if isinstance(value, Tensor)}
+        passed = {str(i): names[id(value)] for i, value in enumerate(returned) if i and id(value) in names}
     return {
         "kind": block.kind,
         "output": block.output,
-        "outputs": len(returned) if isinstance(returned, tuple) else 0,
+        "outputs": len(returned),
+        "passed": passed,
         # The cache entry of attention without heads is one head wide; see RemovedAttention.
         "cache": [1, block.head_dim] if block.kind == "attention" else None,
     }

@@ -36,16 +36,19 @@ def shrink(
             if bias in parameters:
                 values[bias] = parameters[bias]
             continue
-        if not len(units):
-            # Nothing can take this block's place, so that one unit stays and contributes zero.
-            units, gate = torch.tensor([0]), torch.zeros_like(gate)
+        gone = torch.ones(block.units, dtype=torch.bool).index_fill(0, units, False)
+        gate = gate.masked_fill(gone.to(gate.device), 0.0)
+        # Units that fill up a multiple, or the block if nothing can take its place, stay and contribute zero.
+        wanted = max(1, -(-len(units) // block.multiple)) * block.multiple
+        fillers = gone.nonzero().flatten()[: wanted - len(units)]
+        gone[fillers] = False
+        units = (~gone).nonzero().flatten()
         weight = parameters[block.weight.parameter]
         factors.setdefault(block.weight.parameter, []).append(
             block.column_scale(gate.to(weight.device), weight.ndim).to(weight.dtype)
         )
         if len(units) == block.units:
             continue
-        gone = torch.ones(block.units, dtype=torch.bool).index_fill(0, units, False)
         for part in block.slices:
             dropped.setdefault((part.parameter, part.dim), []).append(part.index[gone].flatten())
         for attribute in block.attributes:

@@ -61,6 +61,7 @@ class Block:
             nothing can, and then one unit stays, with a weight of zeros.
         heads_per_unit: query heads per unit; 0 for neurons.
         head_dim: width of one query head; 0 for neurons.
+        multiple: what the number of units that stay is rounded up to a multiple of, with units that weigh zero.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Block:
     stand_in: Mapping[str, Any] | None = field(default=None, repr=False)
     heads_per_unit: int = 0
     head_dim: int = 0
+    multiple: int = 1
 
     @property
     def weight(self) -> Slice:
