@@ -3,12 +3,14 @@
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from hf_sparse.errors import SparsityError
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, model_class
 from hf_sparse.patching import gate_bank
 
 
@@ -42,12 +44,11 @@ def load_pruned(path: str | Path) -> PreTrainedModel:
     """
     if not (Path(path) / CONFIG_NAME).is_file():
         raise SparsityError(f"no checkpoint at {path}: it has no {CONFIG_NAME}")
-    config = AutoConfig.from_pretrained(path)
-    for auto_name in getattr(config, "auto_map", {}):
-        if auto_name != "AutoConfig":
-            return getattr(transformers, auto_name).from_pretrained(path)
-    architecture = (config.architectures or ["?"])[0]
+    config: Any = AutoConfig.from_pretrained(path)
+    pruned = config.model_type.startswith(MODEL_TYPE_PREFIX)
+    architecture = config.base_architecture if pruned else (config.architectures or ["?"])[0]
     stock = getattr(transformers, architecture, None)
     if stock is None:
         raise SparsityError(f"{path} holds a {architecture}, which transformers {transformers.__version__} lacks")
-    return stock.from_pretrained(path)
+    model = model_class(stock, config.base_model_type) if pruned else stock
+    return model.from_pretrained(path)

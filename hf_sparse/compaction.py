@@ -23,6 +23,7 @@ from hf_sparse.modeling_hf_sparse import (
 )
 from hf_sparse.patching import current_plan, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
+from hf_sparse.probing import FORWARD_ERRORS
 from hf_sparse.slicing import rebased, shrink
 from hf_sparse.structure import ModelStructure
 
@@ -82,18 +83,18 @@ def compact(
             idle = _idle_norms(model, inputs) if removed else set()
             _compact_(model, structure, gates, kept)
             if removed:
-                _drop_norms_(model, _idle_norms(model, inputs) - idle)
+                _drop_norms_(model, _idle_norms(model, inputs) - idle, inputs)
             difference, scale = largest_difference(reference.values(), _outputs(model, inputs).values())
             if not difference <= RELATIVE_TOLERANCE * max(scale, 1.0):
                 raise SparsityError(
                     f"the compact model differs from the masked one by {difference:.3g} (outputs up to {scale:.3g}): "
                     f"{type(model).__name__} cannot be pruned exactly, and is left as it was"
                 )
-        except RuntimeError as error:
+        except FORWARD_ERRORS as error:
             restore()
             raise SparsityError(
                 f"{type(model).__name__} cannot be pruned exactly, and is left as it was: its compact form fails with "
-                f"{str(error).splitlines()[0]!r}"
+                f"{str(error).split(chr(10))[0]!r}"
             ) from error
         except BaseException:
             restore()
@@ -205,7 +206,10 @@ def _compact_(
     """Resize the model in place by the recipe that its checkpoint will carry, then fill in the new weights."""
     parameters = dict(model.named_parameters())
     recipe, values = shrink(parameters, structure.blocks, kept, gates)
-    recipe = rebased(recipe, _base(model))
+    try:
+        recipe = rebased(recipe, _base(model))
+    except ValueError as error:
+        raise SparsityError(f"no checkpoint could describe this model: {error}, its base model") from None
     if recipe["shapes"] or recipe["removed"]:
         resize_(model.base_model, recipe)
         _describe_(model, structure, kept, recipe)
@@ -221,16 +225,6 @@ def _base(model: PreTrainedModel) -> str:
     return "" if model.base_model is model else model.base_model_prefix
 
 
-def _in_base(model: PreTrainedModel, path: str) -> str:
-    """A path relative to the base model, as recipes have it."""
-    if model.base_model is model:
-        return path
-    prefix = f"{model.base_model_prefix}."
-    if not path.startswith(prefix):
-        raise SparsityError(f"{path} is not part of the base model {prefix[:-1]!r}, so no checkpoint could describe it")
-    return path.removeprefix(prefix)
-
-
 # ---- Norms that nothing reads any more ----
 
 
@@ -243,6 +237,8 @@ def _idle_norms(model: PreTrainedModel, inputs: dict[str, Any]) -> set[str]:
     }
     vectors = {name: parameters for name, parameters in vectors.items() if parameters}
     flat = [parameter for parameters in vectors.values() for parameter in parameters]
+    if not flat:
+        return set()
     frozen = [parameter for parameter in flat if not parameter.requires_grad]
     with torch.enable_grad():
         for parameter in frozen:
@@ -257,13 +253,21 @@ def _idle_norms(model: PreTrainedModel, inputs: dict[str, Any]) -> set[str]:
     return {name for name, parameters in vectors.items() if all(id(parameter) in unused for parameter in parameters)}
 
 
-def _drop_norms_(model: PreTrainedModel, names: set[str]) -> None:
-    """Replace norms by identities in place, here and in the recipe."""
-    identities = sorted(_in_base(model, name) for name in names)
+def _drop_norms_(model: PreTrainedModel, names: set[str], inputs: dict[str, Any]) -> None:
+    """Replace norms by identities in place, here and in the recipe, unless the model reads more of them."""
+    norms = {name: model.get_submodule(name) for name in names}
     for name in names:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, nn.Identity())
+        model.set_submodule(name, nn.Identity())
+    try:
+        _outputs(model, inputs)
+    except FORWARD_ERRORS:
+        # Their dtype, for one, or their device.
+        for name, norm in norms.items():
+            model.set_submodule(name, norm)
+        return
     config: Any = model.config
+    prefix = f"{_base(model)}." if _base(model) else ""
+    identities = sorted(name.removeprefix(prefix) for name in names)
     config.hf_sparse["identities"] = [*config.hf_sparse["identities"], *identities]
 
 
@@ -283,49 +287,44 @@ def _describe_(
             raise SparsityError(str(error)) from None
         config.base_model_type, config.base_architecture = config.model_type, stock.__name__
         config.__class__ = config_class(config.model_type)
-        config.auto_map = auto_map(stock.__name__)
+        config.auto_map = auto_map(stock, config.base_model_type)
+        config.layer_sizes = {}
     else:
         recipe = _merged(config.hf_sparse, recipe)
     config.hf_sparse = recipe
-    layers = _layer_sizes(structure, kept, config)
-    if layers is not None:
-        config.per_layer_config = layers
+    config.layer_sizes = _layer_sizes(structure, kept, config)
 
 
 def _merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     """The recipe that leads from the stock model to the result of pruning twice."""
     merged = {**later, "identities": earlier["identities"]}
     gone = tuple(f"{path}." for name, removal in later["removed"].items() for path in (name, removal["output"]))
-    for key in ("shapes", "attributes", "removed"):
+    for key in ("shapes", "attributes", "removed", "selections"):
         kept = {path: value for path, value in earlier[key].items() if not f"{path}.".startswith(gone)}
         merged[key] = {**kept, **later[key]}
     return merged
 
 
-def _layer_sizes(structure: ModelStructure, kept: dict[str, Tensor], config: Any) -> dict[str, dict[str, Any]] | None:
-    """Transformers' `per_layer_config`; None where a layer has two blocks of a kind, which it cannot express.
+def _layer_sizes(structure: ModelStructure, kept: dict[str, Tensor], config: Any) -> dict[str, dict[str, Any]]:
+    """Sizes by layer, in the schema of transformers' `per_layer_config`.
 
-    Sets the global sizes that the schema wants beside it.
+    Empty where a layer index has two blocks of a kind, as in two towers, which that schema cannot express.
     """
     places = [(block.layer, block.kind) for block in structure.blocks]
     if len(set(places)) < len(places):
-        return None
-    layers: dict[str, dict[str, Any]] = dict(config.to_dict().get("per_layer_config") or {})
-    layers = {str(int(index)): dict(sizes) for index, sizes in layers.items()}
-    sizes_of = config._getattr_without_heterogeneous_validation
+        return {}
+    layers: dict[str, dict[str, Any]] = {index: dict(sizes) for index, sizes in config.layer_sizes.items()}
     for block in structure.blocks:
         count = len(kept[block.name])
         sizes = layers.setdefault(str(block.layer), {})
         if not count:
             sizes["skip"] = sorted({*sizes.get("skip", ()), "attention" if block.kind == "attention" else "mlp"})
-        if block.kind == "ffn":
-            if sizes_of("intermediate_size", None) is None:
-                config.intermediate_size = block.units
-            sizes["intermediate_size"] = max(count, 1)
-        else:
-            if sizes_of("head_dim", None) is None:
-                config.head_dim = block.head_dim
+        if block.kind == "attention":
+            sizes["head_dim"] = block.head_dim
             sizes["num_attention_heads"] = max(count * block.heads_per_unit, 1)
-            if sizes_of("num_key_value_heads", None) is not None:
+            if block.heads_per_unit > 1 or "num_key_value_heads" in vars(config):
                 sizes["num_key_value_heads"] = max(count, 1)
+        else:
+            name = "intermediate_size" if block.kind == "ffn" else "moe_intermediate_size"
+            sizes[name] = max(count, 1)
     return layers

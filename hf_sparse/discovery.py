@@ -43,12 +43,17 @@ def discover(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None) ->
 
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, every module's mode being restored."""
+    """Evaluation mode with gradients for all parameters; both are restored."""
     modes = {module: module.training for module in model.modules()}
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     model.eval()
     try:
+        for parameter in frozen:
+            parameter.requires_grad_(parameter.is_floating_point())
         yield
     finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         for module, mode in modes.items():
             module.training = mode
 
@@ -68,9 +73,10 @@ class _Discovery:
         self.modules = dict(model.named_modules())
         self.parameters = dict(model.named_parameters())
         self.shared = _shared_parameters(model)
-        self.calls = record_calls(model, inputs)
-        self.projections = projections(model, self.calls)
+        self.projections = projections(model, inputs)
         self.probe = probe(model, inputs, self.projections)
+        # Last, since some modules keep a state of their latest forward, which should have no graph.
+        self.calls = record_calls(model, inputs)
 
     def run(self) -> ModelStructure:
         found: dict[str, list[_Finding]] = {}
@@ -87,7 +93,14 @@ class _Discovery:
                 found.setdefault(pattern, []).append(finding)
             findings.append(finding)
         blocks = tuple(finding.block for finding in findings if finding.block is not None)
-        return ModelStructure(blocks, tuple((one.path, one.reason) for one in findings if one.reason))
+        refused = [(finding.path, finding.reason) for finding in findings if finding.reason]
+        if not refused:
+            found_kinds = {block.kind for block in blocks}
+            for units, kinds in (("attention heads", {"attention"}), ("FFN neurons", {"ffn", "experts"})):
+                if not kinds & found_kinds:
+                    reason = f"no projection was found whose inputs are {units} and nothing else"
+                    refused.append((type(self.model).__name__, reason))
+        return ModelStructure(blocks, tuple(refused))
 
     # ---- One block ----
 

@@ -1,5 +1,6 @@
 """Experts whose weights are stacked in tensors of three dimensions: which neurons they have, read from gradients."""
 
+import copy
 import math
 from typing import Any
 
@@ -32,6 +33,8 @@ def expert_neurons(module: nn.Module, call: Call) -> tuple[str, int, Ownership]:
     Raises:
         CoupledError: no weight has inputs with one owner each.
     """
+    # A copy with the same parameters, for some modules keep a state of their latest call.
+    module = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
     names = stacked_weights(module)
     # The narrowest comes first, since a gated FFN's up projection has two outputs per neuron, which would seem units
     # of their own; the last declared among equals, for down comes after up.

@@ -241,7 +241,6 @@ def _set_attribute_(module: nn.Module, path: str, name: str, value: int) -> None
         # A copy of its own, since the other layers go on reading theirs; one for all entries of this module.
         if "_config_of_its_own" not in vars(module):
             module.config = copy.copy(module.config)
-            vars(module.config).pop("_heterogeneity_spec", None)
             module._config_of_its_own = True  # type: ignore[assignment]
         holder = module.config
     elif dot:
@@ -323,34 +322,59 @@ def _restored(outputs: Any, whole: list[tuple[Tensor, Tensor]]) -> Any:
 
 
 class _PrunedConfig:
-    """Mixed into a stock config: the sizes of its layers differ, which stock checks do not expect."""
+    """Mixed into a stock config: keeps the sizes of layers beside the stock sizes that the skeleton is built from.
+
+    Files have them as `per_layer_config`, the schema that other tools read. To transformers' own machinery for it the
+    global sizes would be ambiguous, and modules that read them in their forward pass would fail.
+    """
 
     hf_sparse: dict[str, Any]
-    __class_validators__: list[Any]
+    layer_sizes: dict[str, dict[str, Any]]
 
-    def validate(self) -> None:
-        """The stock checks but for one size against another: shapes are the recipe's, checked when it is replayed."""
-        for validator in self.__class_validators__:
-            if validator.__name__ != "validate_architecture":
-                validator(self)
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A config from what `to_dict` gave."""
+        entries = dict(config_dict)
+        if "layer_sizes" not in entries:
+            entries["layer_sizes"] = entries.pop("per_layer_config", {})
+        return super().from_dict(entries, **kwargs)  # type: ignore[misc]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All entries, as in config.json."""
+        return _as_in_files(super().to_dict())  # type: ignore[misc]
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The entries that differ from the defaults, as in config.json."""
+        return _as_in_files(super().to_diff_dict())  # type: ignore[misc]
+
+
+def _as_in_files(entries: dict[str, Any]) -> dict[str, Any]:
+    if "per_layer_config" not in entries:  # some stock models have layers of different sizes themselves
+        layers = entries.pop("layer_sizes", {})
+        entries |= {"per_layer_config": layers} if layers else {}
+    return entries
 
 
 class _PrunedModel:
     """Mixed into a stock model: builds the stock skeleton, then gives it the shapes of its config's recipe."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        # The stock constructor reads one size for all layers, which a heterogeneous config refuses to name.
-        layers = config.__dict__.pop("_heterogeneity_spec", None)
-        try:
-            super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        finally:
-            if layers is not None:
-                config._heterogeneity_spec = layers
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         resize_(self.base_model, config.hf_sparse)  # type: ignore[attr-defined]
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: the modules are transformers' own, so what is not in files is to be computed as in their classes."""
+        return False
 
 
 _configs: dict[str, type[PreTrainedConfig]] = {}
 _models: dict[str, type[PreTrainedModel]] = {}
+
+
+def _pruned_name(stock: type, own_type: str, model_type: str) -> str:
+    """Name of a pruned class; model types that borrow another's class show in it."""
+    return CLASS_PREFIX + stock.__name__ + ("" if own_type == model_type else f"_{model_type}")
 
 
 def config_class(model_type: str) -> type[PreTrainedConfig]:
@@ -363,17 +387,15 @@ def config_class(model_type: str) -> type[PreTrainedConfig]:
         raise ValueError(f"transformers {transformers.__version__} has no model type {model_type!r}")
     if model_type not in _configs:
         stock = CONFIG_MAPPING[model_type]
-        name = f"{CLASS_PREFIX}{stock.__name__}"
+        name = _pruned_name(stock, stock.model_type, model_type)
         body = {"model_type": MODEL_TYPE_PREFIX + model_type, "__module__": __name__, "__qualname__": name}
         made: Any = type(name, (_PrunedConfig, stock), body)
         made.register_for_auto_class("AutoConfig")
         _configs[model_type] = made
         for auto_name, names in _auto_classes():
             if model_type in names:
-                architectures = names[model_type]
-                for architecture in (architectures,) if isinstance(architectures, str) else architectures[:1]:
-                    model = _model_class(architecture, made, auto_name)
-                    getattr(transformers, auto_name).register(made, model, exist_ok=True)
+                model = model_class(getattr(transformers, _architectures(names[model_type])[0]), model_type)
+                getattr(transformers, auto_name).register(made, model, exist_ok=True)
     return _configs[model_type]
 
 
@@ -386,35 +408,42 @@ def _auto_classes() -> list[tuple[str, dict[str, Any]]]:
     return [(name, mapping._model_mapping) for name, mapping in autos if mapping is not None]
 
 
-def _model_class(architecture: str, config: type[PreTrainedConfig], auto_name: str) -> type[PreTrainedModel]:
-    if architecture not in _models:
-        stock = getattr(transformers, architecture)
-        name = f"{CLASS_PREFIX}{architecture}"
-        body = {"config_class": config, "__module__": __name__, "__qualname__": name}
-        made: Any = type(name, (_PrunedModel, stock), body)
-        made.register_for_auto_class(auto_name)
-        _models[architecture] = made
-    return _models[architecture]
+def _architectures(found: Any) -> tuple[str, ...]:
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def model_class(stock: type[PreTrainedModel], model_type: str) -> type[PreTrainedModel]:
     """The class of pruned models of a stock architecture.
 
     Raises:
-        ValueError: no auto class loads that architecture, so a checkpoint of it could not be loaded again.
+        ValueError: the architecture is not one of transformers' own, so a checkpoint of it could not be loaded again.
     """
-    config_class(model_type)
-    if stock.__name__ not in _models:
-        raise ValueError(f"no AutoModel class loads {stock.__name__}: use a model with a standard task head")
-    return _models[stock.__name__]
+    if getattr(transformers, stock.__name__, None) is not stock:
+        raise ValueError(f"{stock.__name__} is not a class of transformers, so no checkpoint of it could be loaded")
+    name = _pruned_name(stock, stock.config_class.model_type, model_type)
+    if name not in _models:
+        body = {"config_class": config_class(model_type), "__module__": __name__, "__qualname__": name}
+        made: Any = type(name, (_PrunedModel, stock), body)
+        made.register_for_auto_class(_auto_names(stock.__name__)[0])
+        _models.setdefault(name, made)
+    return _models[name]
 
 
-def auto_map(architecture: str) -> dict[str, str]:
+def _auto_names(architecture: str) -> list[str]:
+    """The auto classes that load an architecture; `AutoModel` for one that none of them does."""
+    names = [
+        auto_name
+        for auto_name, types in _auto_classes()
+        if any(architecture in _architectures(found) for found in types.values())
+    ]
+    return names or ["AutoModel"]
+
+
+def auto_map(stock: type[PreTrainedModel], model_type: str) -> dict[str, str]:
     """`auto_map` of a checkpoint: the pruned class of a stock architecture under every auto class that loads it."""
-    names = {"AutoConfig": _models[architecture].config_class.__name__}  # type: ignore[union-attr]
-    for auto_name, architectures in _auto_classes():
-        if any(architecture in ((found,) if isinstance(found, str) else found) for found in architectures.values()):
-            names[auto_name] = CLASS_PREFIX + architecture
+    model = model_class(stock, model_type)
+    names = {"AutoConfig": config_class(model_type).__name__}
+    names.update(dict.fromkeys(_auto_names(stock.__name__), model.__name__))
     return {auto_name: f"modeling_hf_sparse.{name}" for auto_name, name in names.items()}
 
 
@@ -442,14 +471,12 @@ def register() -> None:
 
 def __getattr__(name: str) -> Any:
     """Pruned classes by name, for `auto_map` in checkpoints, where only this file is at hand."""
-    stock = name.removeprefix(CLASS_PREFIX)
-    if stock != name:
-        for model_type, config_name in CONFIG_MAPPING_NAMES.items():
-            if config_name == stock:
-                return config_class(model_type)
-        for _, architectures in _auto_classes():
-            for model_type, architecture in architectures.items():
-                if stock in ((architecture,) if isinstance(architecture, str) else architecture):
-                    config_class(model_type)
-                    return _models[stock]
+    if name.startswith(CLASS_PREFIX):
+        stock_name, _, model_type = name.removeprefix(CLASS_PREFIX).partition("_")
+        stock: Any = getattr(transformers, stock_name, None)
+        if isinstance(stock, type) and issubclass(stock, PreTrainedConfig):
+            return config_class(model_type or stock.model_type)
+        if isinstance(stock, type) and issubclass(stock, PreTrainedModel):
+            own: Any = stock.config_class
+            return model_class(stock, model_type or own.model_type)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

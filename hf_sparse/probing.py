@@ -85,7 +85,7 @@ def record_calls(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str,
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if path not in calls:
                 # What a projection returns is a residual that later layers may add to in place.
-                calls[path] = Call(*started[path], output.clone() if isinstance(module, nn.Linear) else output)
+                calls[path] = Call(*started[path], output.clone() if isinstance(output, Tensor) else output)
 
         return hook
 
@@ -99,21 +99,25 @@ def record_calls(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str,
 
 
 @torch.no_grad()
-def projections(model: PreTrainedModel, calls: Mapping[str, Call]) -> set[str]:
+def projections(model: PreTrainedModel, inputs: Mapping[str, Any]) -> set[str]:
     """Paths of the modules that multiply with their weight and do nothing else.
 
     Subclasses of linear layers compute more, adapters and quantized ones for instance, unless what they returned
     shows that they don't. Convolutions count if they see one position at a time.
     """
     found = set()
+    calls: dict[str, Call] | None = None
     for path, module in model.named_modules():
         forward: Any = type(module).forward
         if isinstance(module, nn.Conv1d | nn.Conv2d) and forward in (nn.Conv1d.forward, nn.Conv2d.forward):
             linear = set(module.kernel_size) == {1} and set(module.stride) == {1} and module.groups == 1
         elif forward in (nn.Linear.forward, Conv1D.forward):
             linear = True
+        elif isinstance(module, nn.Linear):
+            calls = record_calls(model, inputs) if calls is None else calls
+            linear = path in calls and _is_linear(module, calls[path])
         else:
-            linear = isinstance(module, nn.Linear) and path in calls and _is_linear(module, calls[path])
+            linear = False
         if linear:
             found.add(path)
     return found
@@ -125,7 +129,8 @@ def _is_linear(module: nn.Linear, call: Call) -> bool:
         return False
     if given[0].shape[-1:] != module.weight.shape[1:] or not isinstance(call.output, Tensor):
         return False
-    return torch.allclose(nn.functional.linear(given[0], module.weight, module.bias), call.output, 1e-2, 1e-3)
+    expected = nn.functional.linear(given[0], module.weight, module.bias)
+    return expected.shape == call.output.shape and torch.allclose(expected, call.output, 1e-2, 1e-3)
 
 
 Reach = dict[str, Tensor]
@@ -206,19 +211,15 @@ class Probe:
 
 
 def probe(model: PreTrainedModel, inputs: Mapping[str, Any], projections: set[str]) -> Probe:
-    """Run the model once, with noise for the outputs of its projections where it stands that; nothing is changed."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    """Run the model once, with noise for the outputs of its projections where it stands that.
+
+    Parameters have to require gradients.
+    """
     try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        try:
-            return _probe(model, inputs, projections, noise=True)
-        except FORWARD_ERRORS:
-            # Something in between reads indices or lengths off an output, which noise cannot be.
-            return _probe(model, inputs, projections, noise=False)
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        return _probe(model, inputs, projections, noise=True)
+    except FORWARD_ERRORS:
+        # Something in between reads indices or lengths off an output, which noise cannot be.
+        return _probe(model, inputs, projections, noise=False)
 
 
 def _probe(model: PreTrainedModel, inputs: Mapping[str, Any], projections: set[str], noise: bool) -> Probe:

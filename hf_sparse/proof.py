@@ -92,10 +92,10 @@ class _Trial:
         weight = parameters[block.weight.parameter]
         masked = weight * block.column_scale(mask.to(weight), weight.ndim)
         name = block.weight.parameter.removeprefix(self.prefix)
-        reference = tensors(functional_call(self.module, {name: masked}, fresh(self.args), fresh(self.kwargs)))
         memo: dict[int, Any] = {id(parameter): parameter for parameter in self.module.parameters()}
         smaller = copy.deepcopy(self.module, memo)
         try:
+            reference = tensors(functional_call(self.module, {name: masked}, fresh(self.args), fresh(self.kwargs)))
             gates = {block.name: torch.ones(block.units)}
             recipe, values = shrink(parameters, [block], {block.name: kept}, gates)
             resize_(smaller, rebased(recipe, self.path))

@@ -1,0 +1,131 @@
+"""Every model type of the zoo: found exactly or refused, pruned at random, trained, compacted, saved and loaded."""
+
+import copy
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+from zoo import ZOO
+
+from hf_sparse import (
+    ModelStructure,
+    PruningPlan,
+    SparsityConfig,
+    attach_gates,
+    compact,
+    current_plan,
+    discover,
+    load_pruned,
+    save_pruned,
+)
+from hf_sparse.comparison import tensors
+
+
+@torch.no_grad()
+def outputs(model: PreTrainedModel, inputs: dict) -> dict[str, torch.Tensor]:
+    """What a forward returns, but for caches and attention weights."""
+    found = tensors(dict(model(**inputs)))
+    return {
+        name: tensor for name, tensor in found.items() if "past_key_values" not in name and "attentions" not in name
+    }
+
+
+def assert_alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], what: str) -> None:
+    assert one.keys() == other.keys() and one, what
+    for name, tensor in one.items():
+        scale = tensor[tensor.isfinite()].abs().max()
+        assert (tensor == other[name]).logical_or((tensor - other[name]).abs() <= 1e-5 * scale).all(), (what, name)
+
+
+def random_plans(structure: ModelStructure) -> dict[str, PruningPlan]:
+    """Different counts in every block, one unit left, none left in some blocks, none left in any."""
+    generator = torch.Generator().manual_seed(0)
+    uneven = {}
+    for block in structure.blocks:
+        count = int(torch.randint(1, block.units + 1, (), generator=generator))
+        uneven[block.name] = tuple(sorted(torch.randperm(block.units, generator=generator)[:count].tolist()))
+    names = [block.name for block in structure.blocks]
+    return {
+        "uneven": PruningPlan(uneven),
+        "one": PruningPlan({block.name: (block.units // 2,) for block in structure.blocks}),
+        "some gone": PruningPlan({**uneven, **dict.fromkeys(names[::2], ())}),
+        "all gone": PruningPlan(dict.fromkeys(names, ())),
+    }
+
+
+@torch.no_grad()
+def masked(model: PreTrainedModel, structure: ModelStructure, plan: PruningPlan) -> PreTrainedModel:
+    """A copy in which what the plan drops weighs zero."""
+    model = copy.deepcopy(model)
+    for block in structure.blocks:
+        gone = [unit for unit in range(block.units) if unit not in plan.kept[block.name]]
+        weight = model.get_parameter(block.weight.parameter)
+        weight.data = weight.index_fill(block.weight.dim, block.columns[gone].flatten(), 0.0)
+    return model
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_random_plans_are_exact(name: str) -> None:
+    species = ZOO[name]
+    model, inputs = species.make(), species.inputs()
+    structure = discover(model, inputs)
+    kinds = {block.kind for block in structure.blocks}
+    assert structure.refused or ("attention" in kinds and kinds & {"ffn", "experts"})
+    for kind, plan in random_plans(structure).items():
+        if structure.blocks:
+            expected = masked(model, structure, plan)
+            small = copy.deepcopy(model)
+            compact(small, plan, inputs)
+            assert_alike(outputs(expected, inputs), outputs(small, inputs), kind)
+
+
+GENERATING = [name for name, species in ZOO.items() if species.family in ("decoder", "sequence to sequence")]
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_generation_with_a_cache_gives_the_same_tokens(name: str) -> None:
+    species = ZOO[name]
+    model, inputs = species.make(), species.inputs()
+    if not model.can_generate():
+        return
+    structure = discover(model, inputs)
+    for kind, plan in itertools.islice(random_plans(structure).items(), 0, None, 2):
+        expected, small = masked(model, structure, plan), copy.deepcopy(model)
+        compact(small, plan, inputs)
+        prompt = {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask")}
+        tokens = [
+            one.generate(**prompt, max_new_tokens=6, min_new_tokens=6, do_sample=False) for one in (expected, small)
+        ]
+        assert torch.equal(*tokens), kind
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_trained_models_are_compacted_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    species = ZOO[name]
+    model, inputs = species.make(), species.inputs()
+    if not discover(model, inputs).blocks:
+        return
+    bank = attach_gates(model, SparsityConfig(target=0.01), inputs)
+    optimizer = torch.optim.SGD([{"params": model.parameters(), "lr": 1e-4}])
+    model.train()
+    for _ in range(3):
+        found = tensors(dict(model(**inputs)))
+        loss = next(iter(found.values())).square().mean() + 0.1 * bank.penalty(bank.group_gates())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    for group in bank.groups.values():
+        group.alpha.data = 2 * torch.randn(group.alpha.shape, generator=generator)
+        group.beta.data += 2.0
+    expected, plan = outputs(model, inputs), current_plan(model)
+    report = compact(model, inputs=inputs)
+    assert report.plan == plan and report.parameters_after < report.parameters_before
+    assert_alike(expected, outputs(model, inputs), "compact")
+    save_pruned(model, tmp_path)
+    loaded = load_pruned(tmp_path)
+    assert type(loaded) is type(model)
+    assert_alike(outputs(model, inputs), outputs(loaded, inputs), "loaded")
