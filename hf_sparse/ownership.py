@@ -103,7 +103,7 @@ class OwnerTables:
                 return dim, index
         if all(table.everywhere.all() for _, table in tables):
             return None
-        raise CoupledError(f"entries of {name} belong to several of its neurons")
+        raise CoupledError(f"several of its inputs depend on the same entries of {name}")
 
 
 def _along(mask: Tensor, dim: int) -> Tensor:
@@ -132,7 +132,7 @@ def neurons(probe: Probe, path: str) -> Ownership:
     for name in probe.sources(path):
         owned = tables.owned(name, columns)
         if owned is None and name in probe.leaves:
-            raise CoupledError(f"every neuron depends on all outputs of {name}")
+            raise CoupledError(f"all of its inputs depend on all outputs of {name}")
         if owned is not None and name in probe.leaves:
             channels[name] = owned[1]
         elif owned is not None:

@@ -81,7 +81,15 @@ def test_random_plans_are_exact(name: str) -> None:
             assert_alike(outputs(expected, inputs), outputs(small, inputs), kind)
 
 
-GENERATING = [name for name, species in ZOO.items() if species.family in ("decoder", "sequence to sequence")]
+# These generate codes of several codebooks, by a `generate` that needs the model around them.
+BY_CODEBOOKS = {"csm_depth_decoder_model", "musicgen_decoder", "musicgen_melody_decoder"}
+TEXT = ("decoder", "sequence to sequence")
+GENERATING = [name for name, species in ZOO.items() if species.family in TEXT and name not in BY_CODEBOOKS]
+
+
+# The stock models fail with it.
+WITHOUT_STATIC_CACHE = {"cpmant", "deepseek_v4", "falcon (multi-head)", "inkling_text", "inkling2_text", "zaya"}
+WAYS = ({}, {"cache_implementation": "static"}, {"num_beams": 3})
 
 
 @pytest.mark.parametrize("name", GENERATING)
@@ -91,14 +99,16 @@ def test_generation_with_a_cache_gives_the_same_tokens(name: str) -> None:
     if not model.can_generate():
         return
     structure = discover(model, inputs)
+    prompt = {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask")}
+    if "attention_mask" in prompt and species.family == "decoder":
+        prompt["attention_mask"][1, :3] = 0  # shorter prompts are padded on the left
     for kind, plan in itertools.islice(random_plans(structure).items(), 0, None, 2):
         expected, small = masked(model, structure, plan), copy.deepcopy(model)
         compact(small, plan, inputs)
-        prompt = {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask")}
-        tokens = [
-            one.generate(**prompt, max_new_tokens=6, min_new_tokens=6, do_sample=False) for one in (expected, small)
-        ]
-        assert torch.equal(*tokens), kind
+        for way in WAYS[:: 2 if name in WITHOUT_STATIC_CACHE else 1]:
+            options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **way}
+            tokens = [one.generate(**prompt, **options) for one in (expected, small)]
+            assert torch.equal(*tokens), (kind, way)
 
 
 @pytest.mark.parametrize("name", ZOO)
