@@ -1,7 +1,5 @@
 """Save and load pruned models: safetensors with stock tensor names, and a config that says how to rebuild the rest."""
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +7,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
+from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, model_class
 from hf_sparse.patching import gate_bank
@@ -17,23 +16,15 @@ from hf_sparse.patching import gate_bank
 def save_pruned(model: PreTrainedModel, path: str | Path) -> None:
     """Write a compact model to a directory, which `from_pretrained` and `load_pruned` read.
 
-    The files appear one by one under a temporary name and move into place whole.
+    An earlier checkpoint there is replaced as a whole, and only once the new one is complete.
 
     Raises:
         SparsityError: the model still has gates, or the directory cannot be written.
     """
     if gate_bank(model) is not None:
         raise SparsityError("this model still has gates: call compact(model), or save through SparseTrainer.save_model")
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-            model.save_pretrained(temporary)
-            path.mkdir(exist_ok=True)
-            for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == CONFIG_NAME):
-                shutil.move(file, path / file.name)
-    except OSError as error:
-        raise SparsityError(f"cannot write {path}: {error.strerror or error}") from None
+    with replaced_directory(Path(path)) as directory:
+        model.save_pretrained(directory)
 
 
 def load_pruned(path: str | Path) -> PreTrainedModel:

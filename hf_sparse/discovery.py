@@ -121,7 +121,10 @@ class _Discovery:
         if stacked_weights(module):
             if path not in self.calls:
                 return None
-            name, dim, ownership = expert_neurons(module, self.calls[path])
+            found = expert_neurons(module, self.calls[path])
+            if found is None:
+                return None
+            name, dim, ownership = found
             return "experts", Slice(f"{path}.{name}", dim, ownership.columns), ownership
         kind = self._kind(path) if path in self.probe.inputs else None
         if kind is None:

@@ -20,7 +20,7 @@ def stacked_weights(module: nn.Module) -> list[str]:
     return names if len(names) > 1 and len(counts) == 1 else []
 
 
-def expert_neurons(module: nn.Module, call: Call) -> tuple[str, int, Ownership]:
+def expert_neurons(module: nn.Module, call: Call) -> tuple[str, int, Ownership] | None:
     """What the neurons of experts own, the neuron of one index in all experts being one unit.
 
     With some inputs of the down projections masked, the gradient of the output is exactly zero for what only feeds
@@ -28,10 +28,8 @@ def expert_neurons(module: nn.Module, call: Call) -> tuple[str, int, Ownership]:
 
     Returns:
         The name of the down projections' weight, the dimension of its inputs, and what each neuron owns in the
-        other parameters, as entries by name.
-
-    Raises:
-        CoupledError: no weight has inputs with one owner each.
+        other parameters, as entries by name. None if no weight has inputs with one owner each: these are no experts,
+        or their neurons cannot be told apart.
     """
     # A copy with the same parameters, for some modules keep a state of their latest call.
     module = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
@@ -43,7 +41,7 @@ def expert_neurons(module: nn.Module, call: Call) -> tuple[str, int, Ownership]:
         entries = _owned_by_inputs(module, call, name, dim, columns)
         if entries is not None:
             return name, dim, Ownership(torch.arange(columns).view(-1, 1), {}, entries)
-    raise CoupledError("its experts have no neurons that can be told apart")
+    return None
 
 
 def _owned_by_inputs(

@@ -1,6 +1,9 @@
 """`SparseTrainer`: a thin `Trainer` that learns which heads and neurons to remove while it fine-tunes."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,6 +23,7 @@ from transformers.utils import logging
 from hf_sparse.compaction import CompactionReport, compact
 from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Schedule
+from hf_sparse.directories import replaced_directory
 from hf_sparse.distillation import logit_distillation
 from hf_sparse.errors import SparsityError
 from hf_sparse.finite import FiniteLossMixin
@@ -293,14 +297,29 @@ class SparseTrainerMixin(FiniteLossMixin):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the physically smaller model. Checkpoints that Trainer writes to resume from keep model and gates."""
-        if _internal_call or gate_bank(self._model) is None:
+        if _internal_call and gate_bank(self._model) is not None:
             super().save_model(output_dir, _internal_call)
             return
+        if self.args.should_save:
+            with self._compacted(), replaced_directory(Path(output_dir or str(self.args.output_dir))) as directory:
+                super().save_model(str(directory), _internal_call=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **options: Any) -> Any:
+        """Upload the physically smaller model, as Trainer does; the local copy in `output_dir` stays if that fails."""
+        with self._compacted():
+            return super().push_to_hub(commit_message, *args, **options)
+
+    @contextmanager
+    def _compacted(self) -> Iterator[None]:
+        """The smaller model in the gated one's place, for a while."""
         gated = self._model
-        self.model = copy.deepcopy(gated)
         try:
-            compact(self._model, inputs=self._verification_batch())
-            super().save_model(output_dir, _internal_call)
+            if gate_bank(gated) is not None:
+                self.model = copy.deepcopy(gated)
+                compact(self._model, inputs=self._verification_batch())
+            yield
         finally:
             self.model = gated
 

@@ -5,7 +5,6 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import sys
-from collections import Counter
 
 import torch
 from transformers.utils import logging
@@ -21,7 +20,8 @@ def cell(structure: ModelStructure, *kinds: str) -> str:
 
 def row(name: str, structure: ModelStructure) -> tuple[str, ...]:
     whole = sum(block.stand_in is not None for block in structure.blocks)
-    reasons = Counter(reason for _, reason in structure.refused)
+    # Layers that are alike have the same reason.
+    reasons = {reason: path for path, reason in reversed(structure.refused)}
     return (
         ZOO[name].family,
         name,
@@ -29,10 +29,7 @@ def row(name: str, structure: ModelStructure) -> tuple[str, ...]:
         cell(structure, "ffn"),
         cell(structure, "experts"),
         f"{whole} of {len(structure.blocks)}",
-        "; ".join(
-            f"{path}: {reason}"
-            for path, reason in {reason: (path, reason) for path, reason in structure.refused}.values()
-        ),
+        "; ".join(f"{path}: {reason}" for reason, path in reasons.items()),
     )
 
 

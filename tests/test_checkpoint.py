@@ -151,3 +151,24 @@ def test_a_recipe_that_does_not_fit_is_refused(key: str, value: object, message:
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
         load_pruned(tmp_path / "out")
+
+
+def test_a_kill_while_saving_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path) -> None:
+    script = Path(__file__).parent / "killed_while_saving.py"
+    done = subprocess.run([sys.executable, script, tmp_path / "out"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "25 kills, 2 of 2 models seen" in done.stdout
+
+
+def test_where_directories_cannot_be_swapped_files_are_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hf_sparse.directories as directories
+
+    monkeypatch.setattr(directories, "_exchange", lambda one, other: False)
+    model = bert()
+    save_pruned(model, tmp_path / "out")
+    (tmp_path / "out/report.json").write_text("mine")
+    compact(model, plans(model)["uneven"])
+    save_pruned(model, tmp_path / "out")
+    assert torch.equal(outputs(load_pruned(tmp_path / "out")), outputs(model))
+    assert (tmp_path / "out/report.json").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,104 @@
+"""Replace a checkpoint directory as a whole: whenever the process is killed, the old one is there or the new one."""
+
+import ctypes
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+from hf_sparse.errors import SparsityError
+
+CHECKPOINT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model*.bin*",
+    "modeling_*.py",
+)
+"""What belongs to the checkpoint that is replaced; other entries of its directory stay."""
+
+_UNFINISHED = ".unfinished"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@contextmanager
+def replaced_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory whose files take the place of those of `path` when the block ends without an error.
+
+    Raises:
+        SparsityError: the directory cannot be written; what was there is as it was.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_dir():
+        raise SparsityError(f"cannot write {path}: it is a file, give a directory")
+    host = socket.gethostname()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.glob(f".{path.name}.new-{host}-*"):
+            if not _runs(int(other.name.split("-")[-2])):
+                _clear(other, path)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-{host}-{os.getpid()}-"))
+        (temporary / _UNFINISHED).touch()
+    except OSError as error:
+        raise SparsityError(f"cannot write {path}: {error.strerror or error}") from None
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        (temporary / _UNFINISHED).unlink()
+        if not path.exists():
+            temporary.rename(path)
+        elif _exchange(temporary, path):
+            _clear(temporary, path)
+        else:
+            _move_files(temporary, path)
+    except OSError as error:
+        raise SparsityError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _belongs_to_checkpoint(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in CHECKPOINT_FILES)
+
+
+def _clear(directory: Path, path: Path) -> None:
+    """Remove what `path` was before, or what a killed process left, after its other entries are brought over."""
+    if path.is_dir() and not (directory / _UNFINISHED).exists():
+        for entry in directory.iterdir():
+            if not _belongs_to_checkpoint(entry.name) and not (path / entry.name).exists():
+                entry.rename(path / entry.name)
+    shutil.rmtree(directory)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step, where the system can."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+
+
+def _move_files(temporary: Path, path: Path) -> None:
+    """Where directories cannot be swapped: file by file, without a config in between, so that no mixture loads."""
+    (path / "config.json").unlink(missing_ok=True)
+    for entry in path.iterdir():
+        if _belongs_to_checkpoint(entry.name):
+            entry.unlink()
+    for entry in sorted(temporary.iterdir(), key=lambda entry: entry.name == "config.json"):
+        shutil.move(entry, path / entry.name)
