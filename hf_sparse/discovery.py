@@ -18,6 +18,9 @@ from hf_sparse.proof import prove
 from hf_sparse.slicing import common_path
 from hf_sparse.structure import Block, ModelStructure, Slice
 
+# The index of a layer or an expert: h.0, experts.expert_0.
+_NUMBER = re.compile(r"(?:(?<=\.)|(?<=_)|^)\d+(?=\.|$)")
+
 Kind = Literal["attention", "ffn", "experts"]
 
 
@@ -84,14 +87,19 @@ class _Discovery:
         for path, module in self.modules.items():
             if not (path in self.projections or stacked_weights(module)):
                 continue
-            pattern = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", path)
-            twin = next((one for one in found.get(pattern, []) if self._alike(one.path, path)), None)
+            twin = self._twin(path, found)
             if twin is not None:
                 finding = _translated(twin, path)
             else:
                 finding = self._examine(path, module)
-                found.setdefault(pattern, []).append(finding)
+                if not finding.reason:
+                    found.setdefault(_NUMBER.sub("*", path), []).append(finding)
             findings.append(finding)
+        # An expert that saw too few tokens to tell its neurons apart may have a twin that saw more.
+        for i, finding in enumerate(findings):
+            twin = self._twin(finding.path, found) if finding.reason else None
+            if twin is not None:
+                findings[i] = _translated(twin, finding.path)
         blocks = tuple(finding.block for finding in findings if finding.block is not None)
         refused = [(finding.path, finding.reason) for finding in findings if finding.reason]
         if not refused:
@@ -220,6 +228,9 @@ class _Discovery:
                         self._consumers_found[name].add(path)
         return self._consumers_found
 
+    def _twin(self, path: str, found: Mapping[str, list[_Finding]]) -> _Finding | None:
+        return next((one for one in found.get(_NUMBER.sub("*", path), []) if self._alike(one.path, path)), None)
+
     def _alike(self, one: str, other: str) -> bool:
         """Whether the modules around two projections are the same but for their weights."""
         for up in range(len(one.split("."))):
@@ -229,7 +240,7 @@ class _Discovery:
             mine, theirs = self._looks(".".join(first)), self._looks(".".join(second))
             if mine != theirs:
                 return False
-            if first[-1].isdigit():
+            if _NUMBER.search(first[-1]):
                 return True
         return True
 
@@ -257,7 +268,7 @@ def _translated(finding: _Finding, path: str) -> _Finding:
 
     block = finding.block
     if block is None:
-        return _Finding(path, reason=finding.reason)
+        return _Finding(path)
     name = there(block.name)
     layers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
     block = replace(

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -13,49 +13,83 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_sparse.errors import SparsityError
 
 BATCH, LENGTH = 2, 16
+SIDE = 4  # of images in patches, where the config leaves their size open
 
 Inputs = dict[str, Tensor]
-Maker = Callable[[PreTrainedModel, Inputs], Inputs]
+Maker = Callable[[PreTrainedModel, Inputs], Inputs]  # of some inputs, knowing those made before
 
 
 def example_inputs(model: PreTrainedModel) -> Inputs:
-    """A small batch that runs every tower of the model, on its device; the same every time.
+    """A small random batch that runs all of the model, on its device: text, images, sound, series; always the same.
+
+    Of two texts, the second is padded; where there is no padding token, a model of text alone gets one text.
 
     Raises:
-        SparsityError: the model reads something that cannot be made up.
+        SparsityError: the model reads something that cannot be made up from its config.
     """
-    reads = inspect.signature(type(model).forward).parameters
-    inputs: Inputs = {}
-    for layouts in MODALITIES:
-        name = next((name for name in layouts if name in reads), None)
-        if name is not None:
-            inputs |= {k: v for k, v in layouts[name](model, inputs).items() if k in reads}
-    needed = [name for name, parameter in reads.items() if name != "self" and parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
-    for name in needed:
-        if name in ALONGSIDE and name not in inputs:
-            inputs |= ALONGSIDE[name](model, inputs)
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    missing = [name for name in needed if name not in inputs]
-    if missing or not inputs:
-        raise _refusal(model, missing or [str(model.main_input_name)])
-    with _undisturbed(model):
-        try:
-            model(**inputs)
-        except Exception as error:
-            raise _refusal(model, list(inputs), f" ({type(error).__name__}: {error})".replace("\n", " ")) from error
+    reads, inputs = inspect.signature(type(model).forward).parameters, Inputs()
+    try:
+        for layouts in MODALITIES:
+            chosen = [layouts[name] for name in layouts if name in reads][:1]
+            chosen += [COMPANIONS[name] for name in COMPANIONS if name in _required(model) - inputs.keys()]
+            for make in chosen:
+                inputs |= _read(model, make(model, inputs))
+        idle = _idle(model, inputs)
+    except Exception as error:
+        missing = [name for name in _required(model) if name not in inputs]
+        raise SparsityError(
+            f"{type(model).__name__} reads {', '.join(missing or inputs)}, for which no example could be made up "
+            f"({' '.join(str(error).split())}): pass a batch of your data as `inputs=`"
+        ) from error
+    for name in OPTIONAL:
+        if idle and name in reads and name not in inputs:
+            more = inputs | _read(model, OPTIONAL[name](model, inputs))
+            with suppress(Exception):
+                left = _idle(model, more)
+                inputs, idle = (more, left) if left < idle else (inputs, idle)
     return inputs
 
 
-def _refusal(model: PreTrainedModel, names: list[str], why: str = "") -> SparsityError:
-    return SparsityError(
-        f"{type(model).__name__} reads {', '.join(names)}, of which no example can be made up{why}: "
-        "pass a batch of your data as `inputs=`"
-    )
+def _read(model: PreTrainedModel, made: Inputs) -> Inputs:
+    """Those of the inputs that forward reads, on the device of the model."""
+    reads = inspect.signature(type(model).forward).parameters
+    return {name: tensor.to(model.device) for name, tensor in made.items() if name in reads}
+
+
+def _idle(model: PreTrainedModel, inputs: Inputs) -> set[nn.Module]:
+    """The modules with parameters of their own that a forward does not call."""
+    idle = {module for module in model.modules() if next(module.parameters(recurse=False), None) is not None}
+    hooks = [module.register_forward_pre_hook(lambda module, _: idle.discard(module)) for module in idle]
+    try:
+        with _undisturbed(model):
+            model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return idle
+
+
+def _required(model: PreTrainedModel) -> set[str]:
+    """What forward and the getters of features cannot do without, of all that forward reads."""
+    reads = inspect.signature(type(model).forward).parameters
+    required = {
+        parameter.name
+        for function in (type(model).forward, *_getters(model).values())
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    }
+    return (required & reads.keys()) - {"self"}
+
+
+def _getters(model: PreTrainedModel) -> dict[str, Callable[..., Any]]:
+    """By modality, the methods that give features to put in the place of tokens."""
+    names = {modality: f"get_{modality}_features" for modality in ("image", "video", "audio")}
+    return {modality: getattr(model.base_model, n) for modality, n in names.items() if hasattr(model.base_model, n)}
 
 
 @contextmanager
 def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation without gradients, after which modes, statistics and random states are as before."""
+    """Evaluation without gradients; modes and random states are restored."""
     training = [module for module in model.modules() if module.training]
     with torch.no_grad(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         model.eval()
@@ -66,178 +100,256 @@ def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
                 module.training = True
 
 
+# ---- What the config says ----
+
+
 def _find(config: PreTrainedConfig, *names: str, default: Any = None) -> Any:
-    """The value of the first of these names in a config, or else in the configs within it, those of towers."""
+    """The value of the first of these names that a config knows, or else one of the configs within it."""
     for name in names:
         if getattr(config, name, None) is not None:
             return getattr(config, name)
-    for part in config.sub_configs:
-        nested = getattr(config, part, None)
-        value = None if nested is None else _find(nested, *names)
-        if value is not None:
-            return value
-    return default
+    parts = (getattr(config, part, None) for part in config.sub_configs)
+    found = (_find(part, *names) for part in parts if isinstance(part, PreTrainedConfig))
+    return next((value for value in found if value is not None), default)
 
 
 def _tower(model: PreTrainedModel, modality: str) -> PreTrainedConfig:
+    """The config of the encoder of a modality; that of the model, where it is one encoder."""
     return getattr(model.get_encoder(modality=modality), "config", model.config)
 
 
-def _text_config(config: PreTrainedConfig, decoder: bool = False) -> PreTrainedConfig:
-    names = ("decoder", "text_config") if decoder else ("text_encoder", "encoder", "text_config", "decoder")
-    return next((getattr(config, n) for n in names if isinstance(getattr(config, n, None), PreTrainedConfig)), config)
+def _text_config(config: PreTrainedConfig, *parts: str) -> PreTrainedConfig:
+    """The config of the first of these parts that there is; the config itself, where it has none."""
+    nested = (getattr(config, part, None) for part in parts)
+    return next((part for part in nested if isinstance(part, PreTrainedConfig)), config)
 
 
 def _noise(model: PreTrainedModel, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.dtype)
 
 
-def _batch(model: PreTrainedModel) -> int:
-    return BATCH
-
-
-# Images
+# ---- Images and videos ----
 
 
 def _image_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
     """Channels, height and width."""
-    size = _find(config, "image_size", "crop_size", default=64)
-    height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
+    size = _find(config, "image_size", "crop_size", "input_size", default=64)
+    height, width = (size, size) if isinstance(size, int) else size
     return _find(config, "num_channels", "in_channels", "in_chans", default=3), height, width
 
 
 def _images(model: PreTrainedModel, inputs: Inputs) -> Inputs:
-    """Images (batch, channels, height, width), or videos (batch, frames, channels, height, width)."""
+    """Images (batch, channels, height, width) or videos (batch, frames, channels, height, width)."""
     config = _tower(model, "image")
     frames = _find(config, "num_frames")
-    shape = _image_shape(config)
-    return {"pixel_values": _noise(model, BATCH, *shape) if frames is None else _noise(model, BATCH, frames, *shape)}
+    return {"pixel_values": _noise(model, BATCH, *([] if frames is None else [frames]), *_image_shape(config))}
 
 
 def _videos(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+    """Videos (batch, frames, channels, height, width)."""
     config = _tower(model, "video")
-    frames = _find(config, "num_frames", "frames_per_clip", default=4)
+    frames = _find(config, "num_frames", "frames_per_clip", default=2)
     return {"pixel_values_videos": _noise(model, BATCH, frames, *_image_shape(config))}
 
 
 def _image_lists(model: PreTrainedModel, inputs: Inputs) -> Inputs:
-    """A list of one image for each sequence (batch, 1, channels, height, width)."""
-    return {"pixel_values": _noise(model, BATCH, 1, *_image_shape(_tower(model, "image")))}
+    """One image for each text (batch, 1, channels, height, width), and where it isn't padding."""
+    channels, height, width = _image_shape(_tower(model, "image"))
+    return {"pixel_values": _noise(model, BATCH, 1, channels, height, width)}
+
+
+def _sized_images(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+    """Images (batch, channels, height, width), or in tiles (batch, tiles, channels, height, width); their sizes."""
+    channels, height, width = _image_shape(_tower(model, "image"))
+    pinpoints = _find(model.config, "image_grid_pinpoints")
+    if pinpoints is None:
+        pixels, size = _noise(model, BATCH, channels, height, width), [height, width]
+    else:
+        size = min(pinpoints, key=math.prod)
+        tiles = 1 + math.prod(size) // (height * width)  # the first shows the whole image
+        pixels = _noise(model, BATCH, tiles, channels, height, width)
+    return {"pixel_values": pixels, "image_sizes": torch.tensor([size] * BATCH)}
+
+
+def _tiles(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+    """An image of one tile for each text (batch, 1, tiles, channels, height, width)."""
+    config = _tower(model, "image")
+    tiles = _find(config, "max_num_tiles")
+    mask = torch.eye(tiles, dtype=torch.long)[0].expand(BATCH, 1, -1)
+    seen = mask[:, None].expand(-1, LENGTH, -1, -1)
+    pixels = _noise(model, BATCH, 1, tiles, *_image_shape(config))
+    ids = torch.ones(BATCH, 1, dtype=torch.long)
+    return {"pixel_values": pixels, "aspect_ratio_ids": ids, "aspect_ratio_mask": mask, "cross_attention_mask": seen}
+
+
+def _packed_patches(pixels: str, grid: str) -> Maker:
+    def make(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+        """The patches of all images in one row (patches, values), and the grid of each (batch, 3)."""
+        config = _tower(model, "image")
+        depth, merged = _find(config, "temporal_patch_size", default=1), _find(config, "spatial_merge_size", default=1)
+        side = SIDE * merged
+        values = _image_shape(config)[0] * depth * _find(config, "patch_size") ** 2
+        return {pixels: _noise(model, BATCH * side**2, values), grid: torch.tensor([[1, side, side]] * BATCH)}
+
+    return make
 
 
 def _patches(model: PreTrainedModel, inputs: Inputs) -> Inputs:
-    """The patches of all images in one row (patches, values of a patch), and the grid of each (batch, 3)."""
+    """The patches of each image (batch, patches, values), and how many there are along its sides."""
     config = _tower(model, "image")
-    side = 2 * _find(config, "spatial_merge_size", default=1)
-    depth = _find(config, "temporal_patch_size", default=1)
-    values = _image_shape(config)[0] * depth * _find(config, "patch_size") ** 2
-    grid = torch.tensor([[1, side, side]] * BATCH)
-    return {"pixel_values": _noise(model, BATCH * side * side, values), "image_grid_thw": grid}
-
-
-def _naflex(model: PreTrainedModel, inputs: Inputs) -> Inputs:
-    config = _tower(model, "image")
-    side = 4
     values = _image_shape(config)[0] * _find(config, "patch_size") ** 2
     return {
-        "pixel_values": _noise(model, BATCH, side * side, values),
-        "pixel_attention_mask": torch.ones(BATCH, side * side, dtype=torch.long),
-        "spatial_shapes": torch.tensor([[side, side]] * BATCH),
+        "pixel_values": _noise(model, BATCH, SIDE**2, values),
+        "pixel_attention_mask": torch.ones(BATCH, SIDE**2, dtype=torch.long),
+        "spatial_shapes": torch.tensor([[SIDE, SIDE]] * BATCH),
     }
 
 
-IMAGES: dict[str, Maker] = {
-    "image_grid_thw": _patches,
-    "spatial_shapes": _naflex,
-    "pixel_attention_mask": _image_lists,
-    "pixel_values": _images,
-    "pixel_values_videos": _videos,
-}
-
-# Sound
+# ---- Sound ----
 
 
-def _features(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+def _spectrogram(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+    """Spectrograms, (batch, bins, length) where a convolution along time reads them, else (batch, length, bins)."""
     config = _tower(model, "audio")
-    bins = _find(config, "num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "input_dim", default=80)
-    convolved = any(isinstance(m, nn.Conv1d) and m.in_channels == bins for m in model.modules())
-    if convolved:
-        shape = (BATCH, bins, 2 * _find(config, "max_source_positions", default=50))
-    else:
-        shape = (BATCH, 64, bins)
-    mask = torch.ones(BATCH, max(shape[1:]), dtype=torch.long)
-    return {"input_features": _noise(model, *shape), "input_features_mask": mask, "feature_attention_mask": mask}
+    names = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "input_dim", "feature_size")
+    bins = _find(config, *names, default=80)
+    length = 2 * _find(config, "max_source_positions", default=50)
+    by_time = any(isinstance(module, nn.Conv1d) and module.in_channels == bins for module in model.modules())
+    features = _noise(model, BATCH, bins, length) if by_time else _noise(model, BATCH, length, bins)
+    mask = torch.ones(BATCH, length, dtype=torch.long)
+    return {"input_features": features, "input_features_mask": mask, "feature_attention_mask": mask}
 
 
 def _waveform(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+    """Sound (batch, samples), or spectrograms (batch, length, bins) for a model with a number of bins."""
     config = _tower(model, "audio")
-    bins = _find(config, "num_mel_bins")
-    if bins is not None and _find(config, "max_length"):
-        return {"input_values": _noise(model, BATCH, _find(config, "max_length"), bins)}
-    length = LENGTH * math.prod(_find(config, "conv_stride", default=[400]))
-    return {"input_values": _noise(model, BATCH, length)}
+    bins, length = _find(config, "num_mel_bins"), _find(config, "max_length")
+    if bins is not None and length is not None:
+        return {"input_values": _noise(model, BATCH, length, bins)}
+    return {"input_values": _noise(model, BATCH, LENGTH * math.prod(_find(config, "conv_stride", default=[400])))}
 
 
-SOUNDS: dict[str, Maker] = {"input_features": _features, "input_values": _waveform}
-
-# Text
+# ---- Series ----
 
 
-def _placeholders(model: PreTrainedModel, inputs: Inputs) -> list[int]:
-    tokens: list[int] = []
-    for modality in ("image", "video", "audio"):
-        getter = getattr(model.base_model, f"get_{modality}_features", None)
-        token = _find(model.config, f"{modality}_token_id", f"{modality}_token_index")
-        if getter is None or token is None:
-            continue
-        taken = {name: inputs[name] for name in inspect.signature(getter).parameters if name in inputs}
-        if not taken:
-            continue
-        with _undisturbed(model):
-            features = getter(**taken, return_dict=True).pooler_output
-        tokens += [token] * (sum(f.numel() // f.shape[-1] for f in features) // BATCH)
-    return tokens
+def _series(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+    """The past of series (batch, length) or (batch, length, channels)."""
+    config = model.config
+    length, channels = config.context_length, _find(config, "num_input_channels", "input_size", default=1)
+    past = length + max(_find(config, "lags_sequence", default=[0]))
+    future = _find(config, "prediction_length", default=1)
+    several = [channels] if hasattr(config, "num_input_channels") or channels > 1 else []
+    times = _find(config, "num_time_features", default=0)
+    return {
+        "past_values": _noise(model, BATCH, past, *several),
+        "past_values_padding": torch.zeros(BATCH, past, dtype=torch.long),
+        "freq": torch.zeros(BATCH, 1, dtype=torch.long),
+        "past_time_features": _noise(model, BATCH, past, times),
+        "past_observed_mask": torch.ones(BATCH, past, *several),
+        "future_values": _noise(model, BATCH, future, *several),
+        "future_time_features": _noise(model, BATCH, future, times),
+    }
 
 
-def _tokens(config: PreTrainedConfig, special: set[int], length: int) -> Tensor:
+# ---- Text ----
+
+
+def _tokens(config: PreTrainedConfig, special: set[int]) -> Tensor:
+    """Tokens (batch, length) none of which is special."""
+    positions = _find(config, "max_position_embeddings", default=-1)
+    length = LENGTH if positions < 0 else min(LENGTH, positions)
     ordinary = [token for token in range(min(_find(config, "vocab_size", default=1000), 1000)) if token not in special]
     choice = torch.randint(len(ordinary), (BATCH, length), generator=torch.Generator().manual_seed(0))
     return torch.tensor(ordinary)[choice]
 
 
-def _specials(config: PreTrainedConfig) -> set[int]:
-    return {v for k, v in config.to_dict().items() if k.endswith(("token_id", "token_index")) and isinstance(v, int)}
+def _special(*configs: PreTrainedConfig) -> set[int]:
+    entries = [entry for config in configs for entry in config.to_dict().items()]
+    return {value for name, value in entries if name.endswith(("token_id", "token_index")) and isinstance(value, int)}
+
+
+def _placeholders(model: PreTrainedModel, inputs: Inputs) -> list[int]:
+    """The tokens of one text that give way to features, as many as there are features."""
+    tokens = []
+    for modality, getter in _getters(model).items():
+        token = _find(model.config, f"{modality}_token_id", f"{modality}_token_index")
+        known = {name: inputs[name] for name in inspect.signature(getter).parameters if name in inputs}
+        if known and token is not None:
+            with _undisturbed(model):
+                features = getter(**known, return_dict=True).pooler_output
+            tokens += [token] * (sum(part.numel() // part.shape[-1] for part in features) // BATCH)
+    return tokens
 
 
 def _text(model: PreTrainedModel, inputs: Inputs) -> Inputs:
-    config = _text_config(model.config)
-    special = _specials(config) | _specials(model.config)
-    length = min(LENGTH, getattr(config, "max_position_embeddings", LENGTH))
-    tokens = _tokens(config, special, length)
+    """Tokens (batch, length) with those that stand for features, and where they are padding and features."""
+    config = _text_config(model.config, "text_encoder", "encoder", "text_config", "decoder")
+    tokens = _tokens(config, _special(config, model.config))
     mask = torch.ones_like(tokens)
-    pad = getattr(config, "pad_token_id", None)
-    if pad is not None:
-        tokens[1, length // 2 :] = pad
-        mask[1, length // 2 :] = 0
+    padding = getattr(config, "pad_token_id", None)
+    if padding is not None:
+        tokens[1, tokens.shape[1] // 2 :] = padding
+        mask[1, tokens.shape[1] // 2 :] = 0
     elif not inputs:
+        # Without a padding token, sequence classifiers read one sequence at a time.
         tokens, mask = tokens[:1], mask[:1]
-    holders = torch.tensor(_placeholders(model, inputs), dtype=torch.long).expand(len(tokens), -1)
-    tokens = torch.cat([tokens[:, :1], holders, tokens[:, 1:]], dim=1)
-    mask = torch.cat([mask[:, :1], torch.ones_like(holders), mask[:, 1:]], dim=1)
-    kinds = torch.zeros_like(tokens)
-    kinds[:, 1 : 1 + holders.shape[1]] = 1
-    return {"input_ids": tokens, "attention_mask": mask, **({"mm_token_type_ids": kinds} if holders.numel() else {})}
+    features = torch.tensor(_placeholders(model, inputs), dtype=torch.long).expand(len(tokens), -1)
+    made = {
+        "input_ids": torch.cat([tokens[:, :1], features, tokens[:, 1:]], dim=1),
+        "attention_mask": torch.cat([mask[:, :1], torch.ones_like(features), mask[:, 1:]], dim=1),
+    }
+    if features.numel():
+        made["mm_token_type_ids"] = torch.isin(made["input_ids"], features).long()
+    return made
+
+
+def _boxes(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+    """The boxes in which tokens are on a page (batch, length, 4)."""
+    return {"bbox": torch.zeros(*inputs["input_ids"].shape, 4, dtype=torch.long)}
 
 
 def _decoder_text(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+    """What the decoder of an encoder-decoder reads (batch, length): the texts swapped, or others."""
     if not model.config.is_encoder_decoder:
         return {}
-    config = _text_config(model.config, decoder=True)
-    return {"decoder_input_ids": _tokens(config, _specials(config), LENGTH).flip(0)}
+    config = _text_config(model.config, "decoder", "text_config")
+    tokens = (
+        inputs["input_ids"] if config is model.config and "input_ids" in inputs else _tokens(config, _special(config))
+    )
+    return {"decoder_input_ids": tokens.flip(0)}
 
 
-TEXTS: dict[str, Maker] = {"input_ids": _text}
-TARGETS: dict[str, Maker] = {"decoder_input_ids": _decoder_text}
+def _states(name: str) -> Maker:
+    def make(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+        """What the encoder beside a decoder makes (batch, length, width)."""
+        width = _find(model.config, "cross_attention_hidden_size", "hidden_size")
+        return {name: _noise(model, BATCH, LENGTH, width)}
 
-MODALITIES = (IMAGES, SOUNDS, TEXTS, TARGETS)
-ALONGSIDE: dict[str, Maker] = {}
+    return make
+
+
+# For each modality, from the parameter of forward that shows how the model reads it, to what makes it.
+MODALITIES: tuple[dict[str, Maker], ...] = (
+    {
+        "aspect_ratio_ids": _tiles,
+        "image_grid_thw": _packed_patches("pixel_values", "image_grid_thw"),
+        "grid_thw": _packed_patches("hidden_states", "grid_thw"),
+        "spatial_shapes": _patches,
+        "pixel_attention_mask": _image_lists,
+        "pixel_values": _images,
+        "pixel_values_videos": _videos,
+    },
+    {"input_features": _spectrogram, "input_values": _waveform},
+    {"past_values": _series},
+    {"input_ids": _text},
+    {"bbox": _boxes},
+    {"decoder_input_ids": _decoder_text},
+)
+# Inputs that are made only where they are required.
+COMPANIONS: dict[str, Maker] = {"image_sizes": _sized_images}
+# Inputs that are kept only if more of the model runs with them.
+OPTIONAL: dict[str, Maker] = {
+    "encoder_hidden_states": _states("encoder_hidden_states"),
+    "cross_attention_states": _states("cross_attention_states"),
+    "pixel_values_videos": _videos,
+}

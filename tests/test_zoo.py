@@ -88,7 +88,15 @@ GENERATING = [name for name, species in ZOO.items() if species.family in TEXT an
 
 
 # The stock models fail with it.
-WITHOUT_STATIC_CACHE = {"cpmant", "deepseek_v4", "falcon (multi-head)", "inkling_text", "inkling2_text", "zaya"}
+WITHOUT_STATIC_CACHE = {
+    "cpmant",
+    "deepseek_v4",
+    "falcon (multi-head)",
+    "inkling_text",
+    "inkling2_text",
+    "prophetnet",
+    "zaya",
+}
 WAYS = ({}, {"cache_implementation": "static"}, {"num_beams": 3})
 
 

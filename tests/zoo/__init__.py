@@ -6,6 +6,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from zoo.species import Species
 
 import pathlib
+
 MODULES = [f.stem for f in sorted(pathlib.Path(__file__).parent.glob("*.py")) if f.stem not in ("species", "__init__")]
 
 

@@ -31,8 +31,10 @@ def initialized(model: PreTrainedModel) -> PreTrainedModel:
     """Weights and biases large enough that dropping anything shows in the outputs; in place."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+        for name, parameter in model.named_parameters():
+            # Tables of sines stay as they are, since checkpoints don't have them.
+            if name not in (model._keys_to_ignore_on_save or ()):
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
         for module in model.modules():
             if isinstance(module, nn.LayerNorm | nn.GroupNorm) or "Norm" in type(module).__name__:
                 for name, parameter in module.named_parameters(recurse=False):
