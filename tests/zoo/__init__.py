@@ -3,11 +3,10 @@
 import importlib
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
 from zoo.species import Species
 
-import pathlib
-
-MODULES = [f.stem for f in sorted(pathlib.Path(__file__).parent.glob("*.py")) if f.stem not in ("species", "__init__")]
+MODULES = ("encoders", "decoders", "moe_decoders", "seq2seq")
 
 
 def _collect() -> dict[str, Species]:
