@@ -1,55 +1,14 @@
 """Dense causal language models of the zoo; those with experts or with layers other than attention: moe_decoders."""
 
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
 import torch
-import transformers
-from transformers import PreTrainedModel
 
-from zoo.species import VOCABULARY, Species, initialized, noise, tokens
+from zoo.building import build
+from zoo.species import VOCABULARY, Species, noise, tokens
 
-# Sizes under all the names that configurations give them; each configuration takes those which it knows.
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    **dict.fromkeys(("hidden_size", "d_model", "n_embd"), 32),
-    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers"), 2),
-    **dict.fromkeys(("num_attention_heads", "num_heads", "n_head", "n_heads", "attention_heads"), 4),
-    "decoder_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "dff", "ffn_hidden_size", "decoder_ffn_dim"), 40),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 64),
-    "rotary_dim": 4,
-    "sliding_window": 6,  # less than the ten tokens of the inputs
-    # Latent attention: queries and keys have a part with and a part without rotary positions.
-    "kv_lora_rank": 12,
-    "q_lora_rank": 16,
-    "qk_nope_head_dim": 10,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 6,
-    # Experts, routed and shared.
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k"), 2),
-    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 1),
-    "moe_intermediate_size": 24,
-    **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), 20),
-    # Layers other than attention: state space models and linear attention.
-    "mamba_n_heads": 16,
-    "mamba_d_head": 4,
-    "mamba_d_state": 6,
-    "mamba_chunk_size": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 6,
-    "linear_value_head_dim": 7,
-}
 SLIDING_AND_FULL = {"layer_types": ["sliding_attention", "full_attention"]}
 LATENT = {"num_key_value_heads": 4}  # every head has its own part of the latent keys and values
 BYTES = {  # any of the four transformers of BLT
@@ -84,23 +43,6 @@ SCALED_ROPE = {
         "llama_4_scaling_beta": 0.1,
     }
 }
-
-
-def build(architecture: str, config: str | None = None, **sizes: Any) -> PreTrainedModel:
-    """A tiny model of that architecture.
-
-    Args:
-        architecture: name of its class.
-        config: name of the class of its configuration, where it isn't the one which the architecture names.
-        sizes: what differs from SIZES.
-    """
-    model_class = getattr(transformers, architecture)
-    config_class = getattr(transformers, config) if config else model_class.config_class
-    names = [field.name for field in fields(config_class)]
-    known = {name: size for name, size in SIZES.items() if name in names}
-    quiet = {name: 0.0 for name in names if "drop" in name or "jitter" in name}
-    # Configurations complete the lists and dicts that they are given in place, and species share some.
-    return initialized(model_class(config_class(**{**known, **quiet, **deepcopy(sizes)})))
 
 
 def text() -> dict[str, Any]:

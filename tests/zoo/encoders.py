@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from zoo.decoders import build
+from zoo.building import build
 from zoo.species import Species, tokens
 
 

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from zoo.decoders import build
+from zoo.building import build
 from zoo.encoders import padded
 from zoo.species import Species, tokens
 
