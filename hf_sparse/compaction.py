@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference
+from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, tensors
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs
@@ -24,7 +24,7 @@ from hf_sparse.modeling_hf_sparse import (
 from hf_sparse.patching import current_plan, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.probing import FORWARD_ERRORS
-from hf_sparse.slicing import rebased, shrink
+from hf_sparse.slicing import base_path, rebased, shrink
 from hf_sparse.structure import ModelStructure
 
 
@@ -153,10 +153,12 @@ def _masked_outputs(
 
 
 def _outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """The floating-point tensors among the model's outputs."""
-    outputs = model(**inputs, return_dict=True)
+    """The floating-point tensors in the model's outputs, by their place; models that sample draw the same each time."""
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        outputs = model(**inputs, return_dict=True)
     assert isinstance(outputs, ModelOutput)
-    return {key: value for key, value in outputs.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    return tensors({key: value for key, value in outputs.items() if key != "past_key_values"})
 
 
 @contextmanager
@@ -207,7 +209,7 @@ def _compact_(
     parameters = dict(model.named_parameters())
     recipe, values = shrink(parameters, structure.blocks, kept, gates)
     try:
-        recipe = rebased(recipe, _base(model))
+        recipe = rebased(recipe, base_path(model))
     except ValueError as error:
         raise SparsityError(f"no checkpoint could describe this model: {error}, its base model") from None
     if recipe["shapes"] or recipe["removed"]:
@@ -218,11 +220,6 @@ def _compact_(
         module, _, name = path.rpartition(".")
         parameter = nn.Parameter(value.detach().clone(), requires_grad=parameters[path].requires_grad)
         model.get_submodule(module).register_parameter(name, parameter)
-
-
-def _base(model: PreTrainedModel) -> str:
-    """Path of the base model, which the paths in recipes are relative to."""
-    return "" if model.base_model is model else model.base_model_prefix
 
 
 # ---- Norms that nothing reads any more ----
@@ -266,7 +263,7 @@ def _drop_norms_(model: PreTrainedModel, names: set[str], inputs: dict[str, Any]
             model.set_submodule(name, norm)
         return
     config: Any = model.config
-    prefix = f"{_base(model)}." if _base(model) else ""
+    prefix = f"{base_path(model)}." if base_path(model) else ""
     identities = sorted(name.removeprefix(prefix) for name in names)
     config.hf_sparse["identities"] = [*config.hf_sparse["identities"], *identities]
 
@@ -299,7 +296,7 @@ def _merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     """The recipe that leads from the stock model to the result of pruning twice."""
     merged = {**later, "identities": earlier["identities"]}
     gone = tuple(f"{path}." for name, removal in later["removed"].items() for path in (name, removal["output"]))
-    for key in ("shapes", "attributes", "removed", "selections"):
+    for key in ("shapes", "attributes", "removed", "selections", "padded"):
         kept = {path: value for path, value in earlier[key].items() if not f"{path}.".startswith(gone)}
         merged[key] = {**kept, **later[key]}
     return merged

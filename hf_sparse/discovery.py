@@ -15,7 +15,7 @@ from hf_sparse.inputs import example_inputs
 from hf_sparse.ownership import CoupledError, Ownership, heads, neurons
 from hf_sparse.probing import input_dim, probe, projections, record_calls, sizes
 from hf_sparse.proof import prove
-from hf_sparse.slicing import common_path
+from hf_sparse.slicing import base_path, common_path
 from hf_sparse.structure import Block, ModelStructure, Slice
 
 # The index of a layer or an expert: h.0, experts.expert_0.
@@ -100,7 +100,7 @@ class _Discovery:
             twin = self._twin(finding.path, found) if finding.reason else None
             if twin is not None:
                 findings[i] = _translated(twin, finding.path)
-        blocks = tuple(finding.block for finding in findings if finding.block is not None)
+        blocks = _without_overlaps([finding.block for finding in findings if finding.block is not None])
         refused = [(finding.path, finding.reason) for finding in findings if finding.reason]
         if not refused:
             found_kinds = {block.kind for block in blocks}
@@ -114,11 +114,16 @@ class _Discovery:
 
     def _examine(self, path: str, module: nn.Module) -> _Finding:
         try:
+            if "padded_channels" in vars(module):
+                raise CoupledError("it has lost heads before, and the code around it counts on all: prune it once only")
             owned = self._ownership(path, module)
             if owned is None:
                 return _Finding(path)
             kind, output, ownership = owned
             block = self._block(path, kind, output, ownership)
+            base = base_path(self.model)
+            if base and not all(f"{part.parameter}.".startswith(f"{base}.") for part in block.slices):
+                raise CoupledError(f"it is outside of {base!r}, the base model, which is what checkpoints describe")
             if tied := [part.parameter for part in block.slices if part.parameter in self.shared]:
                 raise CoupledError(f"its parameter {tied[0]} is shared with another module")
             return _Finding(path, self._with_costs(prove(self.model, block, self.calls)))
@@ -212,6 +217,8 @@ class _Discovery:
             return home
         core = common_path(producers)
         while (parent := core.rpartition(".")[0]) and not f"{path}.".startswith(f"{parent}."):
+            if not all(f"{parent}.{name}" in reached for name, _ in self.modules[parent].named_parameters()):
+                break
             core = parent
         return core
 
@@ -253,6 +260,18 @@ class _Discovery:
             numbers = {key: value for key, value in vars(child).items() if type(value) is int and key != "layer_idx"}
             parts.append((name, type(child), sorted(numbers.items())))
         return parts
+
+
+def _without_overlaps(blocks: list[Block]) -> tuple[Block, ...]:
+    """The blocks, of which those whose removal would take what others slice have no stand-in: one unit stays."""
+
+    def takes(one: Block, other: Block) -> bool:
+        gone = (f"{one.name}.", f"{one.output}.")
+        return one is not other and any(part.parameter.startswith(gone) for part in other.slices)
+
+    return tuple(
+        replace(block, stand_in=None) if any(takes(block, other) for other in blocks) else block for block in blocks
+    )
 
 
 def _translated(finding: _Finding, path: str) -> _Finding:

@@ -17,7 +17,7 @@ def stacked_weights(module: nn.Module) -> list[str]:
     """Names of a module's own parameters of three dimensions, experts first; empty unless there are several."""
     names = [name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim == 3]
     counts = {module.get_parameter(name).shape[0] for name in names}
-    return names if len(names) > 1 and len(counts) == 1 else []
+    return names if len(names) > 1 and len(counts) == 1 and counts != {1} else []
 
 
 def expert_neurons(module: nn.Module, call: Call) -> tuple[str, int, Ownership] | None:

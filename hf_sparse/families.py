@@ -14,8 +14,8 @@ HEAD_COUNTS = re.compile(r"^(n|num|nb)?_?(\w+_)?n?_?heads?(_kv|_q)?$|^num_key_va
 # Integers that are the columns of all heads, in attention modules that have other names for the width of the model.
 HEAD_WIDTHS = re.compile(
     r"^(all_head_size|split_size|inner_dim|inner_size|query_size|q_size|kv_size|query_dim|key_dim|kv_dim|value_dim"
-    r"|attention_dim|attn_dim|total_head_dim|projection_size|all_heads_size|op_size|value_all_head_size|attn_hidden_size"
-    r"|new_num_attention_heads|kv_channels_all)$"
+    r"|attention_dim|attn_dim|hidden_size_output|total_head_dim|projection_size|all_heads_size|op_size"
+    r"|value_all_head_size|attn_hidden_size|new_num_attention_heads|kv_channels_all)$"
 )
 
 # Names for the columns of all heads that elsewhere are the width of the model: tried only where the others fail.

@@ -213,8 +213,11 @@ def _spectrogram(model: PreTrainedModel, inputs: Inputs) -> Inputs:
     config = _tower(model, "audio")
     names = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "input_dim", "feature_size")
     bins = _find(config, *names, default=80)
-    length = 2 * _find(config, "max_source_positions", default=50)
-    by_time = any(isinstance(module, nn.Conv1d) and module.in_channels == bins for module in model.modules())
+    by_time = _find(config, "num_mel_bins") is not None and any(
+        isinstance(module, nn.Conv1d) and module.in_channels == bins for module in model.modules()
+    )
+    # Convolutions over time halve the length to that of a table of positions.
+    length = 2 * _find(config, "max_source_positions", default=50) if by_time else 100
     features = _noise(model, BATCH, bins, length) if by_time else _noise(model, BATCH, length, bins)
     mask = torch.ones(BATCH, length, dtype=torch.long)
     return {"input_features": features, "input_features_mask": mask, "feature_attention_mask": mask}
@@ -299,7 +302,7 @@ def _text(model: PreTrainedModel, inputs: Inputs) -> Inputs:
         "attention_mask": torch.cat([mask[:, :1], torch.ones_like(features), mask[:, 1:]], dim=1),
     }
     if features.numel():
-        made["mm_token_type_ids"] = torch.isin(made["input_ids"], features).long()
+        made["mm_token_type_ids"] = torch.isin(made["input_ids"], features[0]).long()
     return made
 
 

@@ -6,6 +6,7 @@ A pruned model is its stock architecture plus a resize recipe in `config.hf_spar
      "shapes":     {parameter: [sizes]},                  parameters whose shape differs from the stock skeleton's
      "attributes": {module: {name: value}},               head counts and widths that the forward pass reads
      "selections": {module: [{"argument": ..., "dim": ..., "count": heads, "index": [kept heads], "method": ...}]},
+     "padded":     {projection: {"side": "inputs" or "outputs", "size": channels, "runs": [[start, stop], ...]}},
      "removed":    {module: {"kind": ..., "output": ..., "outputs": ..., "passed": ..., "cache": [kv heads, width]}},
      "identities": [module, ...]}                         norms that nothing reads any more
 
@@ -140,6 +141,7 @@ def empty_recipe() -> dict[str, Any]:
         "shapes": {},
         "attributes": {},
         "selections": {},
+        "padded": {},
         "removed": {},
         "identities": [],
     }
@@ -167,6 +169,8 @@ def resize_(model: nn.Module, recipe: dict[str, Any]) -> None:
             _set_attribute_(_at(model, path), path, name, value)
     for path, selections in recipe["selections"].items():
         _select_heads_(_at(model, path), selections)
+    for path, padding in recipe["padded"].items():
+        _pad_(_at(model, path), path, padding)
 
 
 def _at(base: nn.Module, path: str) -> nn.Module:
@@ -316,6 +320,42 @@ def _restored(outputs: Any, whole: list[tuple[Tensor, Tensor]]) -> Any:
     if isinstance(outputs, tuple):
         return tuple(_restored(output, whole) for output in outputs)
     return next((tensor for part, tensor in whole if outputs is part), outputs)
+
+
+# ---- Projections between fewer channels than are around them ----
+
+
+def _pad_(module: Any, path: str, padding: dict[str, Any]) -> None:
+    """Let a projection read only some of its input channels, or give zeros for some of its output channels."""
+    dim = (padding["side"] == "inputs") == isinstance(module, nn.Linear)
+    runs, size = padding["runs"], padding["size"]
+    bounds = [0, *(bound for run in runs for bound in run), size]
+    fits = all(type(bound) is int for bound in bounds) and bounds == sorted(bounds)
+    if not (isinstance(module, nn.Linear | Conv1D) and fits and all(len(run) == 2 for run in runs)):
+        raise ValueError(f"config.hf_sparse pads {path!r} by {padding!r}, which it cannot be")
+    if sum(stop - start for start, stop in runs) != module.weight.shape[int(dim)]:
+        raise ValueError(f"config.hf_sparse pads {path!r} to other channels than it has")
+    kind: Any = type(module)
+    module.__class__ = _padding_class(kind)
+    module.padded_channels = padding  # type: ignore[assignment]
+
+
+@functools.cache
+def _padding_class(stock: Any) -> Any:
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        runs = self.padded_channels["runs"]
+        if self.padded_channels["side"] == "inputs":
+            return stock.forward(self, torch.cat([hidden_states[..., start:stop] for start, stop in runs], -1))
+        outputs = stock.forward(self, hidden_states)
+        parts, end, taken = [], 0, 0
+        for start, stop in [*runs, [self.padded_channels["size"]] * 2]:
+            parts.append(outputs.new_zeros(*outputs.shape[:-1], start - end))
+            parts.append(outputs[..., taken : taken + stop - start])
+            end, taken = stop, taken + stop - start
+        return torch.cat(parts, -1)
+
+    body = {"forward": forward, "__module__": stock.__module__, "stock_class": stock}
+    return type(stock.__name__, (stock,), body)
 
 
 # ---- Classes, made on demand ----

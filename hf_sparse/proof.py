@@ -117,9 +117,14 @@ class _Trial:
 
 
 def _handed_on(path: str, calls: Mapping[str, Call]) -> set[str]:
-    """Which of the outputs of a module others need: the first, and those that come back as an argument."""
+    """Which of the outputs of a module others need: the first, and those that come back as an argument.
+
+    All of those of the model.
+    """
     outputs = tensors(calls[path].output)
-    prefix = f"{path}." if path else ""
+    if not path:
+        return set(outputs)
+    prefix = f"{path}."
     outside = (call for other, call in calls.items() if other != path and not other.startswith(prefix))
     used = {id(tensor) for call in outside for tensor in tensors([call.args, dict(call.kwargs)]).values()}
     return {place for i, (place, tensor) in enumerate(outputs.items()) if i == 0 or id(tensor) in used}
@@ -149,6 +154,16 @@ def _attempts(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str
             if attributes not in seen:
                 seen.append(attributes)
                 yield replace(form, attributes=tuple(attributes))
+    if block.kind == "attention":
+        yield from _padded(modules, block)
+
+
+def _padded(modules: Mapping[str, nn.Module], block: Block) -> Iterator[Block]:
+    """The block with smaller projections around attention that goes on computing all heads, some of them from zeros."""
+    own = [part for part in block.slices if part.parameter.rpartition(".")[2] in ("weight", "bias")]
+    slices = [part for part in own if isinstance(modules[part.parameter.rpartition(".")[0]], nn.Linear | Conv1D)]
+    if slices and slices[0] == block.slices[0] and len(slices) > 1:
+        yield replace(block, slices=tuple(slices), padded=True)
 
 
 def _attribute_sets(block: Block, holders: Mapping[str, nn.Module]) -> list[list[Attribute]]:

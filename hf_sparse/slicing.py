@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from hf_sparse.modeling_hf_sparse import empty_recipe
 from hf_sparse.structure import Block
@@ -61,18 +62,34 @@ def shrink(
         values[name] = parameters[name]
         for scale in scales:
             values[name] = values[name] * scale
+    sides = {
+        (part.parameter, part.dim): "inputs" if part is block.weight else "outputs"
+        for block in blocks
+        if block.padded
+        for part in block.slices
+        if parameters[part.parameter].ndim > 1
+    }
     for (name, dim), positions in dropped.items():
         value = values.get(name, parameters[name])
         keep = torch.ones(parameters[name].shape[dim], dtype=torch.bool).index_fill(0, torch.cat(positions), False)
         # What stays keeps its order, so that fused projections do: all queries, then all keys, then all values.
         values[name] = value.index_select(dim, keep.nonzero().flatten().to(value.device))
         recipe["shapes"][name] = list(values[name].shape)
+        if (name, dim) in sides:
+            padding = {"side": sides[name, dim], "size": len(keep), "runs": _runs(keep)}
+            recipe["padded"][name.rpartition(".")[0]] = padding
     return recipe, values
 
 
 def _heads(block: Block, units: Tensor) -> list[int]:
     """The query heads of some units, ascending."""
     return sorted((block.columns[units].flatten() // block.head_dim).unique().tolist())
+
+
+def _runs(keep: Tensor) -> list[list[int]]:
+    """Where the channels that are kept start and stop, shape (channels,) to pairs."""
+    edges = torch.diff(keep.int(), prepend=torch.tensor([0]), append=torch.tensor([0])).nonzero().flatten().tolist()
+    return [list(pair) for pair in zip(edges[::2], edges[1::2])]
 
 
 def common_path(paths: Iterable[str]) -> str:
@@ -83,6 +100,11 @@ def common_path(paths: Iterable[str]) -> str:
             break
         common.append(parts[0])
     return ".".join(common)
+
+
+def base_path(model: PreTrainedModel) -> str:
+    """Path of the base model, which the paths in recipes are relative to."""
+    return "" if model.base_model is model else model.base_model_prefix
 
 
 def rebased(recipe: Mapping[str, Any], base: str) -> dict[str, Any]:
@@ -107,4 +129,4 @@ def rebased(recipe: Mapping[str, Any], base: str) -> dict[str, Any]:
     return {**recipe, **tables, "removed": removed}
 
 
-_TABLES = ("shapes", "attributes", "selections")
+_TABLES = ("shapes", "attributes", "selections", "padded")

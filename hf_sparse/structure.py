@@ -59,6 +59,7 @@ class Block:
             `modeling_hf_sparse`, without the kept heads.
         stand_in: what takes the block's place when no unit is left, as a record of `modeling_hf_sparse`; None if
             nothing can, and then one unit stays, with a weight of zeros.
+        padded: whether the projections pad what they lost with zeros, since the code between them counts on all heads.
         heads_per_unit: query heads per unit; 0 for neurons.
         head_dim: width of one query head; 0 for neurons.
         multiple: what the number of units that stay is rounded up to a multiple of, with units that weigh zero.
@@ -76,6 +77,7 @@ class Block:
     attributes: tuple[Attribute, ...] = field(default=(), repr=False)
     selections: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     stand_in: Mapping[str, Any] | None = field(default=None, repr=False)
+    padded: bool = False
     heads_per_unit: int = 0
     head_dim: int = 0
     multiple: int = 1

@@ -26,6 +26,7 @@ from hf_sparse.comparison import tensors
 @torch.no_grad()
 def outputs(model: PreTrainedModel, inputs: dict) -> dict[str, torch.Tensor]:
     """What a forward returns, but for caches and attention weights."""
+    torch.manual_seed(0)
     found = tensors(dict(model(**inputs)))
     return {
         name: tensor for name, tensor in found.items() if "past_key_values" not in name and "attentions" not in name

@@ -6,7 +6,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from zoo.species import Species
 
-MODULES = ("encoders", "decoders", "moe_decoders", "seq2seq")
+MODULES = ("encoders", "decoders", "moe_decoders", "seq2seq", "vision", "audio", "multimodal")
 
 
 def _collect() -> dict[str, Species]:

@@ -50,6 +50,10 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("image_size", "input_size"), 32),
     "patch_size": 8,
     "num_mel_bins": 16,
+    **dict.fromkeys(("image_token_id", "image_token_index"), 90),
+    **dict.fromkeys(("video_token_id", "video_token_index"), 91),
+    **dict.fromkeys(("audio_token_id", "audio_token_index"), 92),
+    **dict.fromkeys(("vision_start_token_id", "vision_end_token_id"), 93),
 }
 
 

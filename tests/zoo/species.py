@@ -36,6 +36,8 @@ def initialized(model: PreTrainedModel) -> PreTrainedModel:
             if name not in (model._keys_to_ignore_on_save or ()):
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
         for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0.0  # as every checkpoint has it
             if isinstance(module, nn.LayerNorm | nn.GroupNorm) or "Norm" in type(module).__name__:
                 for name, parameter in module.named_parameters(recurse=False):
                     if name == "weight":
