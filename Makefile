@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: prune test check lint install format clean
+.PHONY: prune test coverage check lint install format clean
 
 prune: install  ## fine-tune and prune MiniLM on docstrings of installed libraries, into runs/quickstart
 	$(BIN)/python recipes/text_classification.py --overwrite_output_dir
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+coverage: install  ## print what can be pruned in every model type that is tested
+	$(BIN)/python tests/coverage.py
 
 check: lint test  ## all that must hold before a change lands
 

@@ -1,5 +1,9 @@
-"""The one exception that users meet: what was wrong, where, and what to do."""
+"""The exceptions that users meet: what was wrong, where, and what to do."""
 
 
 class SparsityError(ValueError):
     """A request that cannot be carried out exactly; the message is one line and names the cure."""
+
+
+class UnknownInputsError(SparsityError):
+    """Example inputs cannot be made from a model's config: some of its data has to be passed."""

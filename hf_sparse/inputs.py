@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_sparse.errors import SparsityError
+from hf_sparse.errors import UnknownInputsError
 
 BATCH, LENGTH = 2, 16
 SIDE = 4  # of images in patches, where the config leaves their size open
@@ -25,7 +25,7 @@ def example_inputs(model: PreTrainedModel) -> Inputs:
     Of two texts, the second is padded; where there is no padding token, a model of text alone gets one text.
 
     Raises:
-        SparsityError: the model reads something that cannot be made up from its config.
+        UnknownInputsError: the model reads something that cannot be made up from its config.
     """
     reads, inputs = inspect.signature(type(model).forward).parameters, Inputs()
     try:
@@ -37,7 +37,7 @@ def example_inputs(model: PreTrainedModel) -> Inputs:
         idle = _idle(model, inputs)
     except Exception as error:
         missing = [name for name in _required(model) if name not in inputs]
-        raise SparsityError(
+        raise UnknownInputsError(
             f"{type(model).__name__} reads {', '.join(missing or inputs)}, for which no example could be made up "
             f"({' '.join(str(error).split())}): pass a batch of your data as `inputs=`"
         ) from error

@@ -25,7 +25,7 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Schedule
 from hf_sparse.directories import replaced_directory
 from hf_sparse.distillation import logit_distillation
-from hf_sparse.errors import SparsityError
+from hf_sparse.errors import SparsityError, UnknownInputsError
 from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.patching import GateBank, attach_gates, current_plan, gate_bank, require_bank
 from hf_sparse.plan import PruningPlan
@@ -89,7 +89,7 @@ class SparseTrainerMixin(FiniteLossMixin):
             )
         if self.args.fp16 and self.args.max_grad_norm <= 0:
             raise SparsityError("fp16 without gradient clipping leaves gradients scaled: set max_grad_norm or use bf16")
-        bank = gate_bank(self._model) or attach_gates(self._model, sparsity)
+        bank = gate_bank(self._model) or self._attach_gates()
         if bank.config != sparsity:
             raise SparsityError("the model has gates of another SparsityConfig: call detach_gates(model) first")
         if teacher is not None:
@@ -107,6 +107,15 @@ class SparseTrainerMixin(FiniteLossMixin):
             SparsityError: the model has none (any more).
         """
         return require_bank(self._model)
+
+    def _attach_gates(self) -> GateBank:
+        """Put gates on the model, in place; found by a batch of the data if no other input can be made up."""
+        try:
+            return attach_gates(self._model, self.sparsity)
+        except UnknownInputsError:
+            if self.eval_dataset is None and self.train_dataset is None:
+                raise
+            return attach_gates(self._model, self.sparsity, self._verification_batch())
 
     @property
     def _model(self) -> PreTrainedModel:
