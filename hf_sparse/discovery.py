@@ -85,6 +85,10 @@ class _Discovery:
         found: dict[str, list[_Finding]] = {}
         findings = []
         for path, module in self.modules.items():
+            if vars(module).get("padded_channels", {}).get("side") == "inputs":
+                findings.append(
+                    _Finding(path, reason="it has lost heads before, though its code counts on all: it is pruned once")
+                )
             if not (path in self.projections or stacked_weights(module)):
                 continue
             twin = self._twin(path, found)
@@ -114,8 +118,6 @@ class _Discovery:
 
     def _examine(self, path: str, module: nn.Module) -> _Finding:
         try:
-            if "padded_channels" in vars(module):
-                raise CoupledError("it has lost heads before, and the code around it counts on all: prune it once only")
             owned = self._ownership(path, module)
             if owned is None:
                 return _Finding(path)

@@ -162,6 +162,8 @@ def resize_(model: nn.Module, recipe: dict[str, Any]) -> None:
         _remove_(model, path, removal)
     for path in recipe["identities"]:
         _replace_(model, path, nn.Identity())
+    for path, padding in recipe["padded"].items():
+        _pad_(_at(model, path), path, padding, recipe["shapes"].get(f"{path}.weight"))
     for path, shape in recipe["shapes"].items():
         _resize_parameter_(model, path, shape)
     for path, attributes in recipe["attributes"].items():
@@ -169,8 +171,6 @@ def resize_(model: nn.Module, recipe: dict[str, Any]) -> None:
             _set_attribute_(_at(model, path), path, name, value)
     for path, selections in recipe["selections"].items():
         _select_heads_(_at(model, path), selections)
-    for path, padding in recipe["padded"].items():
-        _pad_(_at(model, path), path, padding)
 
 
 def _at(base: nn.Module, path: str) -> nn.Module:
@@ -325,15 +325,24 @@ def _restored(outputs: Any, whole: list[tuple[Tensor, Tensor]]) -> Any:
 # ---- Projections between fewer channels than are around them ----
 
 
-def _pad_(module: Any, path: str, padding: dict[str, Any]) -> None:
-    """Let a projection read only some of its input channels, or give zeros for some of its output channels."""
-    dim = (padding["side"] == "inputs") == isinstance(module, nn.Linear)
-    runs, size = padding["runs"], padding["size"]
+def _pad_(module: Any, path: str, padding: dict[str, Any], shape: list[int] | None) -> None:
+    """Let a projection read only some of its input channels, or give zeros for some of its output channels, in place.
+
+    Args:
+        module: a projection that still has its stock shape.
+        path: where it is, for messages.
+        padding: a record of the recipe.
+        shape: that of its weight, once it is resized.
+    """
+    side, size, runs = padding["side"], padding["size"], padding["runs"]
     bounds = [0, *(bound for run in runs for bound in run), size]
-    fits = all(type(bound) is int for bound in bounds) and bounds == sorted(bounds)
-    if not (isinstance(module, nn.Linear | Conv1D) and fits and all(len(run) == 2 for run in runs)):
+    fits = (
+        all(type(bound) is int for bound in bounds) and bounds == sorted(bounds) and all(len(run) == 2 for run in runs)
+    )
+    if not (fits and side in ("inputs", "outputs") and isinstance(module, nn.Linear | Conv1D) and shape is not None):
         raise ValueError(f"config.hf_sparse pads {path!r} by {padding!r}, which it cannot be")
-    if sum(stop - start for start, stop in runs) != module.weight.shape[int(dim)]:
+    dim = int((side == "inputs") == isinstance(module, nn.Linear))
+    if size != module.weight.shape[dim] or sum(stop - start for start, stop in runs) != shape[dim]:
         raise ValueError(f"config.hf_sparse pads {path!r} to other channels than it has")
     kind: Any = type(module)
     module.__class__ = _padding_class(kind)
