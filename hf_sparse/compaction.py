@@ -65,11 +65,11 @@ def compact(
         SparsityError: the plan does not fit the model, or the outputs differ; the model is then as it was.
     """
     bank = gate_bank(model)
+    inputs = dict(inputs) if inputs is not None else example_inputs(model)
     structure = bank.structure if bank else discover(model, inputs)
     plan = plan or current_plan(model)
     kept = _kept_units(structure, plan)
     gates = bank.block_gates() if bank else {block.name: torch.ones(block.units) for block in structure.blocks}
-    inputs = dict(inputs) if inputs is not None else example_inputs(model)
     before = _parameters(model) - (_parameters(bank) if bank else 0)
     removed = tuple(block.name for block in structure.blocks if not len(kept[block.name]))
     modes = {module: module.training for module in model.modules()}
@@ -208,10 +208,7 @@ def _compact_(
     """Resize the model in place by the recipe that its checkpoint will carry, then fill in the new weights."""
     parameters = dict(model.named_parameters())
     recipe, values = shrink(parameters, structure.blocks, kept, gates)
-    try:
-        recipe = rebased(recipe, base_path(model))
-    except ValueError as error:
-        raise SparsityError(f"no checkpoint could describe this model: {error}, its base model") from None
+    recipe = rebased(recipe, base_path(model))
     if recipe["shapes"] or recipe["removed"]:
         resize_(model.base_model, recipe)
         _describe_(model, structure, kept, recipe)

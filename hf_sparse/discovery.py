@@ -1,5 +1,6 @@
 """`discover(model)`: attention, FFN and expert blocks found from structure, each proven exact before it is believed."""
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -128,7 +129,7 @@ class _Discovery:
                 raise CoupledError(f"it is outside of {base!r}, the base model, which is what checkpoints describe")
             if tied := [part.parameter for part in block.slices if part.parameter in self.shared]:
                 raise CoupledError(f"its parameter {tied[0]} is shared with another module")
-            return _Finding(path, self._with_costs(prove(self.model, block, self.calls)))
+            return _Finding(path, self._with_costs(prove(self.modules, block, self.calls)))
         except CoupledError as reason:
             return _Finding(path, reason=str(reason))
 
@@ -170,11 +171,10 @@ class _Discovery:
         for name, (dim, index) in ownership.entries.items():
             slices.append(Slice(f"{path}.{name}" if kind == "experts" else name, dim, index))
         name = path if kind == "experts" else self._core(path, set(ownership.channels))
-        layers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
         return Block(
             name=name,
             kind=kind,
-            layer=int(layers[0]) if layers else 0,
+            layer=_layer(name),
             units=len(ownership.columns),
             unit_cost=0,
             unit_macs=0,
@@ -226,16 +226,15 @@ class _Discovery:
 
     # ---- Layers that are alike ----
 
-    @property
+    @functools.cached_property
     def _consumers(self) -> dict[str, set[str]]:
         """The projections that each projection feeds."""
-        if "_consumers_found" not in vars(self):
-            self._consumers_found: dict[str, set[str]] = {name: set() for name in self.probe.leaves}
-            for path in self.probe.inputs:
-                for name in self.probe.sources(path):
-                    if name in self.probe.leaves:
-                        self._consumers_found[name].add(path)
-        return self._consumers_found
+        found: dict[str, set[str]] = {name: set() for name in self.probe.leaves}
+        for path in self.probe.inputs:
+            for name in self.probe.sources(path):
+                if name in found:
+                    found[name].add(path)
+        return found
 
     def _twin(self, path: str, found: Mapping[str, list[_Finding]]) -> _Finding | None:
         return next((one for one in found.get(_NUMBER.sub("*", path), []) if self._alike(one.path, path)), None)
@@ -264,16 +263,26 @@ class _Discovery:
         return parts
 
 
+def _layer(path: str) -> int:
+    """Index of the layer that a module is in; 0 outside of all layers."""
+    layers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", path)
+    return int(layers[0]) if layers else 0
+
+
 def _without_overlaps(blocks: list[Block]) -> tuple[Block, ...]:
     """The blocks, of which those whose removal would take what others slice have no stand-in: one unit stays."""
 
-    def takes(one: Block, other: Block) -> bool:
-        gone = (f"{one.name}.", f"{one.output}.")
-        return one is not other and any(part.parameter.startswith(gone) for part in other.slices)
+    slicing: dict[str, set[str]] = {}  # by module, the blocks that slice a parameter in it
+    for block in blocks:
+        for part in block.slices:
+            path = part.parameter
+            while path := path.rpartition(".")[0]:
+                slicing.setdefault(path, set()).add(block.name)
 
-    return tuple(
-        replace(block, stand_in=None) if any(takes(block, other) for other in blocks) else block for block in blocks
-    )
+    def overlaps(block: Block) -> bool:
+        return any(slicing.get(path, set()) - {block.name} for path in (block.name, block.output))
+
+    return tuple(replace(block, stand_in=None) if overlaps(block) else block for block in blocks)
 
 
 def _translated(finding: _Finding, path: str) -> _Finding:
@@ -291,11 +300,10 @@ def _translated(finding: _Finding, path: str) -> _Finding:
     if block is None:
         return _Finding(path)
     name = there(block.name)
-    layers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
     block = replace(
         block,
         name=name,
-        layer=int(layers[0]) if layers else 0,
+        layer=_layer(name),
         output=path,
         slices=tuple(replace(part, parameter=there(part.parameter)) for part in block.slices),
         attributes=tuple(replace(attribute, module=there(attribute.module)) for attribute in block.attributes),

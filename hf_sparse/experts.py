@@ -1,6 +1,5 @@
 """Experts whose weights are stacked in tensors of three dimensions: which neurons they have, read from gradients."""
 
-import copy
 import math
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch.func import functional_call
 
 from hf_sparse.comparison import tensors
 from hf_sparse.ownership import CoupledError, Ownership, OwnerTables, owners_by_bits
-from hf_sparse.probing import Call, Reach
+from hf_sparse.probing import Call, Reach, with_same_parameters
 
 
 def stacked_weights(module: nn.Module) -> list[str]:
@@ -31,8 +30,8 @@ def expert_neurons(module: nn.Module, call: Call) -> tuple[str, int, Ownership] 
         other parameters, as entries by name. None if no weight has inputs with one owner each: these are no experts,
         or their neurons cannot be told apart.
     """
-    # A copy with the same parameters, for some modules keep a state of their latest call.
-    module = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+    # Some modules keep a state of their latest call.
+    module = with_same_parameters(module)
     names = stacked_weights(module)
     # The narrowest comes first, since a gated FFN's up projection has two outputs per neuron, which would seem units
     # of their own; the last declared among equals, for down comes after up.

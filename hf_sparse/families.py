@@ -13,21 +13,20 @@ HEAD_COUNTS = re.compile(r"^(n|num|nb)?_?(\w+_)?n?_?heads?(_kv|_q)?$|^num_key_va
 
 # Integers that are the columns of all heads, in attention modules that have other names for the width of the model.
 HEAD_WIDTHS = re.compile(
-    r"^(all_head_size|split_size|inner_dim|inner_size|query_size|q_size|kv_size|query_dim|key_dim|kv_dim|value_dim"
-    r"|attention_dim|attn_dim|hidden_size_output|total_head_dim|projection_size|all_heads_size|op_size"
-    r"|value_all_head_size|attn_hidden_size|new_num_attention_heads|kv_channels_all)$"
+    r"^(all_head_size|split_size|inner_dim|q_size|kv_size|query_dim|key_dim|kv_dim|value_dim"
+    r"|hidden_size_output|projection_size)$"
 )
 
 # Names for the columns of all heads that elsewhere are the width of the model: tried only where the others fail.
 AMBIGUOUS_WIDTHS = re.compile(
-    r"^(embed_dim|hidden_size|d_model|dim|embedding_size|n_state|d_inner|dim_out|output_channels|channels|n_embd"
-    r"|head_size|hidden_dim|width|size|all_dim)$"
+    r"^(embed_dim|hidden_size|d_model|dim|embedding_size|d_inner|dim_out|output_channels|channels|n_embd"
+    r"|head_size|hidden_dim|width|size)$"
 )
 
 # Integers of FFN and expert modules that count neurons.
 NEURON_COUNTS = re.compile(
-    r"^(\w*intermediate\w*|\w*inner\w*|\w*ffn\w*|\w*expert_dim\w*|\w*hidden_(size|dim|features)|\w*mlp\w*|n_inner|d_ff"
-    r"|dim|channels|ffn_hidden_size|moe_\w*)$"
+    r"^(\w*intermediate\w*|\w*inner\w*|\w*ffn\w*|\w*expert_dim\w*|\w*hidden_(size|dim|features)|\w*mlp\w*|d_ff"
+    r"|dim|channels|moe_\w*)$"
 )
 
 

@@ -27,16 +27,16 @@ def example_inputs(model: PreTrainedModel) -> Inputs:
     Raises:
         UnknownInputsError: the model reads something that cannot be made up from its config.
     """
-    reads, inputs = inspect.signature(type(model).forward).parameters, Inputs()
+    reads, required, inputs = inspect.signature(type(model).forward).parameters, _required(model), Inputs()
     try:
         for layouts in MODALITIES:
             chosen = [layouts[name] for name in layouts if name in reads][:1]
-            chosen += [COMPANIONS[name] for name in COMPANIONS if name in _required(model) - inputs.keys()]
+            chosen += [COMPANIONS[name] for name in COMPANIONS if name in required - inputs.keys()]
             for make in chosen:
                 inputs |= _read(model, make(model, inputs))
         idle = _idle(model, inputs)
     except Exception as error:
-        missing = [name for name in _required(model) if name not in inputs]
+        missing = [name for name in required if name not in inputs]
         raise UnknownInputsError(
             f"{type(model).__name__} reads {', '.join(missing or inputs)}, for which no example could be made up "
             f"({' '.join(str(error).split())}): pass a batch of your data as `inputs=`"
@@ -153,7 +153,7 @@ def _videos(model: PreTrainedModel, inputs: Inputs) -> Inputs:
 
 
 def _image_lists(model: PreTrainedModel, inputs: Inputs) -> Inputs:
-    """One image for each text (batch, 1, channels, height, width), and where it isn't padding."""
+    """One image for each text (batch, 1, channels, height, width)."""
     channels, height, width = _image_shape(_tower(model, "image"))
     return {"pixel_values": _noise(model, BATCH, 1, channels, height, width)}
 

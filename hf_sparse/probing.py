@@ -39,15 +39,24 @@ def _channel_dim(projection: nn.Module) -> int:
     return 1 if isinstance(projection, nn.Conv1d | nn.Conv2d) else -1
 
 
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Arguments with every entry changed, in the same tuples, lists and dicts."""
+    if type(value) in (tuple, list):
+        return type(value)(mapped(one, change) for one in value)
+    if type(value) is dict:
+        return {key: mapped(one, change) for key, one in value.items()}
+    return change(value)
+
+
 def fresh(value: Any) -> Any:
     """Arguments with their caches copied, since a forward writes into those."""
-    if isinstance(value, Cache):
-        return copy.deepcopy(value)
-    if type(value) in (tuple, list):
-        return type(value)(fresh(one) for one in value)
-    if type(value) is dict:
-        return {key: fresh(one) for key, one in value.items()}
-    return value
+    return mapped(value, lambda one: copy.deepcopy(one) if isinstance(one, Cache) else one)
+
+
+def with_same_parameters(module: nn.Module) -> nn.Module:
+    """A copy of a module that shares its parameters."""
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
+    return copy.deepcopy(module, memo)
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ class Probe:
 
     Attributes:
         inputs: what every projection was given at its first call.
-        channels: the dimension of that tensor that the columns of the projection's weight belong to.
+        channels: by projection, the dimension of its inputs and outputs that the channels run along.
         leaves: the noise that took the place of every projection's outputs, one tensor per call.
         parameters: the parameters of other modules.
     """
@@ -192,9 +201,7 @@ class Probe:
         slopes = torch.autograd.grad(given, [tensor for _, tensor in wanted], weight, True, allow_unused=True)
         for (name, tensor), slope in zip(wanted, slopes):
             slope = torch.zeros_like(tensor) if slope is None else slope
-            yield name, slope.movedim(self._output_dims[name], -1) if name in self.leaves else slope
-
-    _output_dims: dict[str, int] = field(default_factory=dict)
+            yield name, slope.movedim(self.channels[name], -1) if name in self.leaves else slope
 
     def attends(self, path: str) -> bool:
         """Whether there is a softmax between the projections before it and this one."""
@@ -239,9 +246,8 @@ def _probe(model: PreTrainedModel, inputs: Mapping[str, Any], projections: set[s
             leaf = torch.randn(output.shape, generator=generator).to(output) if noise else output.detach().clone()
             leaf.requires_grad_(True)
             found.leaves.setdefault(path, []).append(leaf)
-            found._output_dims[path] = _channel_dim(module)
-            # A view of the leaf: what follows may work in place.
-            return leaf.view_as(leaf) if not noise else leaf * 1.0
+            # Not the leaf itself: what follows may work in place.
+            return leaf * 1.0
 
         return hook
 

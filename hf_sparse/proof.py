@@ -13,25 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, tensors
 from hf_sparse.families import AMBIGUOUS_WIDTHS, HEAD_COUNTS, HEAD_WIDTHS, NEURON_COUNTS, POSITION_BIASES
 from hf_sparse.modeling_hf_sparse import resize_
 from hf_sparse.ownership import CoupledError
-from hf_sparse.probing import FORWARD_ERRORS, Call, fresh
+from hf_sparse.probing import FORWARD_ERRORS, Call, fresh, mapped, with_same_parameters
 from hf_sparse.slicing import common_path, rebased, shrink
 from hf_sparse.structure import Attribute, Block
 
 
-def prove(model: PreTrainedModel, block: Block, calls: Mapping[str, Call]) -> Block:
-    """The block with all that its slicing needs, tried on what the model's modules were called with.
+def prove(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Call]) -> Block:
+    """The block with all that its slicing needs, tried on what the model's modules, by path, were called with.
 
     Raises:
         CoupledError: no smaller form computes what the masked block does.
     """
-    modules = dict(model.named_modules())
     trials: dict[str, _Trial] = {}
     reasons = []
     for attempt in _attempts(modules, block, calls):
@@ -74,11 +72,8 @@ class _Trial:
     """Masked and smaller forms of one module, in float32, on the arguments that it was called with."""
 
     def __init__(self, module: nn.Module, path: str, calls: Mapping[str, Call]) -> None:
-        # The copy shares the parameters, since only a few are replaced.
-        memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
-        self.module = copy.deepcopy(module, memo)
-        if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
-            self.module = copy.deepcopy(module).float()
+        half = any(parameter.dtype != torch.float32 for parameter in module.parameters())
+        self.module = copy.deepcopy(module).float() if half else with_same_parameters(module)
         self.path = path
         self.prefix = f"{path}." if path else ""
         self.args, self.kwargs = _in_float32(calls[path].args), _in_float32(dict(calls[path].kwargs))
@@ -92,8 +87,7 @@ class _Trial:
         weight = parameters[block.weight.parameter]
         masked = weight * block.column_scale(mask.to(weight), weight.ndim)
         name = block.weight.parameter.removeprefix(self.prefix)
-        memo: dict[int, Any] = {id(parameter): parameter for parameter in self.module.parameters()}
-        smaller = copy.deepcopy(self.module, memo)
+        smaller = with_same_parameters(self.module)
         try:
             reference = tensors(functional_call(self.module, {name: masked}, fresh(self.args), fresh(self.kwargs)))
             gates = {block.name: torch.ones(block.units)}
@@ -132,13 +126,7 @@ def _handed_on(path: str, calls: Mapping[str, Call]) -> set[str]:
 
 
 def _in_float32(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
-    if isinstance(value, tuple | list):
-        return type(value)(_in_float32(one) for one in value) if type(value) in (tuple, list) else value
-    if type(value) is dict:
-        return {key: _in_float32(one) for key, one in value.items()}
-    return value
+    return mapped(value, lambda one: one.float() if isinstance(one, Tensor) and one.is_floating_point() else one)
 
 
 # ---- Sizes that modules keep as integers ----
