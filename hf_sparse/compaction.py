@@ -24,7 +24,7 @@ from hf_sparse.modeling_hf_sparse import (
 from hf_sparse.patching import current_plan, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.probing import FORWARD_ERRORS
-from hf_sparse.slicing import base_path, rebased, shrink
+from hf_sparse.slicing import BY_PATH, base_path, rebased, shrink
 from hf_sparse.structure import ModelStructure
 
 
@@ -293,7 +293,7 @@ def _merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     """The recipe that leads from the stock model to the result of pruning twice."""
     merged = {**later, "identities": earlier["identities"]}
     gone = tuple(f"{path}." for name, removal in later["removed"].items() for path in (name, removal["output"]))
-    for key in ("shapes", "attributes", "removed", "selections", "padded"):
+    for key in (*BY_PATH, "removed"):
         kept = {path: value for path, value in earlier[key].items() if not f"{path}.".startswith(gone)}
         merged[key] = {**kept, **later[key]}
     return merged

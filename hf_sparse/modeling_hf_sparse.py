@@ -238,20 +238,43 @@ def _resize_parameter_(base: nn.Module, path: str, shape: list[int]) -> None:
         owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
 
 
-def _set_attribute_(module: nn.Module, path: str, name: str, value: int) -> None:
-    holder: Any = module
+def _set_attribute_(module: Any, path: str, name: str, value: int) -> None:
+    holder = module
     _, dot, entry = name.rpartition(".")
     if dot and name == f"config.{entry}":
         # A copy of its own, since the other layers go on reading theirs; one for all entries of this module.
         if "_config_of_its_own" not in vars(module):
             module.config = copy.copy(module.config)
-            module._config_of_its_own = True  # type: ignore[assignment]
+            module._config_of_its_own = True
         holder = module.config
     elif dot:
         raise ValueError(f"config.hf_sparse sets {path}.{name}: the model has no such size")
     if type(value) is not int or value < 1 or type(getattr(holder, entry, None)) is not int:
         raise ValueError(f"config.hf_sparse sets {path}.{name} to {value!r}: the model has no such size")
     setattr(holder, entry, value)
+
+
+# ---- Parts of tensors, as runs of positions that are read off without an index on the device ----
+
+
+def runs(positions: list[int]) -> list[list[int]]:
+    """Where ascending positions start and stop to follow each other, as pairs."""
+    found: list[list[int]] = []
+    for position in positions:
+        if found and found[-1][1] == position:
+            found[-1][1] += 1
+        else:
+            found.append([position, position + 1])
+    return found
+
+
+def _take(tensor: Tensor, dim: int, kept: list[list[int]]) -> Tensor:
+    return torch.cat([tensor.narrow(dim, start, stop - start) for start, stop in kept], dim)
+
+
+def _with_forward(stock: Any, forward: Any) -> Any:
+    """A subclass of a module's class with another forward."""
+    return type(stock.__name__, (stock,), {"forward": forward, "__module__": stock.__module__})
 
 
 # ---- Heads picked from an argument ----
@@ -261,7 +284,7 @@ def _select_heads_(module: Any, selections: list[dict[str, Any]]) -> None:
     """Let a module pick the heads it kept from arguments that have an entry for each head of the stock model."""
     kind: Any = type(module)
     module.__class__ = _selecting_class(kind)
-    module.head_selections = selections
+    module.head_selections = [{**selection, "runs": runs(selection["index"])} for selection in selections]
 
 
 @functools.cache
@@ -285,8 +308,7 @@ def _selecting_class(stock: Any) -> Any:
         # What the module hands on is for layers that kept other heads.
         return _restored(outputs, whole)
 
-    body = {"forward": forward, "__module__": stock.__module__, "stock_class": stock}
-    return type(stock.__name__, (stock,), body)
+    return _with_forward(stock, forward)
 
 
 def _position_bias(module: Any, selection: dict[str, Any], given: dict[str, Any]) -> Tensor:
@@ -311,9 +333,7 @@ def _select(tensor: Tensor, selection: dict[str, Any]) -> Tensor:
     dim, count = selection["dim"], selection["count"]
     if tensor.ndim <= dim or tensor.shape[dim] % count:
         return tensor  # one entry for all heads
-    index = torch.tensor(selection["index"], device=tensor.device)
-    by_head = tensor.unflatten(dim, (-1, count))
-    return by_head.index_select(dim + 1, index).flatten(dim, dim + 1)
+    return _take(tensor.unflatten(dim, (-1, count)), dim + 1, selection["runs"]).flatten(dim, dim + 1)
 
 
 def _restored(outputs: Any, whole: list[tuple[Tensor, Tensor]]) -> Any:
@@ -334,37 +354,37 @@ def _pad_(module: Any, path: str, padding: dict[str, Any], shape: list[int] | No
         padding: a record of the recipe.
         shape: that of its weight, once it is resized.
     """
-    side, size, runs = padding["side"], padding["size"], padding["runs"]
-    bounds = [0, *(bound for run in runs for bound in run), size]
+    side, size, kept = padding["side"], padding["size"], padding["runs"]
+    linear, transposed = isinstance(module, nn.Linear), isinstance(module, Conv1D)
+    bounds = [0, *(bound for run in kept for bound in run), size]
     fits = (
-        all(type(bound) is int for bound in bounds) and bounds == sorted(bounds) and all(len(run) == 2 for run in runs)
+        all(type(bound) is int for bound in bounds) and bounds == sorted(bounds) and all(len(run) == 2 for run in kept)
     )
-    if not (fits and side in ("inputs", "outputs") and isinstance(module, nn.Linear | Conv1D) and shape is not None):
+    if not (fits and side in ("inputs", "outputs") and (linear or transposed) and shape is not None):
         raise ValueError(f"config.hf_sparse pads {path!r} by {padding!r}, which it cannot be")
-    dim = int((side == "inputs") == isinstance(module, nn.Linear))
-    if size != module.weight.shape[dim] or sum(stop - start for start, stop in runs) != shape[dim]:
+    dim = int((side == "inputs") == linear)
+    if size != module.weight.shape[dim] or sum(stop - start for start, stop in kept) != shape[dim]:
         raise ValueError(f"config.hf_sparse pads {path!r} to other channels than it has")
     kind: Any = type(module)
     module.__class__ = _padding_class(kind)
-    module.padded_channels = padding  # type: ignore[assignment]
+    module.padded_channels = padding
 
 
 @functools.cache
 def _padding_class(stock: Any) -> Any:
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        runs = self.padded_channels["runs"]
+        kept = self.padded_channels["runs"]
         if self.padded_channels["side"] == "inputs":
-            return stock.forward(self, torch.cat([hidden_states[..., start:stop] for start, stop in runs], -1))
+            return stock.forward(self, _take(hidden_states, -1, kept))
         outputs = stock.forward(self, hidden_states)
         parts, end, taken = [], 0, 0
-        for start, stop in [*runs, [self.padded_channels["size"]] * 2]:
+        for start, stop in [*kept, [self.padded_channels["size"]] * 2]:
             parts.append(outputs.new_zeros(*outputs.shape[:-1], start - end))
             parts.append(outputs[..., taken : taken + stop - start])
             end, taken = stop, taken + stop - start
         return torch.cat(parts, -1)
 
-    body = {"forward": forward, "__module__": stock.__module__, "stock_class": stock}
-    return type(stock.__name__, (stock,), body)
+    return _with_forward(stock, forward)
 
 
 # ---- Classes, made on demand ----
@@ -376,6 +396,8 @@ class _PrunedConfig:
     Files have them as `per_layer_config`, the schema that other tools read. To transformers' own machinery for it the
     global sizes would be ambiguous, and modules that read them in their forward pass would fail.
     """
+
+    # Here and in _PrunedModel the types of what `super()` is are ignored: that is the stock class, made known later.
 
     hf_sparse: dict[str, Any]
     layer_sizes: dict[str, dict[str, Any]]

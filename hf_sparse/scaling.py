@@ -6,7 +6,7 @@ layer serves linear and transposed linear layers, 1x1 convolutions, modules that
 """
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -39,9 +39,9 @@ def _scaled_class(stock: Any, name: str) -> Any:
 def scale_parameter_(module: nn.Module, name: str) -> ParameterScale:
     """Change the class of a module in place so that its parameter `name` is read with the scale that is returned."""
     scale = ParameterScale()
-    kind: Any = type(module)
-    module.__class__ = _scaled_class(kind, name)
-    module.parameter_scale = scale  # type: ignore[assignment]
+    changed, kind = cast(Any, module), cast(Any, type(module))
+    changed.__class__ = _scaled_class(kind, name)
+    changed.parameter_scale = scale
     return scale
 
 

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_sparse.modeling_hf_sparse import empty_recipe
+from hf_sparse.modeling_hf_sparse import empty_recipe, runs
 from hf_sparse.structure import Block
+
+BY_PATH = ("shapes", "attributes", "selections", "padded")
+"""The entries of a recipe that are tables by path and have no other paths in them."""
 
 
 def shrink(
@@ -76,7 +79,7 @@ def shrink(
         values[name] = value.index_select(dim, keep.nonzero().flatten().to(value.device))
         recipe["shapes"][name] = list(values[name].shape)
         if (name, dim) in sides:
-            padding = {"side": sides[name, dim], "size": len(keep), "runs": _runs(keep)}
+            padding = {"side": sides[name, dim], "size": len(keep), "runs": runs(keep.nonzero().flatten().tolist())}
             recipe["padded"][name.rpartition(".")[0]] = padding
     return recipe, values
 
@@ -84,12 +87,6 @@ def shrink(
 def _heads(block: Block, units: Tensor) -> list[int]:
     """The query heads of some units, ascending."""
     return sorted((block.columns[units].flatten() // block.head_dim).unique().tolist())
-
-
-def _runs(keep: Tensor) -> list[list[int]]:
-    """Where the channels that are kept start and stop, shape (channels,) to pairs."""
-    edges = torch.diff(keep.int(), prepend=torch.tensor([0]), append=torch.tensor([0])).nonzero().flatten().tolist()
-    return [list(pair) for pair in zip(edges[::2], edges[1::2])]
 
 
 def common_path(paths: Iterable[str]) -> str:
@@ -125,8 +122,5 @@ def rebased(recipe: Mapping[str, Any], base: str) -> dict[str, Any]:
     removed = {
         inside(path): {**removal, "output": inside(removal["output"])} for path, removal in recipe["removed"].items()
     }
-    tables = {key: {inside(path): entry for path, entry in recipe[key].items()} for key in _TABLES}
+    tables = {key: {inside(path): entry for path, entry in recipe[key].items()} for key in BY_PATH}
     return {**recipe, **tables, "removed": removed}
-
-
-_TABLES = ("shapes", "attributes", "selections", "padded")

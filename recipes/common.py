@@ -61,6 +61,7 @@ class RecipeParser(HfArgumentParser):
     """HfArgumentParser whose errors are one line, without the usage of some hundred flags above it."""
 
     def __init__(self, dataclasses: tuple[type, ...], description: str | None) -> None:
+        # Its annotation takes only classes of one type.
         super().__init__(dataclasses, description=description, formatter_class=_HelpFormatter)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:

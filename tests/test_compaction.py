@@ -81,7 +81,7 @@ def test_removed_sublayers_are_gone_with_their_norms() -> None:
 @pytest.mark.parametrize("kind", ["uneven", "some sublayers", "no attention"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_generation_with_a_cache_is_generation_without(make: object, kind: str, cache: str) -> None:
-    model = MODELS[make.__name__]()  # type: ignore[attr-defined]
+    model = MODELS[make.__name__]()
     compact(model, plans(model)[kind])
     prompt = torch.randint(3, 99, (2, 6))
     mask = torch.ones_like(prompt)

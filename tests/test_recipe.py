@@ -22,6 +22,7 @@ from transformers import (
 RECIPES = Path(__file__).parents[1] / "recipes"
 sys.path.insert(0, str(RECIPES))
 
+# They are scripts, found by the path above.
 import common  # noqa: E402
 import text_classification  # noqa: E402
 

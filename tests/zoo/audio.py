@@ -1,17 +1,12 @@
 """Models of sound, and of time series, of the zoo; their inputs are made up from their configurations."""
 
 from functools import partial
-from typing import Any
 
-from hf_sparse.inputs import example_inputs
-from zoo.building import build
+from zoo.building import species
 from zoo.seq2seq import HALVES
 from zoo.species import Species
 
-
-def audio(architecture: str, **sizes: Any) -> Species:
-    make = partial(build, architecture, **sizes)
-    return Species("audio", make, lambda: example_inputs(make()))
+audio = partial(species, "audio")
 
 
 CONVOLUTIONS = {

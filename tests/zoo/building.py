@@ -1,13 +1,16 @@
 """Tiny models of any architecture, from its configuration alone."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from zoo.species import VOCABULARY, initialized
+from hf_sparse.inputs import example_inputs
+from zoo.species import VOCABULARY, Species, initialized
 
 # Sizes under all the names that configurations give them; each configuration takes those which it knows.
 SIZES: dict[str, Any] = {
@@ -55,6 +58,14 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("audio_token_id", "audio_token_index"), 92),
     **dict.fromkeys(("vision_start_token_id", "vision_end_token_id"), 93),
 }
+
+
+def species(
+    family: str, architecture: str, inputs: Callable[[], dict[str, Any]] | None = None, **sizes: Any
+) -> Species:
+    """That architecture as a species, see build; its inputs are made up from its configuration by default."""
+    make = partial(build, architecture, **sizes)
+    return Species(family, make, inputs or (lambda: example_inputs(make())))
 
 
 def build(architecture: str, config: str | None = None, **sizes: Any) -> PreTrainedModel:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from zoo.building import build
+from zoo.building import species
 from zoo.species import VOCABULARY, Species, noise, tokens
 
 SLIDING_AND_FULL = {"layer_types": ["sliding_attention", "full_attention"]}
@@ -72,7 +72,7 @@ def codebooks(count: int) -> dict[str, Any]:
 
 def decoder(architecture: str, inputs: Callable[[], dict[str, Any]] = text, **sizes: Any) -> Species:
     """That architecture as a species, see build."""
-    return Species("decoder", partial(build, architecture, **sizes), inputs)
+    return species("decoder", architecture, inputs, **sizes)
 
 
 SPECIES: dict[str, Species] = {

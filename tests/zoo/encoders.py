@@ -1,12 +1,11 @@
 """Text encoders of the zoo, with the head for sequence classification where there is one."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 
-from zoo.building import build
+from zoo.building import species
 from zoo.species import Species, tokens
 
 
@@ -24,7 +23,7 @@ def boxed() -> dict[str, Any]:
 
 
 def encoder(architecture: str, inputs: Callable[[], dict[str, Any]] = padded, **sizes: Any) -> Species:
-    return Species("encoder", partial(build, architecture, **sizes), inputs)
+    return species("encoder", architecture, inputs, **sizes)
 
 
 def classifier(name: str, inputs: Callable[[], dict[str, Any]] = padded, **sizes: Any) -> Species:

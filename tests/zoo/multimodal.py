@@ -1,16 +1,11 @@
 """Models that read texts beside images, videos or sound; their inputs are made up from their configurations."""
 
 from functools import partial
-from typing import Any
 
-from hf_sparse.inputs import example_inputs
-from zoo.building import build
+from zoo.building import species
 from zoo.species import Species
 
-
-def multimodal(architecture: str, **sizes: Any) -> Species:
-    make = partial(build, architecture, **sizes)
-    return Species("multimodal", make, lambda: example_inputs(make()))
+multimodal = partial(species, "multimodal")
 
 
 # How many of a head's channels turn with time, height and width.

@@ -1,9 +1,8 @@
 """Sequence to sequence models of the zoo."""
 
-from functools import partial
 from typing import Any
 
-from zoo.building import build
+from zoo.building import species
 from zoo.encoders import padded
 from zoo.species import Species, tokens
 
@@ -42,7 +41,7 @@ def pair() -> dict[str, Any]:
 
 
 def translator(architecture: str, **sizes: Any) -> Species:
-    return Species("sequence to sequence", partial(build, architecture, **sizes), pair)
+    return species("sequence to sequence", architecture, pair, **sizes)
 
 
 SPECIES: dict[str, Species] = {

@@ -1,16 +1,11 @@
 """Models of images and videos of the zoo; their inputs are those that are made up from their configurations."""
 
 from functools import partial
-from typing import Any
 
-from hf_sparse.inputs import example_inputs
-from zoo.building import build
+from zoo.building import species
 from zoo.species import Species
 
-
-def vision(architecture: str, **sizes: Any) -> Species:
-    make = partial(build, architecture, **sizes)
-    return Species("vision", make, lambda: example_inputs(make()))
+vision = partial(species, "vision")
 
 
 # Stages of growing width, where each halves the sides of the image.
