@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
-from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, tensors
+from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, outputs
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs
@@ -20,11 +19,13 @@ from hf_sparse.modeling_hf_sparse import (
     config_class,
     model_class,
     resize_,
+    sealed,
 )
 from hf_sparse.patching import current_plan, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.probing import FORWARD_ERRORS
-from hf_sparse.slicing import BY_PATH, base_path, rebased, shrink
+from hf_sparse.slicing import BY_PATH, base_path, physical_units, rebased, shrink
+from hf_sparse.stock import stock_config, to_stock_
 from hf_sparse.structure import ModelStructure
 
 
@@ -54,7 +55,8 @@ def compact(
     """Make a model physically smaller in place: attached gates are folded into its weights and taken off.
 
     The class of the model and of its config become those of pruned models, so that `save_pretrained` writes a
-    checkpoint that `from_pretrained` rebuilds. Outputs before and after are compared in float32.
+    checkpoint that `from_pretrained` rebuilds; if all layers keep the same numbers and a stock config can say so, they
+    stay stock, and the checkpoint needs no code. Outputs before and after are compared in float32.
 
     Args:
         model: with or without gates.
@@ -84,12 +86,14 @@ def compact(
             _compact_(model, structure, gates, kept)
             if removed:
                 _drop_norms_(model, _idle_norms(model, inputs) - idle, inputs)
-            difference, scale = largest_difference(reference.values(), _outputs(model, inputs).values())
+            _seal_(model)
+            difference, scale = largest_difference(reference.values(), outputs(model, inputs).values())
             if not difference <= RELATIVE_TOLERANCE * max(scale, 1.0):
                 raise SparsityError(
                     f"the compact model differs from the masked one by {difference:.3g} (outputs up to {scale:.3g}): "
                     f"{type(model).__name__} cannot be pruned exactly, and is left as it was"
                 )
+            _to_stock_if_uniform_(model, structure, kept, inputs)
         except FORWARD_ERRORS as error:
             restore()
             raise SparsityError(
@@ -146,19 +150,10 @@ def _masked_outputs(
     for name, value in masked.items():
         model.get_parameter(name).data, masked[name] = value, model.get_parameter(name).data
     try:
-        return _outputs(model, inputs)
+        return outputs(model, inputs)
     finally:
         for name, value in masked.items():
             model.get_parameter(name).data = value
-
-
-def _outputs(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """The floating-point tensors in the model's outputs, by their place; models that sample draw the same each time."""
-    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(0)
-        outputs = model(**inputs, return_dict=True)
-    assert isinstance(outputs, ModelOutput)
-    return tensors({key: value for key, value in outputs.items() if key != "past_key_values"})
 
 
 @contextmanager
@@ -238,7 +233,7 @@ def _idle_norms(model: PreTrainedModel, inputs: dict[str, Any]) -> set[str]:
         for parameter in frozen:
             parameter.requires_grad_(True)
         try:
-            total = torch.stack([value.sum() for value in _outputs(model, inputs).values()]).sum()
+            total = torch.stack([value.sum() for value in outputs(model, inputs).values()]).sum()
             slopes = torch.autograd.grad(total, flat, allow_unused=True)
         finally:
             for parameter in frozen:
@@ -253,7 +248,7 @@ def _drop_norms_(model: PreTrainedModel, names: set[str], inputs: dict[str, Any]
     for name in names:
         model.set_submodule(name, nn.Identity())
     try:
-        _outputs(model, inputs)
+        outputs(model, inputs)
     except FORWARD_ERRORS:
         # Their dtype, for one, or their device.
         for name, norm in norms.items():
@@ -280,13 +275,35 @@ def _describe_(
         except ValueError as error:
             raise SparsityError(str(error)) from None
         config.base_model_type, config.base_architecture = config.model_type, stock.__name__
-        config.__class__ = config_class(config.model_type)
+        # Configs made by `Config(**entries)` have it as an attribute, which would hide that of the class.
+        vars(config).pop("model_type", None)
+        config.__class__ = config_class(config.base_model_type)
         config.auto_map = auto_map(stock, config.base_model_type)
         config.layer_sizes = {}
     else:
         recipe = _merged(config.hf_sparse, recipe)
     config.hf_sparse = recipe
     config.layer_sizes = _layer_sizes(structure, kept, config)
+
+
+def _seal_(model: PreTrainedModel) -> None:
+    """Close the recipe of a pruned model, in place: from here on a change of it is a mistake."""
+    config: Any = model.config
+    if config.model_type.startswith(MODEL_TYPE_PREFIX):
+        config.hf_sparse = sealed(config.hf_sparse, config)
+
+
+def _to_stock_if_uniform_(
+    model: PreTrainedModel, structure: ModelStructure, kept: dict[str, Tensor], inputs: dict[str, Any]
+) -> None:
+    """Make a pruned model a stock model again, in place, where a stock config can say what its sizes are."""
+    config: Any = model.config
+    if config.model_type.startswith(MODEL_TYPE_PREFIX):
+        recipe = config.hf_sparse
+        if not any(recipe[key] for key in ("selections", "padded", "removed", "identities")):
+            stock = stock_config(model, model.state_dict(), list(structure.blocks), kept)
+            if stock is not None:
+                to_stock_(model, stock, inputs)
 
 
 def _merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
@@ -309,7 +326,7 @@ def _layer_sizes(structure: ModelStructure, kept: dict[str, Tensor], config: Any
         return {}
     layers: dict[str, dict[str, Any]] = {index: dict(sizes) for index, sizes in config.layer_sizes.items()}
     for block in structure.blocks:
-        count = len(kept[block.name])
+        count = len(physical_units(block, kept[block.name]))
         sizes = layers.setdefault(str(block.layer), {})
         if not count:
             sizes["skip"] = sorted({*sizes.get("skip", ()), "attention" if block.kind == "attention" else "mlp"})

@@ -1,10 +1,12 @@
 """Whether two forms of a module compute the same."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest difference, in units of the largest output, that counts as rounding in float32."""
@@ -20,6 +22,15 @@ def tensors(output: Any, place: str = "") -> dict[str, Tensor]:
     elif isinstance(output, list | tuple):
         items = enumerate(output)
     return {key: tensor for name, value in items for key, tensor in tensors(value, f"{place}.{name}").items()}
+
+
+def outputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The floating-point tensors in the model's outputs, by their place; models that sample draw the same each time."""
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        found = model(**inputs, return_dict=True)
+    assert isinstance(found, ModelOutput)
+    return tensors({key: value for key, value in found.items() if key != "past_key_values"})
 
 
 def largest_difference(reference: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[float, float]:

@@ -32,6 +32,10 @@ class SparsityConfig:
     group: Literal["kind", "layer"] = _option(
         "kind", "Who competes: all heads (and all neurons) of the model, or those of each layer on their own."
     )
+    layout: Literal["free", "uniform"] = _option(
+        "free",
+        "Sizes of layers: each its own, or the same in all, so that the stock class loads the result.",
+    )
     t0: float = _option(0.05, "Threshold every gate starts from, between 0 and 1; gates are exactly 1 whatever it is.")
     p: float = _option(0.5, "Exponent of the p-norm penalty, between 0 and 1.")
     gate_learning_rate: float = _option(0.1, "Learning rate of the gates; their weight decay is always 0.")

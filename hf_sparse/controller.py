@@ -27,10 +27,13 @@ class Schedule:
         hold = ramp + round(config.sparsity_hold * total)
         return cls(warmup, ramp, hold, total, 1.0 - config.target)
 
+    def progress_at(self, step: int) -> float:
+        """How far the descent is at an optimizer step: 0 in the warm-up, then linear to 1."""
+        return min(max((step - self.warmup_end) / (self.ramp_end - self.warmup_end), 0.0), 1.0)
+
     def density_at(self, step: int) -> float:
-        """The density that the schedule asks for at an optimizer step: 1 in the warm-up, then linear."""
-        progress = (step - self.warmup_end) / (self.ramp_end - self.warmup_end)
-        return 1.0 - min(max(progress, 0.0), 1.0) * (1.0 - self.target_density)
+        """The density that the schedule asks for at an optimizer step."""
+        return 1.0 - self.progress_at(step) * (1.0 - self.target_density)
 
 
 class Controller(Float32Module):
@@ -41,27 +44,30 @@ class Controller(Float32Module):
 
     Args:
         gain: growth of lambda over a ramp in which the density is too high by 1.
+        targets: densities to descend to, each with a lambda of its own, shape (k,).
     """
 
     PROPORTIONAL = 5.0
 
+    targets: Tensor
     integral: Tensor
     multiplier: Tensor
     fixed: Tensor
 
-    def __init__(self, gain: float) -> None:
+    def __init__(self, gain: float, targets: Tensor) -> None:
         super().__init__()
         self.gain = gain
-        self.register_buffer("integral", torch.zeros(()))
-        self.register_buffer("multiplier", torch.zeros(()))
+        self.register_buffer("targets", targets.float())
+        self.register_buffer("integral", torch.zeros(len(targets)))
+        self.register_buffer("multiplier", torch.zeros(len(targets)))
         self.register_buffer("fixed", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
-    def steer_(self, density: Tensor, step: int, schedule: Schedule) -> Tensor:
-        """Update lambda in place, once per optimizer step, and return it, shape ()."""
+    def steer_(self, densities: Tensor, step: int, schedule: Schedule) -> Tensor:
+        """Update every lambda in place by its density, once per optimizer step, and return them; shapes (k,)."""
         if step < schedule.warmup_end:
             return self.multiplier
-        error = density - schedule.density_at(step)
+        error = densities - (1.0 - schedule.progress_at(step) * (1.0 - self.targets))
         gain = self.gain / (schedule.ramp_end - schedule.warmup_end)
         self.integral.add_(gain * error)
         self.multiplier.copy_(self.integral + self.PROPORTIONAL * error)

@@ -3,6 +3,8 @@
 A pruned model is its stock architecture plus a resize recipe in `config.hf_sparse`, made when it was compacted:
 
     {"version": 1,
+     "checksum":   "...",                                 of all the rest, so that a change by accident is noticed
+     "sizes":      {name: value},                         entries of the config that the recipe was made for
      "shapes":     {parameter: [sizes]},                  parameters whose shape differs from the stock skeleton's
      "attributes": {module: {name: value}},               head counts and widths that the forward pass reads
      "selections": {module: [{"argument": ..., "dim": ..., "count": heads, "index": [kept heads], "method": ...}]},
@@ -12,24 +14,41 @@ A pruned model is its stock architecture plus a resize recipe in `config.hf_spar
 
 with paths relative to the base model (no "bert." or "model." in front). Classes are made on demand from the stock
 ones: `HfSparseBertConfig`, `HfSparseBertForSequenceClassification` and so on are attributes of this module.
+
+Files may come from anyone. Nothing in them is run, every number is checked before anything is allocated by it, and
+weights that do not fit the config raise an error instead of being made up.
 """
 
 import copy
 import functools
+import hashlib
 import inspect
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import load_state_dict
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
 
 MODEL_TYPE_PREFIX = "hf_sparse_"
 CLASS_PREFIX = "HfSparse"
 RECIPE_VERSION = 1
+POSITION_BIAS_METHODS = ("compute_bias",)
+"""Methods of stock modules that a recipe may name."""
+_MOST_LAYERS, _MOST_PARAMETERS = 10_000, 100_000
+"""Of any model there is; a config that asks for more layers or tensors is not believed."""
 
 # ---- What stands in for removed sublayers ----
 
@@ -131,6 +150,121 @@ class RemovedAttention(nn.Module):
         return f"layer_idx={self.layer_idx}"
 
 
+# ---- Recipes, as they are in files ----
+
+
+def sealed(recipe: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
+    """A recipe with the sizes of the config it was made for, and its checksum."""
+    recipe = {**recipe, "sizes": dict(_sizes(config.to_dict()))}
+    return {**recipe, "checksum": _checksum(recipe)}
+
+
+def _checksum(recipe: dict[str, Any]) -> str:
+    entries = {key: value for key, value in recipe.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_SIZE = re.compile(r"head|layers|hidden_size|intermediate|dim$|^d_|n_embd")
+
+
+def _sizes(entries: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+    """The entries of a config, and of those in it, that say how large modules are; users change others, as labels."""
+    for name, value in entries.items():
+        if type(value) is int and _SIZE.search(name):
+            yield prefix + name, value
+        elif isinstance(value, dict) and name.endswith("config"):
+            yield from _sizes(value, f"{prefix}{name}.")
+
+
+def check_recipe(recipe: Any, entries: dict[str, Any]) -> None:
+    """Check every entry of a recipe that was read from a file, before anything is made by it.
+
+    Args:
+        recipe: what is in config.hf_sparse.
+        entries: the config that it is in.
+
+    Raises:
+        ValueError: an entry cannot be, or was changed since the checkpoint was saved.
+    """
+    if not isinstance(recipe, dict) or recipe.get("version") != RECIPE_VERSION:
+        found = recipe.get("version") if isinstance(recipe, dict) else recipe
+        raise ValueError(f"config.hf_sparse has version {found!r}, this code reads {RECIPE_VERSION}: update hf_sparse")
+    if recipe.keys() != empty_recipe().keys():
+        wrong = sorted(map(str, recipe.keys() ^ empty_recipe().keys()))
+        raise ValueError(f"config.hf_sparse has entries too many or too few: {', '.join(wrong)}")
+    for key, is_entry in _ENTRIES.items():
+        table = recipe[key]
+        if not isinstance(table, dict):
+            raise ValueError(f"config.hf_sparse has {key} that are not a table by path")
+        for path, entry in table.items():
+            if not (path or key == "attributes") or not is_entry(entry):
+                raise ValueError(f"config.hf_sparse has {key} of {path!r} that cannot be: {str(entry)[:200]}")
+    if not _is_list(recipe["identities"], lambda path: isinstance(path, str) and path != ""):
+        raise ValueError("config.hf_sparse has identities that are not a list of paths")
+    for name, value in _sizes(entries):
+        if "layers" in name and value > _MOST_LAYERS:
+            raise ValueError(f"config.json has {name} {value}: no model has as many")
+        if recipe["sizes"].get(name, value) != value:
+            raise ValueError(f"config.json has {name} {value}, but was {recipe['sizes'][name]} when it was pruned")
+    if recipe["checksum"] != _checksum(recipe):
+        raise ValueError("config.hf_sparse was changed since the checkpoint was saved: get its config.json again")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _is_list(value: Any, is_item: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(is_item(item) for item in value)
+
+
+def _is_selection(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() - {"method"} != {"argument", "dim", "count", "index"}:
+        return False
+    count, index = value["count"], value["index"]
+    return (
+        isinstance(value["argument"], str)
+        and value["dim"] in (0, 1)
+        and _is_count(count)
+        and _is_list(index, lambda head: type(head) is int and 0 <= head < count)
+        and index == sorted(set(index)) != []
+        and value.get("method") in (None, *POSITION_BIAS_METHODS)
+    )
+
+
+def _is_padding(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"side", "size", "runs"}:
+        return False
+    size, kept = value["size"], value["runs"]
+    if not _is_count(size) or not _is_list(kept, lambda run: _is_list(run, lambda bound: type(bound) is int)):
+        return False
+    bounds = [0, *(bound for run in kept for bound in run), size]
+    return value["side"] in ("inputs", "outputs") and bounds == sorted(bounds) and all(len(run) == 2 for run in kept)
+
+
+def _is_removal(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"kind", "output", "outputs", "passed", "cache"}:
+        return False
+    passed, cache = value["passed"], value["cache"]
+    return (
+        value["kind"] in ("attention", "ffn", "experts")
+        and isinstance(value["output"], str)
+        and value["outputs"] in range(100)
+        and isinstance(passed, dict)
+        and all(isinstance(name, str) for name in passed.values())
+        and (_is_list(cache, _is_count) and len(cache) == 2 if value["kind"] == "attention" else cache is None)
+    )
+
+
+_ENTRIES: dict[str, Callable[[Any], bool]] = {
+    "sizes": lambda value: type(value) is int and -1 <= value < 2**31,
+    "shapes": lambda value: _is_list(value, _is_count) and 0 < len(value) < 8,
+    "attributes": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
+    "selections": lambda value: _is_list(value, _is_selection),
+    "padded": _is_padding,
+    "removed": _is_removal,
+}
+
 # ---- Replaying a recipe ----
 
 
@@ -138,6 +272,8 @@ def empty_recipe() -> dict[str, Any]:
     """The recipe that changes nothing."""
     return {
         "version": RECIPE_VERSION,
+        "checksum": "",
+        "sizes": {},
         "shapes": {},
         "attributes": {},
         "selections": {},
@@ -153,11 +289,6 @@ def resize_(model: nn.Module, recipe: dict[str, Any]) -> None:
     Raises:
         ValueError: the recipe does not fit the module.
     """
-    if recipe.get("version") != RECIPE_VERSION:
-        raise ValueError(
-            f"config.hf_sparse has version {recipe.get('version')!r}, this code reads version {RECIPE_VERSION}: "
-            "update hf_sparse"
-        )
     for path, removal in recipe["removed"].items():
         _remove_(model, path, removal)
     for path in recipe["identities"]:
@@ -198,6 +329,8 @@ def _remove_(base: nn.Module, path: str, removal: dict[str, Any]) -> None:
     stand_in: nn.Module = RemovedFfn()
     if removal["kind"] == "attention":
         kv_heads, head_dim = removal["cache"]
+        if kv_heads * head_dim > weight.numel():
+            raise ValueError(f"config.hf_sparse gives {path!r} a cache of {removal['cache']}, larger than it can be")
         stand_in = RemovedAttention(
             vars(core).get("layer_idx"), kv_heads, head_dim, removal["outputs"], removal["passed"]
         )
@@ -214,7 +347,7 @@ def _resize_parameter_(base: nn.Module, path: str, shape: list[int]) -> None:
     owner_path, _, name = path.rpartition(".")
     owner = _at(base, owner_path)
     old = owner._parameters.get(name)
-    if old is None or len(shape) != old.ndim or any(type(n) is not int or n < 1 for n in shape):
+    if old is None or len(shape) != old.ndim:
         raise ValueError(f"config.hf_sparse gives parameter {path!r} the shape {shape!r}, which it cannot have")
     if any(new > size for new, size in zip(shape, old.shape)):
         raise ValueError(f"config.hf_sparse gives {path!r} the shape {shape}, larger than the stock {list(old.shape)}")
@@ -249,7 +382,7 @@ def _set_attribute_(module: Any, path: str, name: str, value: int) -> None:
         holder = module.config
     elif dot:
         raise ValueError(f"config.hf_sparse sets {path}.{name}: the model has no such size")
-    if type(value) is not int or value < 1 or type(getattr(holder, entry, None)) is not int:
+    if type(getattr(holder, entry, None)) is not int:
         raise ValueError(f"config.hf_sparse sets {path}.{name} to {value!r}: the model has no such size")
     setattr(holder, entry, value)
 
@@ -354,16 +487,12 @@ def _pad_(module: Any, path: str, padding: dict[str, Any], shape: list[int] | No
         padding: a record of the recipe.
         shape: that of its weight, once it is resized.
     """
-    side, size, kept = padding["side"], padding["size"], padding["runs"]
-    linear, transposed = isinstance(module, nn.Linear), isinstance(module, Conv1D)
-    bounds = [0, *(bound for run in kept for bound in run), size]
-    fits = (
-        all(type(bound) is int for bound in bounds) and bounds == sorted(bounds) and all(len(run) == 2 for run in kept)
-    )
-    if not (fits and side in ("inputs", "outputs") and (linear or transposed) and shape is not None):
-        raise ValueError(f"config.hf_sparse pads {path!r} by {padding!r}, which it cannot be")
-    dim = int((side == "inputs") == linear)
-    if size != module.weight.shape[dim] or sum(stop - start for start, stop in kept) != shape[dim]:
+    linear = isinstance(module, nn.Linear)
+    if not (linear or isinstance(module, Conv1D)) or shape is None or len(shape) != 2:
+        raise ValueError(f"config.hf_sparse pads {path!r}, which is not a projection that shrinks")
+    dim = int((padding["side"] == "inputs") == linear)
+    channels = sum(stop - start for start, stop in padding["runs"])
+    if padding["size"] != module.weight.shape[dim] or channels != shape[dim]:
         raise ValueError(f"config.hf_sparse pads {path!r} to other channels than it has")
     kind: Any = type(module)
     module.__class__ = _padding_class(kind)
@@ -404,8 +533,14 @@ class _PrunedConfig:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A config from what `to_dict` gave."""
+        """A config from what `to_dict` gave.
+
+        Raises:
+            ValueError: its recipe is not one, see `check_recipe`.
+        """
         entries = dict(config_dict)
+        # Before the stock class sees it, which makes lists as long as there are layers.
+        check_recipe(entries.get("hf_sparse"), entries)
         if "layer_sizes" not in entries:
             entries["layer_sizes"] = entries.pop("per_layer_config", {})
         return super().from_dict(entries, **kwargs)  # type: ignore[misc]
@@ -426,17 +561,134 @@ def _as_in_files(entries: dict[str, Any]) -> dict[str, Any]:
     return entries
 
 
+_room: ContextVar[int | None] = ContextVar("room", default=None)
+"""Values that a model which is being loaded may have, by what its files hold; None if it is not loaded from files."""
+
+
+@contextmanager
+def _no_endless_model(name: str) -> Iterator[None]:
+    """Stop the making of a model with more layers than any has."""
+    count = 0
+
+    def check(module: nn.Module, entry: str, parameter: nn.Parameter) -> None:
+        nonlocal count
+        count += 1
+        if count > _MOST_PARAMETERS:
+            raise ValueError(f"config.json asks for a {name} of more than {_MOST_PARAMETERS:,} parameter tensors")
+
+    handle = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 class _PrunedModel:
     """Mixed into a stock model: builds the stock skeleton, then gives it the shapes of its config's recipe."""
 
+    stock_class: type[PreTrainedModel]
+
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        check_recipe(config.hf_sparse, config.to_dict())
+        with _no_endless_model(type(self).__name__):
+            super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         resize_(self.base_model, config.hf_sparse)  # type: ignore[attr-defined]
+        size, room = sum(parameter.numel() for parameter in self.parameters()), _room.get()  # type: ignore[attr-defined]
+        if room is not None and size > room:
+            raise ValueError(f"config.json asks for a model of {size:,} values, more than its weight files can fill")
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Stock's, but from safetensors alone, and strict: what the checkpoint should have is never made up.
+
+        Raises:
+            OSError: there are no weights as safetensors.
+            ValueError: they are damaged, or do not fit the config.
+        """
+        kwargs["use_safetensors"] = True
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        # New heads are small; packed weights hold several values in one.
+        before = _room.set(None if source is None else 8 * _values_in_files(source, kwargs) + 2**24)
+        try:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        finally:
+            _room.reset(before)
+        if source is not None:
+            _require_whole(model, info, str(source))
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Stock's, with what the config says of the architecture: it may have got another head since it was pruned."""
+        config: Any = self.config  # type: ignore[attr-defined]
+        config.base_architecture = self.stock_class.__name__
+        config.auto_map = auto_map(self.stock_class, config.base_model_type)
+        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def is_custom_code(cls) -> bool:
         """False: the modules are transformers' own, so what is not in files is to be computed as in their classes."""
         return False
+
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def _values_in_files(source: str | os.PathLike[str], options: dict[str, Any]) -> int:
+    """How many values the weights of a checkpoint have, from the headers of its files."""
+    hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
+    variant = f".{options['variant']}" if options.get("variant") else ""
+    try:
+        files = [cached_file(source, f"model{variant}.safetensors", **hub)]
+    except OSError:
+        try:
+            index = cached_file(source, f"model.safetensors.index{variant}.json", **hub)
+        except OSError as error:
+            raise OSError(f"{source} has no weights as safetensors, and other formats are not read: {error}") from None
+        files = [cached_file(source, name, **hub) for name in _shards(index)]
+    total = 0
+    for file in filter(None, files):
+        try:
+            for tensor in load_state_dict(file, map_location="meta").values():
+                total += tensor.numel()
+        except Exception as error:  # safetensors has a class of its own for them
+            raise ValueError(f"{file} is damaged, get it again: {error}") from None
+    return total
+
+
+def _shards(index: Any) -> list[str]:
+    """The files that an index of weights names."""
+    try:
+        with open(index, encoding="utf-8") as file:
+            names = sorted(set(json.load(file)["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is not an index of weights: {error!r}") from None
+    if not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
+        raise ValueError(f"{index} names files that are not safetensors beside it")
+    return names
+
+
+def _require_whole(model: Any, info: dict[str, Any], source: str) -> None:
+    """Refuse weights that lack what the architecture they were saved from has, or have more than that."""
+    lacking, extra = {str(name) for name in info["missing_keys"]}, {str(name) for name in info["unexpected_keys"]}
+    if not lacking and not extra:
+        return
+    saved: Any = getattr(transformers, str(model.config.base_architecture), None)
+    whole = model
+    if not isinstance(saved, type) or not issubclass(saved, PreTrainedModel):
+        raise ValueError(f"{source} has base_architecture {model.config.base_architecture!r}, not a model")
+    if not isinstance(model, saved):
+        with torch.device("meta"):
+            whole = model_class(saved, model.config.base_model_type)(copy.deepcopy(model.config))
+    prefix = f"{model.base_model_prefix}."
+    own = {name.removeprefix(prefix) for name in whole.state_dict()}
+    lacking = {name for name in lacking if name.removeprefix(prefix) in own}
+    extra = {name for name in extra if name.removeprefix(prefix) not in own}
+    for problem, names in (("lack", lacking), ("have, against its config,", extra)):
+        if names:
+            some = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
+            raise ValueError(
+                f"the weights of {source} {problem} {len(names)} tensors: {some}. Get the checkpoint again"
+            )
 
 
 _configs: dict[str, type[PreTrainedConfig]] = {}
@@ -493,7 +745,8 @@ def model_class(stock: type[PreTrainedModel], model_type: str) -> type[PreTraine
         raise ValueError(f"{stock.__name__} is not a class of transformers, so no checkpoint of it could be loaded")
     name = _pruned_name(stock, stock.config_class.model_type, model_type)
     if name not in _models:
-        body = {"config_class": config_class(model_type), "__module__": __name__, "__qualname__": name}
+        body = {"config_class": config_class(model_type), "stock_class": stock}
+        body |= {"__module__": __name__, "__qualname__": name}
         made: Any = type(name, (_PrunedModel, stock), body)
         made.register_for_auto_class(_auto_names(stock.__name__)[0])
         _models.setdefault(name, made)

@@ -16,9 +16,11 @@ from hf_sparse.controller import Controller
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates import GateGroup
+from hf_sparse.layout import filled, uniform_counts
 from hf_sparse.objective import DENSITIES, exact_density
 from hf_sparse.plan import PruningPlan
 from hf_sparse.scaling import ParameterScale, scale_parameter_, unscale_parameter_
+from hf_sparse.stock import expressible
 from hf_sparse.structure import Block, ModelStructure
 
 BANK = "sparsity_gates"
@@ -37,12 +39,12 @@ class GateBank(nn.Module):
         super().__init__()
         self.config = config
         self.structure = structure
-        self.controller = Controller(config.controller_gain)
         self.groups: dict[str, GateGroup] = {}
         self.shares: dict[str, float] = {}
         self.members: dict[str, list[Block]] = {}
         for block in structure.blocks:
-            name = block.kind if config.group == "kind" else block.name.replace(".", "-")
+            together = config.group == "kind" and config.layout == "free"
+            name = block.kind if together else block.name.replace(".", "-")
             self.members.setdefault(name, []).append(block)
         costs = {
             name: torch.cat([torch.full((block.units,), float(self._unit_cost(block))) for block in blocks])
@@ -53,10 +55,28 @@ class GateBank(nn.Module):
             self.groups[name] = GateGroup(cost / cost.sum(), config.gate, config.t0)
             self.add_module(name, self.groups[name])
             self.shares[name] = float(cost.sum()) / self.total_cost
+        self.controller = Controller(config.controller_gain, self._targets())
         self._scales: dict[str, tuple[ParameterScale, int]] = {}
 
     def _unit_cost(self, block: Block) -> int:
         return block.cost_of_unit(self.config.cost, self.config.cost_sequence_length)
+
+    def _targets(self) -> Tensor:
+        """The densities to descend to: that of the model, or in a uniform layout that of every block."""
+        density = 1.0 - self.config.target
+        if self.config.layout == "free":
+            return torch.tensor([density])
+        blocks = self.structure.blocks
+        counts = uniform_counts(blocks, {block.name: self._unit_cost(block) for block in blocks}, density)
+        return torch.tensor([counts[block.kind] / block.units for block in blocks])
+
+    @property
+    def target_density(self) -> float:
+        """The density to end at: the one asked for, or in a uniform layout the nearest to it that there is."""
+        if self.config.layout == "free":
+            return 1.0 - self.config.target
+        shares = torch.tensor(list(self.shares.values()))
+        return float((shares * self.controller.targets.cpu()).sum())
 
     @property
     def largest_unit(self) -> float:
@@ -90,17 +110,40 @@ class GateBank(nn.Module):
         return {name: exact_density(gates[name].detach(), group.weights) for name, group in self.groups.items()}
 
     def density(self, gates: dict[str, Tensor]) -> Tensor:
-        """Exact cost-weighted density of the model, shape ()."""
-        return torch.stack([self.shares[name] * value for name, value in self.densities(gates).items()]).sum()
+        """Exact cost-weighted density of the model, shape ().
+
+        In a uniform layout that of what will stay: as many units in every block of a kind as the widest of them has.
+        """
+        densities = self.densities(gates)
+        if self.config.layout == "uniform":
+            kinds = {name: self.members[name][0].kind for name in densities}
+            widest = {
+                kind: torch.stack([value for name, value in densities.items() if kinds[name] == kind]).max()
+                for kind in kinds.values()
+            }
+            densities = {name: widest[kind] for name, kind in kinds.items()}
+        return torch.stack([self.shares[name] * value for name, value in densities.items()]).sum()
+
+    def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:
+        """What the controller holds to its schedule, shape (k,): the model's density, or every block's."""
+        if self.config.layout == "free":
+            return self.density(gates).unsqueeze(0)
+        return torch.stack(list(self.densities(gates).values()))
+
+    def penalties(self, gates: dict[str, Tensor]) -> Tensor:
+        """The parts of R that a lambda each is for, shape (k,): effective densities times their share of the cost."""
+        density = DENSITIES[self.config.gate]
+        parts = torch.stack(
+            [
+                self.shares[name] * density(gates[name], group.weights, self.config.p)
+                for name, group in self.groups.items()
+            ]
+        )
+        return parts.sum(0, keepdim=True) if self.config.layout == "free" else parts
 
     def penalty(self, gates: dict[str, Tensor]) -> Tensor:
         """R: the effective densities of the groups, weighted by their share of the cost, shape (), 1 at the start."""
-        density = DENSITIES[self.config.gate]
-        densities = [
-            self.shares[name] * density(gates[name], group.weights, self.config.p)
-            for name, group in self.groups.items()
-        ]
-        return torch.stack(densities).sum()
+        return self.penalties(gates).sum()
 
 
 def gate_bank(model: nn.Module) -> GateBank | None:
@@ -126,12 +169,18 @@ def attach_gates(model: PreTrainedModel, config: SparsityConfig, inputs: Mapping
     if gate_bank(model) is not None:
         raise SparsityError("this model has gates already: call detach_gates(model) first")
     structure = discover(model, inputs)
+    if config.layout == "uniform":
+        structure = expressible(model, structure)
     if not structure.blocks:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in structure.refused)
         raise SparsityError(
             f"{type(model).__name__} has no attention heads or FFN neurons that can be pruned exactly"
             + (f" ({reasons})" if reasons else "")
-            + ": give a transformer with plain, unquantized projections"
+            + (
+                ": give a transformer with plain, unquantized projections"
+                if config.layout == "free"
+                else ": take layout='free'"
+            )
         )
     bank = GateBank(structure, config)
     if (1 - config.target) < bank.largest_unit:
@@ -180,8 +229,11 @@ def require_bank(model: nn.Module) -> GateBank:
 def current_plan(model: PreTrainedModel) -> PruningPlan:
     """The units whose gates are not zero now, for every gated block.
 
+    In a uniform layout, with as many closed ones that all blocks of a kind keep the same number.
+
     Raises:
         SparsityError: no gates are attached.
     """
-    gates = require_bank(model).block_gates()
-    return PruningPlan({name: tuple(gate.nonzero().flatten().tolist()) for name, gate in gates.items()})
+    bank = require_bank(model)
+    kept = {name: tuple(gate.nonzero().flatten().tolist()) for name, gate in bank.block_gates().items()}
+    return PruningPlan(kept if bank.config.layout == "free" else filled(kept, bank.structure.blocks))

@@ -40,13 +40,10 @@ def shrink(
             if bias in parameters:
                 values[bias] = parameters[bias]
             continue
+        closed = torch.ones(block.units, dtype=torch.bool).index_fill(0, units, False)
+        gate = gate.masked_fill(closed.to(gate.device), 0.0)
+        units = physical_units(block, units)
         gone = torch.ones(block.units, dtype=torch.bool).index_fill(0, units, False)
-        gate = gate.masked_fill(gone.to(gate.device), 0.0)
-        # Units that fill up a multiple, or the block if nothing can take its place, stay and contribute zero.
-        wanted = max(1, -(-len(units) // block.multiple)) * block.multiple
-        fillers = gone.nonzero().flatten()[: wanted - len(units)]
-        gone[fillers] = False
-        units = (~gone).nonzero().flatten()
         weight = parameters[block.weight.parameter]
         factors.setdefault(block.weight.parameter, []).append(
             block.column_scale(gate.to(weight.device), weight.ndim).to(weight.dtype)
@@ -82,6 +79,15 @@ def shrink(
             padding = {"side": sides[name, dim], "size": len(keep), "runs": runs(keep.nonzero().flatten().tolist())}
             recipe["padded"][name.rpartition(".")[0]] = padding
     return recipe, values
+
+
+def physical_units(block: Block, units: Tensor) -> Tensor:
+    """The units that stay: those kept, and those with a weight of zero that fill up a multiple or an empty block."""
+    if not len(units) and block.stand_in is not None:
+        return units
+    closed = torch.ones(block.units, dtype=torch.bool).index_fill(0, units, False).nonzero().flatten()
+    wanted = max(1, -(-len(units) // block.multiple)) * block.multiple
+    return torch.cat([units, closed[: wanted - len(units)]]).sort().values
 
 
 def _heads(block: Block, units: Tensor) -> list[int]:

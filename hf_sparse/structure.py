@@ -63,6 +63,7 @@ class Block:
         heads_per_unit: query heads per unit; 0 for neurons.
         head_dim: width of one query head; 0 for neurons.
         multiple: what the number of units that stay is rounded up to a multiple of, with units that weigh zero.
+        counts: how many units may stay in a uniform layout, ascending; not filled in by `discover`.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Block:
     heads_per_unit: int = 0
     head_dim: int = 0
     multiple: int = 1
+    counts: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def weight(self) -> Slice:

@@ -36,6 +36,10 @@ FIXING_TOLERANCE = 0.005
 """The structure is fixed as soon as its density, after the ramp, is this close to the target."""
 
 
+MOST_LOGGED_GROUPS = 4
+"""Groups whose densities are logged one by one; more would drown the rest."""
+
+
 class _PenaltyCallback(TrainerCallback):
     """Adds lambda * dR to the gates' gradients, once per optimizer step.
 
@@ -163,15 +167,14 @@ class SparseTrainerMixin(FiniteLossMixin):
         if not self._fixed:
             with torch.enable_grad():
                 gates = bank.group_gates()
-                slopes = torch.autograd.grad(bank.penalty(gates), parameters)
-            density = bank.density(gates)
-            multiplier = bank.controller.steer_(density, step, schedule)
+                multipliers = bank.controller.steer_(bank.steered_densities(gates), step, schedule)
+                slopes = torch.autograd.grad((multipliers * bank.penalties(gates)).sum(), parameters)
             for parameter, slope in zip(parameters, slopes):
-                parameter.grad = multiplier * slope if parameter.grad is None else parameter.grad + multiplier * slope
+                parameter.grad = slope if parameter.grad is None else parameter.grad + slope
             # Reads the device only while the structure is about to be fixed, never in the long phases.
             if step >= schedule.ramp_end:
                 tolerance = max(FIXING_TOLERANCE, bank.largest_unit / 2)
-                self._fixed = abs(density.item() - schedule.target_density) <= tolerance
+                self._fixed = abs(bank.density(gates).item() - bank.target_density) <= tolerance
                 bank.controller.fixed.fill_(self._fixed)
         if self._fixed:
             for parameter in parameters:
@@ -258,8 +261,9 @@ class SparseTrainerMixin(FiniteLossMixin):
                 logs["density"] = bank.density(gates).item()
                 logs["effective_density"] = bank.penalty(gates).item()
                 logs["target_density"] = self._schedule.density_at(step)
-                logs["lambda"] = bank.controller.multiplier.item()
-                logs.update({f"density_{name}": value.item() for name, value in densities.items()})
+                logs["lambda"] = bank.controller.multiplier.mean().item()
+                if len(densities) <= MOST_LOGGED_GROUPS:
+                    logs.update({f"density_{name}": value.item() for name, value in densities.items()})
         super().log(logs, start_time)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:

@@ -18,23 +18,23 @@ def test_a_ramp_has_at_least_one_step() -> None:
 
 
 def test_lambda_is_zero_in_the_warm_up() -> None:
-    controller = Controller(gain=40.0)
+    controller = Controller(40.0, torch.tensor([0.5]))
     for step in range(SCHEDULE.warmup_end):
-        assert controller.steer_(torch.tensor(1.0), step, SCHEDULE) == 0
+        assert controller.steer_(torch.tensor([1.0]), step, SCHEDULE) == 0
 
 
 def test_lambda_rises_while_too_dense_and_falls_while_too_sparse() -> None:
-    controller = Controller(gain=40.0)
-    dense = [controller.steer_(torch.tensor(0.8), step, SCHEDULE).item() for step in range(260, 280)]
-    sparse = [controller.steer_(torch.tensor(0.4), step, SCHEDULE).item() for step in range(280, 300)]
+    controller = Controller(40.0, torch.tensor([0.5]))
+    dense = [controller.steer_(torch.tensor([0.8]), step, SCHEDULE).item() for step in range(260, 280)]
+    sparse = [controller.steer_(torch.tensor([0.4]), step, SCHEDULE).item() for step in range(280, 300)]
     assert dense[0] > 0 and dense == sorted(dense)
     assert sparse[0] < dense[-1] and sparse == sorted(sparse, reverse=True)
 
 
 def test_the_state_goes_through_a_state_dict() -> None:
-    controller, other = Controller(gain=40.0), Controller(gain=40.0)
+    controller, other = Controller(40.0, torch.tensor([0.5])), Controller(40.0, torch.tensor([0.5]))
     for step in range(100, 120):
-        controller.steer_(torch.tensor(0.9), step, SCHEDULE)
+        controller.steer_(torch.tensor([0.9]), step, SCHEDULE)
     other.load_state_dict(controller.state_dict())
-    density = torch.tensor(0.7)
+    density = torch.tensor([0.7])
     assert torch.equal(controller.steer_(density, 120, SCHEDULE), other.steer_(density, 120, SCHEDULE))

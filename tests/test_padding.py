@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from zoo import ZOO
 
 from hf_sparse import PruningPlan, compact, discover, load_pruned, save_pruned
-from hf_sparse.modeling_hf_sparse import empty_recipe, resize_
+from hf_sparse.modeling_hf_sparse import check_recipe, empty_recipe, resize_, sealed
 
 SPECIES = ZOO["longformer"]
 
@@ -48,6 +49,7 @@ def test_projections_shrink_and_the_next_round_prunes_the_rest(tmp_path: Path) -
     ],
 )
 def test_hostile_records_are_refused(padding: dict) -> None:
-    model = nn.Sequential(nn.Linear(6, 8))
-    with pytest.raises(ValueError, match=r"config\.hf_sparse pads '0'"):
-        resize_(model, {**empty_recipe(), "shapes": {"0.weight": [4, 6]}, "padded": {"0": padding}})
+    recipe = {**empty_recipe(), "shapes": {"0.weight": [4, 6]}, "padded": {"0": padding}}
+    with pytest.raises(ValueError, match=r"config\.hf_sparse (pads|has padded of) '0'"):
+        check_recipe(sealed(recipe, PreTrainedConfig()), {})
+        resize_(nn.Sequential(nn.Linear(6, 8)), recipe)
