@@ -3,6 +3,8 @@
 Importing it lets `AutoModelForX.from_pretrained` load pruned checkpoints.
 """
 
+from hf_sparse.anymodel import export_anymodel as export_anymodel
+from hf_sparse.card import CardFields as CardFields
 from hf_sparse.checkpoint import load_pruned as load_pruned
 from hf_sparse.checkpoint import save_pruned as save_pruned
 from hf_sparse.compaction import CompactionReport as CompactionReport
@@ -11,6 +13,8 @@ from hf_sparse.config import SparsityConfig as SparsityConfig
 from hf_sparse.discovery import discover as discover
 from hf_sparse.errors import SparsityError as SparsityError
 from hf_sparse.finite import NonFiniteLossError as NonFiniteLossError
+from hf_sparse.hub import push_to_hub as push_to_hub
+from hf_sparse.inspection import inspect_checkpoint as inspect_checkpoint
 from hf_sparse.modeling_hf_sparse import register as _register
 from hf_sparse.patching import attach_gates as attach_gates
 from hf_sparse.patching import current_plan as current_plan

@@ -1,22 +1,42 @@
 """Save and load pruned models: safetensors with stock tensor names, and a config that says how to rebuild the rest."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, PushToHubMixin
 
+from hf_sparse.card import NO_FIELDS, PICTURE, REPORT, CardFields, write_card
 from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
+from hf_sparse.inspection import read_config
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, model_class
 from hf_sparse.patching import gate_bank
+from hf_sparse.plot import plot_structure
+from hf_sparse.report import Report
 
 
-def save_pruned(model: PreTrainedModel, path: str | Path) -> None:
-    """Write a compact model to a directory, which `from_pretrained` and `load_pruned` read.
+def save_pruned(
+    model: PreTrainedModel,
+    path: str | Path,
+    processing_class: PushToHubMixin | None = None,
+    report: Report | None = None,
+    about: CardFields = NO_FIELDS,
+    max_shard_size: str = "50GB",
+) -> None:
+    """Write a compact model with its card to a directory, which `from_pretrained` and `load_pruned` read.
 
     An earlier checkpoint there is replaced as a whole, and only once the new one is complete.
+
+    Args:
+        model: without gates.
+        path: the directory.
+        processing_class: its tokenizer or processor, saved beside it.
+        report: of its run; adds report.json, structure.png, and what they say to the card.
+        about: what else the card says.
+        max_shard_size: larger weights are split into files of this size.
 
     Raises:
         SparsityError: the model still has gates, or the directory cannot be written.
@@ -24,22 +44,48 @@ def save_pruned(model: PreTrainedModel, path: str | Path) -> None:
     if gate_bank(model) is not None:
         raise SparsityError("this model still has gates: call compact(model), or save through SparseTrainer.save_model")
     with replaced_directory(Path(path)) as directory:
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, max_shard_size=max_shard_size)
+        if processing_class is not None:
+            cast(Any, processing_class).save_pretrained(directory)
+        complete(directory, Path(path), report, about)
+
+
+def complete(directory: Path, path: Path, report: Report | None, about: CardFields) -> None:
+    """Write what a checkpoint has beside model and tokenizer: its report, its picture and its card.
+
+    Args:
+        directory: where it is being written.
+        path: where it will be; a card that somebody has edited there stays.
+        report: of its run, if it is known.
+        about: what else the card says.
+    """
+    if report is not None:
+        report.write(directory / REPORT)
+        plot_structure(
+            report.layers, f"{report.achieved:.0%} removed, {report.speedup:.1f}x faster", directory / PICTURE
+        )
+    write_card(directory, path, about)
 
 
 def load_pruned(path: str | Path) -> PreTrainedModel:
     """Load a model that `save_pruned` or `SparseTrainer.save_model` wrote, with the head it was saved with.
 
     Raises:
-        SparsityError: there is no such checkpoint, or its architecture is unknown here.
+        SparsityError: there is no such checkpoint, it is damaged, or its architecture is unknown here.
     """
     if not (Path(path) / CONFIG_NAME).is_file():
         raise SparsityError(f"no checkpoint at {path}: it has no {CONFIG_NAME}")
-    config: Any = AutoConfig.from_pretrained(path)
-    pruned = config.model_type.startswith(MODEL_TYPE_PREFIX)
-    architecture = config.base_architecture if pruned else (config.architectures or ["?"])[0]
-    stock = getattr(transformers, architecture, None)
-    if stock is None:
-        raise SparsityError(f"{path} holds a {architecture}, which transformers {transformers.__version__} lacks")
-    model = model_class(stock, config.base_model_type) if pruned else stock
-    return model.from_pretrained(path)
+    read_config(Path(path) / CONFIG_NAME)
+    try:
+        config: Any = AutoConfig.from_pretrained(path)
+        pruned = config.model_type.startswith(MODEL_TYPE_PREFIX)
+        architecture = config.base_architecture if pruned else (config.architectures or ["?"])[0]
+        stock = getattr(transformers, architecture, None)
+        if not isinstance(stock, type) or not issubclass(stock, PreTrainedModel):
+            raise SparsityError(f"{path} holds a {architecture}, which transformers {transformers.__version__} lacks")
+        model = model_class(stock, config.base_model_type) if pruned else stock
+        return model.from_pretrained(path, use_safetensors=True)
+    except SparsityError:
+        raise
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError, SafetensorError) as error:
+        raise SparsityError(f"the checkpoint at {path} cannot be loaded: {error}") from error

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from hf_sparse.plan import PruningPlan
 from hf_sparse.probing import FORWARD_ERRORS
 from hf_sparse.slicing import BY_PATH, base_path, physical_units, rebased, shrink
 from hf_sparse.stock import stock_config, to_stock_
-from hf_sparse.structure import ModelStructure
+from hf_sparse.structure import ModelStructure, layer_sizes
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def compact(
         try:
             reference = _masked_outputs(model, structure, gates, kept, inputs)
             idle = _idle_norms(model, inputs) if removed else set()
-            _compact_(model, structure, gates, kept)
+            _compact_(model, structure, gates, kept, before)
             if removed:
                 _drop_norms_(model, _idle_norms(model, inputs) - idle, inputs)
             _seal_(model)
@@ -198,12 +198,15 @@ def _snapshot(model: nn.Module) -> Any:
 
 
 def _compact_(
-    model: PreTrainedModel, structure: ModelStructure, gates: dict[str, Tensor], kept: dict[str, Tensor]
+    model: PreTrainedModel, structure: ModelStructure, gates: dict[str, Tensor], kept: dict[str, Tensor], before: int
 ) -> None:
     """Resize the model in place by the recipe that its checkpoint will carry, then fill in the new weights."""
     parameters = dict(model.named_parameters())
     recipe, values = shrink(parameters, structure.blocks, kept, gates)
     recipe = rebased(recipe, base_path(model))
+    recipe["parameters"] = before
+    sizes = layer_sizes(structure, {name: units.tolist() for name, units in kept.items()})
+    recipe["layers"] = [asdict(layer) for layer in sizes]
     if recipe["shapes"] or recipe["removed"]:
         resize_(model.base_model, recipe)
         _describe_(model, structure, kept, recipe)
@@ -308,7 +311,9 @@ def _to_stock_if_uniform_(
 
 def _merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     """The recipe that leads from the stock model to the result of pruning twice."""
-    merged = {**later, "identities": earlier["identities"]}
+    merged = {**later, "identities": earlier["identities"], "parameters": earlier["parameters"]}
+    now = {layer["block"]: layer["kept"] for layer in later["layers"]}
+    merged["layers"] = [{**layer, "kept": now.get(layer["block"], layer["kept"])} for layer in earlier["layers"]]
     gone = tuple(f"{path}." for name, removal in later["removed"].items() for path in (name, removal["output"]))
     for key in (*BY_PATH, "removed"):
         kept = {path: value for path, value in earlier[key].items() if not f"{path}.".startswith(gone)}

@@ -51,3 +51,11 @@ POSITION_BIASES = (
     # t5, mt5, switch_transformers
     PositionBias("position_bias", "compute_bias", "relative_attention_bias.weight"),
 )
+
+# Decoders that vLLM's AnyModel has layers of, whose attention there reads head_dim, as records of its own
+# (vllm/model_executor/models/anymodel.py).
+ANYMODEL_ARCHITECTURES = {
+    "LlamaForCausalLM": {"decoder_layer_module": ".llama", "decoder_layer_class": "LlamaDecoderLayer"},
+    "MistralForCausalLM": {"decoder_layer_module": ".mistral", "decoder_layer_class": "MistralDecoderLayer"},
+    "Qwen3ForCausalLM": {"decoder_layer_module": ".qwen3", "decoder_layer_class": "Qwen3DecoderLayer"},
+}

@@ -5,6 +5,8 @@ A pruned model is its stock architecture plus a resize recipe in `config.hf_spar
     {"version": 1,
      "checksum":   "...",                                 of all the rest, so that a change by accident is noticed
      "sizes":      {name: value},                         entries of the config that the recipe was made for
+     "parameters": count,                                 of the model before it was pruned, for people
+     "layers":     [{"block": ..., "kind": ..., "layer": ..., "units": before, "kept": after}, ...],    likewise
      "shapes":     {parameter: [sizes]},                  parameters whose shape differs from the stock skeleton's
      "attributes": {module: {name: value}},               head counts and widths that the forward pass reads
      "selections": {module: [{"argument": ..., "dim": ..., "count": heads, "index": [kept heads], "method": ...}]},
@@ -199,6 +201,8 @@ def check_recipe(recipe: Any, entries: dict[str, Any]) -> None:
         for path, entry in table.items():
             if not (path or key == "attributes") or not is_entry(entry):
                 raise ValueError(f"config.hf_sparse has {key} of {path!r} that cannot be: {str(entry)[:200]}")
+    if not _is_list(recipe["layers"], _is_layer) or type(recipe["parameters"]) is not int:
+        raise ValueError("config.hf_sparse has layers or parameters that cannot be")
     if not _is_list(recipe["identities"], lambda path: isinstance(path, str) and path != ""):
         raise ValueError("config.hf_sparse has identities that are not a list of paths")
     for name, value in _sizes(entries):
@@ -216,6 +220,18 @@ def _is_count(value: Any) -> bool:
 
 def _is_list(value: Any, is_item: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and all(is_item(item) for item in value)
+
+
+def _is_layer(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"block", "kind", "layer", "units", "kept"}:
+        return False
+    counts = [value[name] for name in ("layer", "kept", "units")]
+    return (
+        isinstance(value["block"], str)
+        and value["kind"] in ("attention", "ffn", "experts")
+        and all(type(count) is int and 0 <= count < 2**31 for count in counts)
+        and value["kept"] <= value["units"]
+    )
 
 
 def _is_selection(value: Any) -> bool:
@@ -274,6 +290,8 @@ def empty_recipe() -> dict[str, Any]:
         "version": RECIPE_VERSION,
         "checksum": "",
         "sizes": {},
+        "parameters": 0,
+        "layers": [],
         "shapes": {},
         "attributes": {},
         "selections": {},
@@ -644,7 +662,7 @@ def _values_in_files(source: str | os.PathLike[str], options: dict[str, Any]) ->
             index = cached_file(source, f"model.safetensors.index{variant}.json", **hub)
         except OSError as error:
             raise OSError(f"{source} has no weights as safetensors, and other formats are not read: {error}") from None
-        files = [cached_file(source, name, **hub) for name in _shards(index)]
+        files = [cached_file(source, name, **hub) for name in shards(index)]
     total = 0
     for file in filter(None, files):
         try:
@@ -655,7 +673,7 @@ def _values_in_files(source: str | os.PathLike[str], options: dict[str, Any]) ->
     return total
 
 
-def _shards(index: Any) -> list[str]:
+def shards(index: Any) -> list[str]:
     """The files that an index of weights names."""
     try:
         with open(index, encoding="utf-8") as file:

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from hf_sparse.report import LayerSizes
+from hf_sparse.structure import LayerSizes
 
 KEPT, GONE, INK = "#2563eb", "#e5e9f0", "#1f2937"
 

@@ -2,38 +2,29 @@
 
 import json
 import os
+import re
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import accelerate
 import torch
 import transformers
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hf_sparse.compaction import CompactionReport
 from hf_sparse.config import SparsityConfig
-from hf_sparse.discovery import discover
-from hf_sparse.structure import ModelStructure
+from hf_sparse.errors import SparsityError
+from hf_sparse.structure import LayerSizes, ModelStructure, layer_sizes
 from hf_sparse.version import __version__
-
-
-@dataclass(frozen=True)
-class LayerSizes:
-    """What one sublayer had and kept: heads (query heads under grouped queries) or neurons."""
-
-    block: str
-    kind: str
-    layer: int
-    units: int
-    kept: int
 
 
 @dataclass(frozen=True)
@@ -42,17 +33,36 @@ class ModelMeasurements:
 
     Attributes:
         parameters: number of parameters.
-        file_bytes: size of its weights as safetensors.
+        weight_bytes: size of its weights, tied ones counted once.
         macs: multiply-accumulates of one forward of the measured batch.
         latency_ms: median time of one forward of that batch, in milliseconds.
         metrics: results by data split, as the recipe evaluated them.
     """
 
     parameters: int
-    file_bytes: int
+    weight_bytes: int
     macs: int
     latency_ms: float
     metrics: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a pruned model was made from and how, for its card.
+
+    Attributes:
+        base_model: the model that was pruned, as an id on the Hub; None if it has none.
+        task: what it does, as the Hub calls it, such as "text-classification"; None if unknown.
+        dataset: what it was trained on, for people; None if unknown.
+        dataset_id: the id of that on the Hub; None if it has none.
+        command: what was run.
+    """
+
+    base_model: str | None = None
+    task: str | None = None
+    dataset: str | None = None
+    dataset_id: str | None = None
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +70,12 @@ class Report:
     """Everything that a pruning run leaves to be read; `report.json` has these keys.
 
     Attributes:
+        origin: what the model was made from.
         target: fraction of the prunable cost asked to be removed.
         achieved: fraction of the prunable cost removed.
         cost: what the cost counts.
         max_abs_diff: largest difference between gated and compact outputs on a real batch.
-        batch: shape of the batch that MACs and latencies belong to, (sequences, tokens).
+        batch: shape of the input that MACs and latencies belong to, such as (sequences, tokens).
         dense: the model before pruning.
         pruned: the model after pruning.
         speedup: dense over pruned latency.
@@ -75,11 +86,12 @@ class Report:
         seed: of the run.
     """
 
+    origin: Origin
     target: float
     achieved: float
     cost: str
     max_abs_diff: float
-    batch: tuple[int, int]
+    batch: tuple[int, ...]
     dense: ModelMeasurements
     pruned: ModelMeasurements
     speedup: float
@@ -96,6 +108,79 @@ class Report:
         Path(file.name).chmod(0o644)
         os.replace(file.name, path)
 
+    @classmethod
+    def read(cls, path: Path) -> "Report":
+        """Read a report back.
+
+        Raises:
+            SparsityError: the file is not a report, or cannot be read.
+        """
+        try:
+            data = json.loads(path.read_text())
+            dense, pruned = (ModelMeasurements(**data[name]) for name in ("dense", "pruned"))
+            parts = {
+                "origin": Origin(**data["origin"]),
+                "batch": tuple(data["batch"]),
+                "layers": tuple(LayerSizes(**layer) for layer in data["layers"]),
+                "sparsity": SparsityConfig(**data["sparsity"]),
+            }
+            return cls(**{**data, **parts, "dense": dense, "pruned": pruned})
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SparsityError(f"{path} is not a report of a pruning run ({error!r})") from None
+
+    @property
+    def batch_text(self) -> str:
+        """The batch for people: how many sequences of how many tokens."""
+        shape = " x ".join(map(str, self.batch))
+        return f"{shape} tokens" if len(self.batch) == 2 else shape
+
+
+def make_report(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    structure: ModelStructure,
+    compaction: CompactionReport,
+    sparsity: SparsityConfig,
+    inputs: Mapping[str, Tensor],
+    metrics: tuple[Mapping[str, Mapping[str, float]], Mapping[str, Mapping[str, float]]],
+    origin: Origin,
+    seed: int,
+) -> Report:
+    """Measure a model before and after it was pruned.
+
+    Args:
+        dense: the model before.
+        pruned: the model after, on the same device.
+        structure: what could be pruned in the dense one.
+        compaction: what its compaction returned.
+        sparsity: settings of the run.
+        inputs: a batch to measure both on.
+        metrics: of the dense and of the pruned model, by data split; empty where they were not evaluated.
+        origin: what the model was made from.
+        seed: of the run.
+    """
+    latencies = median_latencies_ms([dense, pruned], inputs)
+    measured = [
+        ModelMeasurements(model.num_parameters(), weight_bytes(model), count_macs(model, inputs), latency, results)
+        for model, latency, results in zip((dense, pruned), latencies, metrics)
+    ]
+    return Report(
+        origin=origin,
+        target=sparsity.target,
+        achieved=achieved_removal(structure, compaction, sparsity),
+        cost=sparsity.cost,
+        max_abs_diff=compaction.max_abs_diff,
+        batch=tuple(inputs[dense.main_input_name].shape),
+        dense=measured[0],
+        pruned=measured[1],
+        speedup=latencies[0] / latencies[1],
+        layers=layer_sizes(structure, compaction.plan.kept),
+        sparsity=sparsity,
+        versions=versions(),
+        device=device_name(dense.device),
+        seed=seed,
+    )
+
 
 def achieved_removal(structure: ModelStructure, compaction: CompactionReport, config: SparsityConfig) -> float:
     """Fraction of the prunable cost that a plan removes from the original structure."""
@@ -107,14 +192,21 @@ def achieved_removal(structure: ModelStructure, compaction: CompactionReport, co
     return removed / total
 
 
-def layer_sizes(structure: ModelStructure, compaction: CompactionReport) -> tuple[LayerSizes, ...]:
-    """Heads and neurons of every sublayer, before and after."""
-    sizes = []
-    for block in structure.blocks:
-        each = block.heads_per_unit or 1
-        kept = len(compaction.plan.kept[block.name])
-        sizes.append(LayerSizes(block.name, block.kind, block.layer, block.units * each, kept * each))
-    return tuple(sizes)
+def hub_id(model: PreTrainedModel) -> str | None:
+    """The repository that a model was loaded from; None if it is a directory, or was never on the Hub."""
+    name = str(model.config.name_or_path)
+    is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
+    return name if is_id and not Path(name).exists() else None
+
+
+def command_line() -> str:
+    """The command that this process was started by, without the tokens in it."""
+    script = Path(sys.argv[0])
+    words, hidden = ["accelerate", "launch"] if "WORLD_SIZE" in os.environ else ["python"], False
+    for word in [script.name if script.is_absolute() else str(script), *sys.argv[1:]]:
+        words.append("..." if hidden else re.sub(r"(?<=token=).+|\bhf_[A-Za-z0-9]{20,}", "...", word))
+        hidden = re.fullmatch(r"--\w*token", word) is not None
+    return shlex.join(words)
 
 
 def versions() -> dict[str, str]:
@@ -127,42 +219,18 @@ def versions() -> dict[str, str]:
     }
 
 
-def file_bytes(model: PreTrainedModel) -> int:
-    """Size of the weights as safetensors, in bytes, tied weights counted once."""
-    tensors = {name: tensor.contiguous() for name, tensor in model.named_parameters()}
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "model.safetensors"
-        save_file(tensors, path)
-        return path.stat().st_size
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Size of the weights in bytes, tied ones counted once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 @torch.no_grad()
 def count_macs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
-    """Multiply-accumulates of one forward: projections and attention scores; the model is not changed."""
-    total = 0
-
-    def count(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        nonlocal total
-        weight = module.get_parameter("weight")
-        outputs = weight.shape[1] if isinstance(module, Conv1D) else weight.shape[0]
-        total += output.numel() // outputs * weight.numel()
-
-    handles = [
-        module.register_forward_hook(count) for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))
-    ]
-    try:
+    """Multiply-accumulates of one forward: projections, convolutions and attention scores."""
+    # Fused attention is not counted on all devices; as plain products it is.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total + _attention_macs(model, inputs)
-
-
-def _attention_macs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
-    sequences, length = inputs["input_ids"].shape
-    blocks = discover(model).blocks
-    heads = sum(block.units * block.heads_per_unit * block.head_dim for block in blocks)
-    return 2 * sequences * length * length * heads
+    return counter.get_total_flops() // 2
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """What discovery finds: the attention, FFN and expert blocks of a model, what their units own and what they cost."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -132,3 +132,23 @@ class ModelStructure:
         ]
         lines += [f"{name}: not pruned, {reason}" for name, reason in self.refused]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """What one sublayer had and kept: heads (query heads under grouped queries) or neurons."""
+
+    block: str
+    kind: str
+    layer: int
+    units: int
+    kept: int
+
+
+def layer_sizes(structure: ModelStructure, kept: Mapping[str, Sequence[int]]) -> tuple[LayerSizes, ...]:
+    """Heads and neurons of every sublayer, before and after; those that are not named keep all."""
+    sizes = []
+    for block in structure.blocks:
+        each, units = block.heads_per_unit or 1, len(kept.get(block.name, range(block.units)))
+        sizes.append(LayerSizes(block.name, block.kind, block.layer, block.units * each, units * each))
+    return tuple(sizes)

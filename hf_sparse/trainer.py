@@ -1,9 +1,5 @@
 """`SparseTrainer`: a thin `Trainer` that learns which heads and neurons to remove while it fine-tunes."""
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,15 +16,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_sparse.compaction import CompactionReport, compact
 from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Schedule
-from hf_sparse.directories import replaced_directory
 from hf_sparse.distillation import logit_distillation
 from hf_sparse.errors import SparsityError, UnknownInputsError
 from hf_sparse.finite import FiniteLossMixin
-from hf_sparse.patching import GateBank, attach_gates, current_plan, gate_bank, require_bank
-from hf_sparse.plan import PruningPlan
+from hf_sparse.patching import GateBank, attach_gates, gate_bank, require_bank
+from hf_sparse.results import ResultsMixin
 
 logger = logging.get_logger(__name__)
 
@@ -56,7 +50,7 @@ class _PenaltyCallback(TrainerCallback):
         self.trainer._penalize(state.global_step)
 
 
-class SparseTrainerMixin(FiniteLossMixin):
+class SparseTrainerMixin(ResultsMixin, FiniteLossMixin):
     """What `SparseTrainer` adds to `Trainer`, for any other subclass of it: `class Mine(SparseTrainerMixin, Base)`.
 
     The constructor attaches gates to the model in place. During the search for the structure the learning rate stays
@@ -82,6 +76,7 @@ class SparseTrainerMixin(FiniteLossMixin):
         self.sparsity = sparsity
         self.teacher = None
         super().__init__(*args, **kwargs)
+        self._prepare_hub()
         if self.args.n_gpu > 1:
             raise SparsityError(
                 "DataParallel would train a copy of the gates on every GPU: start with `accelerate launch`, which uses "
@@ -120,11 +115,6 @@ class SparseTrainerMixin(FiniteLossMixin):
             if self.eval_dataset is None and self.train_dataset is None:
                 raise
             return attach_gates(self._model, self.sparsity, self._verification_batch())
-
-    @property
-    def _model(self) -> PreTrainedModel:
-        # Trainer allows any module and, before its constructor has run, none.
-        return cast(PreTrainedModel, self.model)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A fresh model from `model_init`, with gates attached."""
@@ -282,59 +272,6 @@ class SparseTrainerMixin(FiniteLossMixin):
         Early stopping has no best metric to fall behind until then, so it waits too.
         """
         return self._fixed and super()._determine_best_metric(metrics, trial)
-
-    # ---- Results ----
-
-    def plan(self) -> PruningPlan:
-        """What the gates keep now."""
-        return current_plan(self._model)
-
-    def compact(self) -> CompactionReport:
-        """Replace the gated model by the smaller one it has become, in place, checked on a batch of the data.
-
-        Raises:
-            SparsityError: there are no gates (any more), or the compact model would compute something else.
-        """
-        report = compact(self._model, inputs=self._verification_batch())
-        self.model_wrapped = self._model
-        self.optimizer = self.lr_scheduler = None
-        return report
-
-    def _verification_batch(self) -> dict[str, Tensor]:
-        """A batch of the evaluation data, else of the training data, on the model's device, without labels."""
-        dataset = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
-        if isinstance(dataset, dict):
-            dataset = next(iter(dataset.values()))
-        batch = self._prepare_inputs(next(iter(self.get_test_dataloader(cast(Any, dataset)))))
-        return {name: value for name, value in batch.items() if name not in self.label_names}
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the physically smaller model. Checkpoints that Trainer writes to resume from keep model and gates."""
-        if _internal_call and gate_bank(self._model) is not None:
-            super().save_model(output_dir, _internal_call)
-            return
-        if self.args.should_save:
-            with self._compacted(), replaced_directory(Path(output_dir or str(self.args.output_dir))) as directory:
-                super().save_model(str(directory), _internal_call=True)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
-    def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **options: Any) -> Any:
-        """Upload the physically smaller model, as Trainer does; the local copy in `output_dir` stays if that fails."""
-        with self._compacted():
-            return super().push_to_hub(commit_message, *args, **options)
-
-    @contextmanager
-    def _compacted(self) -> Iterator[None]:
-        """The smaller model in the gated one's place, for a while."""
-        gated = self._model
-        try:
-            if gate_bank(gated) is not None:
-                self.model = copy.deepcopy(gated)
-                compact(self._model, inputs=self._verification_batch())
-            yield
-        finally:
-            self.model = gated
 
 
 class SparseTrainer(SparseTrainerMixin, Trainer):

@@ -201,9 +201,9 @@ def summary(report: Report) -> str:
     ]
     rows += [
         row("parameters", lambda model: f"{model.parameters:,}"),
-        row("file", lambda model: f"{model.file_bytes / 1e6:.1f} MB"),
+        row("size of the weights", lambda model: f"{model.weight_bytes / 1e6:.1f} MB"),
         row("multiply-accumulates", lambda model: f"{model.macs / 1e9:.2f} G"),
-        row(f"latency, batch {report.batch[0]} x {report.batch[1]} tokens", lambda model: f"{model.latency_ms:.0f} ms"),
+        row(f"latency, {report.batch_text}", lambda model: f"{model.latency_ms:.0f} ms"),
     ]
     lines = [
         table(rows),

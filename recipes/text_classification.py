@@ -5,7 +5,8 @@
         --train_file train.csv --validation_file dev.csv --target 0.5 --output_dir runs/mine
 
 A model without a trained head is fine-tuned first, dense. The dense model is the teacher of the pruned one. The output
-directory then has the smaller model and its tokenizer, report.json and structure.png.
+directory then has the smaller model and its tokenizer, its card, report.json and structure.png; --push_to_hub uploads
+them (--hub_model_id me/my-model, --hub_private_repo, --hub_token).
 """
 
 import copy
@@ -28,7 +29,7 @@ from common import (
     summary,
 )
 from datasets import Dataset, DatasetDict
-from minilm import minilm
+from minilm import REPO, minilm
 from text_data import DataArguments, TextData, load_text_data
 from torch import Tensor
 from transformers import (
@@ -53,18 +54,7 @@ from hf_sparse import (
     save_pruned,
 )
 from hf_sparse.finite import FiniteLossMixin
-from hf_sparse.plot import plot_structure
-from hf_sparse.report import (
-    ModelMeasurements,
-    Report,
-    achieved_removal,
-    count_macs,
-    device_name,
-    file_bytes,
-    layer_sizes,
-    median_latencies_ms,
-    versions,
-)
+from hf_sparse.report import Origin, command_line, make_report
 
 MEASURED_BATCH = 32
 EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4}
@@ -132,42 +122,28 @@ def main() -> None:
     if not trainer.is_world_process_zero():
         return
 
-    batch = _batch(splits["validation"], tokenizer, dense)
-    latencies = median_latencies_ms([dense, pruned], batch)
-    measured = [
-        ModelMeasurements(
-            parameters=model.num_parameters(),
-            file_bytes=file_bytes(model),
-            macs=count_macs(model, batch),
-            latency_ms=latency,
-            metrics=metrics,
-        )
-        for model, latency, metrics in zip((dense, pruned), latencies, (dense_metrics, pruned_metrics))
-    ]
-    sequences, tokens = batch["input_ids"].shape
-    report = Report(
-        target=sparsity.target,
-        achieved=achieved_removal(structure, compaction, sparsity),
-        cost=sparsity.cost,
-        max_abs_diff=compaction.max_abs_diff,
-        batch=(sequences, tokens),
-        dense=measured[0],
-        pruned=measured[1],
-        speedup=latencies[0] / latencies[1],
-        layers=layer_sizes(structure, compaction),
-        sparsity=sparsity,
-        versions=versions(),
-        device=device_name(dense.device),
-        seed=arguments.seed,
+    name = model_arguments.model_name_or_path or REPO
+    trainer.report = make_report(
+        dense,
+        pruned,
+        structure,
+        compaction,
+        sparsity,
+        _batch(splits["validation"], tokenizer, dense),
+        (dense_metrics, pruned_metrics),
+        Origin(
+            base_model=None if Path(name).exists() else name,
+            task="text-classification",
+            dataset=data.name,
+            dataset_id=data_arguments.dataset_name,
+            command=command_line(),
+        ),
+        arguments.seed,
     )
-    output = Path(str(arguments.output_dir))
-    save_pruned(pruned, output)
-    tokenizer.save_pretrained(output)
-    name = model_arguments.model_name_or_path or "all-MiniLM-L6-v2"
-    title = f"{name} on {data.name}: {report.achieved:.0%} removed, {report.speedup:.1f}x faster"
-    plot_structure(report.layers, title, output / "structure.png")
-    report.write(output / "report.json")
-    print(f"\n{summary(report)}\n\nmodel, report.json and structure.png are in {output}")
+    # Where --push_to_hub is given, this uploads it, too.
+    trainer.save_model()
+    output = arguments.output_dir
+    print(f"\n{summary(trainer.report)}\n\nthe model, its card, report.json and structure.png are in {output}")
 
 
 def _parse() -> tuple[ModelArguments, DataArguments, SparsityConfig, RecipeArguments]:
@@ -237,6 +213,7 @@ def _fine_tune(
         num_train_epochs=arguments.dense_epochs,
         max_steps=-1,
         push_to_hub=False,
+        hub_token=None,
         load_best_model_at_end=False,
         resume_from_checkpoint="auto" if arguments.resume_from_checkpoint else None,
     )

@@ -3,7 +3,7 @@
 import os
 
 # Before transformers and datasets are imported: nothing may be fetched, and tokenizers must not fork threads.
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Callable

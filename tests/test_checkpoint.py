@@ -81,6 +81,7 @@ def test_the_checkpoint_has_stock_names_and_a_size_for_every_layer(tmp_path: Pat
     compact(model, plans(model)["some sublayers"])
     save_pruned(model, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",

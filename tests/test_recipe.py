@@ -109,13 +109,13 @@ def test_the_recipe_leaves_a_small_model_a_report_and_a_picture(
         report
     )
     for model in ("dense", "pruned"):
-        assert set(report[model]) == {"parameters", "file_bytes", "macs", "latency_ms", "metrics"}
+        assert set(report[model]) == {"parameters", "weight_bytes", "macs", "latency_ms", "metrics"}
         assert set(report[model]["metrics"]) == {"validation", "test"}
         assert set(report[model]["metrics"]["test"]) == {"accuracy", "f1"}
     assert report["cost"] == "macs" and abs(report["achieved"] - 0.5) <= 0.04 and report["max_abs_diff"] <= 1e-4
     assert report["pruned"]["parameters"] < report["dense"]["parameters"]
     assert report["pruned"]["macs"] < report["dense"]["macs"]
-    assert report["pruned"]["file_bytes"] < report["dense"]["file_bytes"]
+    assert report["pruned"]["weight_bytes"] < report["dense"]["weight_bytes"]
     assert (out / "structure.png").read_bytes().startswith(b"\x89PNG")
     model = AutoModelForSequenceClassification.from_pretrained(out)
     assert model.num_parameters() == report["pruned"]["parameters"] and model.config.id2label == {0: "a", 1: "b"}

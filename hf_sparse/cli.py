@@ -1,0 +1,92 @@
+"""`hf-sparse`: look at checkpoints, upload them, renew their cards, and rewrite them for serving engines."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from hf_sparse.anymodel import export_anymodel
+from hf_sparse.card import CardFields, write_card
+from hf_sparse.errors import SparsityError
+from hf_sparse.hub import push_to_hub
+from hf_sparse.inspection import inspect_checkpoint
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-sparse", description=__doc__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="print what a checkpoint has kept, without loading its weights",
+        description="Prints sizes, dtype and the heads and neurons that every sublayer kept, from config and headers.",
+    )
+    inspect.add_argument("source", metavar="PATH_OR_REPO", help="a directory, or a repository such as me/my-model")
+    inspect.add_argument("--revision", help="branch, tag or commit of the repository")
+    inspect.set_defaults(run=lambda given: print(inspect_checkpoint(given.source, given.revision)))
+
+    push = commands.add_parser(
+        "push",
+        help="upload a saved model, with its card",
+        description="Uploads model, tokenizer, card, report and picture; training state and pickles stay. Log in first "
+        "by `hf auth login`, or set HF_TOKEN.",
+    )
+    push.add_argument("directory", metavar="PATH", type=Path, help="where save_model or a recipe has written it")
+    push.add_argument("repo_id", metavar="REPO", help="such as me/my-model; made if there is none")
+    push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    push.add_argument("--revision", help="branch to write to")
+    _add_card_fields(push)
+    push.set_defaults(run=_push)
+
+    card = commands.add_parser(
+        "card",
+        help="write README.md anew from config.json and report.json",
+        description="Writes the model card of a saved model; one that was edited (its mark deleted) stays.",
+    )
+    card.add_argument("directory", metavar="PATH", type=Path, help="where save_model or a recipe has written it")
+    card.add_argument("--model_id", help="the repository that its examples load; the directory's name by default")
+    _add_card_fields(card)
+    card.set_defaults(
+        run=lambda given: write_card(given.directory, given.directory, _card_fields(given, given.model_id))
+    )
+
+    anymodel = commands.add_parser(
+        "anymodel",
+        help="rewrite a pruned decoder for engines that serve layers of different sizes (vLLM's AnyModel)",
+        description=export_anymodel.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    anymodel.add_argument("directory", metavar="PATH", type=Path, help="a pruned checkpoint")
+    anymodel.add_argument("output", metavar="OUTPUT", type=Path, help="where the rewritten copy goes")
+    anymodel.set_defaults(run=lambda given: export_anymodel(given.directory, given.output))
+    return parser
+
+
+def _add_card_fields(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model_name", help="what the card calls it")
+    parser.add_argument("--language", help="of the texts, such as en")
+    parser.add_argument("--license", help="of the weights, such as apache-2.0")
+    parser.add_argument("--tags", nargs="*", default=[], help="for the card")
+
+
+def _card_fields(given: argparse.Namespace, model_id: str | None) -> CardFields:
+    return CardFields(model_id, given.model_name, given.language, given.license, tuple(given.tags))
+
+
+def _card(given: argparse.Namespace) -> None:
+    write_card(given.directory, given.directory, _card_fields(given, given.model_id))
+
+
+def _push(given: argparse.Namespace) -> None:
+    about = _card_fields(given, given.repo_id)
+    commit = push_to_hub(given.directory, given.repo_id, about=about, private=given.private, revision=given.revision)
+    print(f"{given.directory} is at {commit.repo_url}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; what the user can mend becomes one line and exit code 2."""
+    given = _parser().parse_args(arguments)
+    try:
+        given.run(given)
+    except SparsityError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

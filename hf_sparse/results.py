@@ -1,0 +1,193 @@
+"""What a `SparseTrainer` leaves: the smaller model, its report and its card, saved and uploaded."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from huggingface_hub import CommitInfo
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy
+
+from hf_sparse.card import NO_FIELDS, CardFields, task_of
+from hf_sparse.checkpoint import complete
+from hf_sparse.compaction import CompactionReport, compact
+from hf_sparse.config import SparsityConfig
+from hf_sparse.directories import replaced_directory
+from hf_sparse.errors import SparsityError
+from hf_sparse.hub import upload
+from hf_sparse.patching import current_plan, detach_gates, gate_bank, require_bank
+from hf_sparse.plan import PruningPlan
+from hf_sparse.report import Origin, Report, command_line, hub_id, make_report
+
+
+class ResultsMixin(Trainer):
+    """Adds to a Trainer whose model has gates that the smaller model is what it measures, saves and uploads."""
+
+    sparsity: SparsityConfig
+    report: Report | None = None
+    """Of the run, once it is measured or set: what is saved and pushed then carries it."""
+
+    _card_fields: CardFields = NO_FIELDS
+    _hub_token: str | None = None
+
+    @property
+    def _model(self) -> PreTrainedModel:
+        # Trainer allows any module and, before its constructor has run, none.
+        return cast(PreTrainedModel, self.model)
+
+    def _prepare_hub(self) -> None:
+        """Take the token out of the arguments, since checkpoints have those in them, and upload only at the end.
+
+        On the way there are models with gates, which nobody else could load.
+
+        Raises:
+            SparsityError: a hub_strategy that asks for checkpoints on the Hub.
+        """
+        self._hub_token, self.args = self.args.hub_token, copy.copy(self.args)
+        self.args.hub_token = None
+        if self.args.push_to_hub and self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            strategy = HubStrategy(self.args.hub_strategy).value
+            raise SparsityError(
+                f"hub_strategy={strategy!r} would upload models with their gates, which nobody can load: take 'end'"
+            )
+        self.args.hub_strategy = HubStrategy.END
+
+    def plan(self) -> PruningPlan:
+        """What the gates keep now."""
+        return current_plan(self._model)
+
+    def compact(self) -> CompactionReport:
+        """Replace the gated model by the smaller one it has become, in place, checked on a batch of the data.
+
+        Raises:
+            SparsityError: there are no gates (any more), or the compact model would compute something else.
+        """
+        report = compact(self._model, inputs=self._verification_batch())
+        self.model_wrapped = self._model
+        self.optimizer = self.lr_scheduler = None
+        return report
+
+    def _verification_batch(self) -> dict[str, Tensor]:
+        """A batch of the evaluation data, else of the training data, on the model's device, without labels."""
+        dataset = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()))
+        batch = self._prepare_inputs(next(iter(self.get_test_dataloader(cast(Any, dataset)))))
+        return {name: value for name, value in batch.items() if name not in self.label_names}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the physically smaller model with its card. Checkpoints that Trainer resumes from keep model and gates.
+
+        With `report` set, also report.json and structure.png. Trainer's pickled arguments are left out.
+        """
+        if _internal_call and gate_bank(self._model) is not None:
+            super().save_model(output_dir, _internal_call)
+            return
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save")
+        else:
+            self._save_result(Path(output_dir or str(self.args.output_dir)))
+
+    def _save_result(self, path: Path) -> None:
+        if self.args.should_save:
+            with self._compacted(), replaced_directory(path) as directory:
+                super().save_model(str(directory), _internal_call=True)
+                (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+                complete(directory, path, self.report, self._card_fields)
+
+    def measure(self) -> Report:
+        """Measure the model before and after pruning on a batch of the data, and keep that as `report`.
+
+        Raises:
+            SparsityError: there are no gates (any more), or the compact model would compute something else.
+        """
+        dense, pruned, batch = copy.deepcopy(self._model), copy.deepcopy(self._model), self._verification_batch()
+        structure = require_bank(self._model).structure
+        detach_gates(dense)
+        compaction = compact(pruned, inputs=batch)
+        results = self._last_metrics()
+        origin = Origin(base_model=hub_id(dense), task=task_of(type(dense).__name__), command=command_line())
+        metrics: Any = ({}, {"evaluation": results} if results else {})
+        self.report = make_report(
+            dense, pruned, structure, compaction, self.sparsity, batch, metrics, origin, self.args.seed
+        )
+        return self.report
+
+    def _last_metrics(self) -> dict[str, float]:
+        """The task's own metrics of the last evaluation."""
+        costs = ("runtime", "per_second", "model_preparation_time")
+        evaluations = [log for log in self.state.log_history if "eval_loss" in log]
+        return {
+            name.removeprefix("eval_"): float(value)
+            for name, value in (evaluations[-1] if evaluations else {}).items()
+            if name.startswith("eval_") and not name.endswith(costs)
+        }
+
+    # Trainer takes and relays any keyword here; these are the ones that have a meaning.
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        model_name: str | None = None,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> CommitInfo | None:
+        """Upload the physically smaller model with its card to `hub_model_id`; where it still has gates, measure it.
+
+        Args:
+            commit_message: of the commit.
+            blocking: must be True: only then can a failure be told.
+            token: to write with; `hub_token`, or that of `hf auth login`, by default.
+            revision: branch to write to; `hub_revision` by default.
+            private: whether a new repository is private; `hub_private_repo` by default.
+            model_name: what the card calls it.
+            language: of the texts, for the card.
+            license: of the weights, for the card.
+            tags: for the card.
+
+        Returns:
+            The commit; None on all processes but the first.
+
+        Raises:
+            SparsityError: the upload failed; the model is in `output_dir`, and the message says how to go on.
+        """
+        if not blocking:
+            raise SparsityError("blocking=False would hide a failed upload: push in the foreground")
+        tags = [tags] if isinstance(tags, str) else tags or []
+        repo_id = self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
+        self._card_fields = CardFields(repo_id, model_name, language, license, tuple(tags))
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.report is None and gate_bank(self._model) is not None and self.is_world_process_zero():
+            self.measure()
+        self._save_result(Path(str(self.args.output_dir)))
+        if not self.is_world_process_zero():
+            return None
+        return upload(
+            Path(str(self.args.output_dir)),
+            repo_id,
+            self._card_fields,
+            self.args.hub_private_repo if private is None else private,
+            token or self._hub_token,
+            revision or self.args.hub_revision,
+            commit_message or "End of training",
+        )
+
+    @contextmanager
+    def _compacted(self) -> Iterator[None]:
+        """The smaller model in the gated one's place, for a while."""
+        gated = self._model
+        try:
+            if gate_bank(gated) is not None:
+                self.model = copy.deepcopy(gated)
+                compact(self._model, inputs=self._verification_batch())
+            yield
+        finally:
+            self.model = gated
