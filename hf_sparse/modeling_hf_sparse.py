@@ -82,15 +82,34 @@ def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
 
-class RemovedFfn(nn.Module):
-    """Stands in for an FFN without neurons."""
+class _Removed(nn.Module):
+    """Stands in for a sublayer without units.
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The output of the down projection where it is part of this module, else the input for it to ignore."""
-        hidden_states = _first_tensor(args, kwargs)
+    A projection without bias is not kept as a module, where tools that go by names would want to adapt it.
+
+    Args:
+        zeros: outputs of an output projection without bias that was part of the sublayer; None if there is another.
+    """
+
+    def __init__(self, zeros: int | None = None) -> None:
+        super().__init__()
+        self.zeros = zeros
+
+    def constant(self, hidden_states: Tensor) -> Tensor:
+        """Zeros, or the bias that is left, or the input for a projection elsewhere to ignore."""
+        if self.zeros is not None:
+            return hidden_states.new_zeros((*hidden_states.shape[:-1], self.zeros))
         for output in self.children():
             return output(hidden_states)
         return hidden_states
+
+
+class RemovedFfn(_Removed):
+    """Stands in for an FFN without neurons."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What is left of its output."""
+        return self.constant(_first_tensor(args, kwargs))
 
 
 class RemovedExperts(nn.Module):
@@ -101,7 +120,7 @@ class RemovedExperts(nn.Module):
         return torch.zeros_like(_first_tensor(args, kwargs))
 
 
-class RemovedAttention(nn.Module):
+class RemovedAttention(_Removed):
     """Stands in for attention without heads.
 
     The cache still gets an entry of zeros, since lengths and positions are read off it.
@@ -112,12 +131,19 @@ class RemovedAttention(nn.Module):
         head_dim: width of the cache entry.
         outputs: length of the tuple that the removed module returned; 0 if it returned a tensor.
         passed: names of arguments that it handed on, by their place in that tuple.
+        zeros: see above.
     """
 
     def __init__(
-        self, layer_idx: int | None, kv_heads: int, head_dim: int, outputs: int, passed: dict[str, str]
+        self,
+        layer_idx: int | None,
+        kv_heads: int,
+        head_dim: int,
+        outputs: int,
+        passed: dict[str, str],
+        zeros: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(zeros)
         self.passed = passed
         self.layer_idx = layer_idx
         self.kv_heads = kv_heads
@@ -142,8 +168,7 @@ class RemovedAttention(nn.Module):
             batch, length = hidden_states.shape[:2]
             zeros = hidden_states.new_zeros(batch, self.kv_heads, length, self.head_dim)
             cache.update(zeros, zeros, self.layer_idx)
-        for output in self.children():
-            hidden_states = output(hidden_states)
+        hidden_states = self.constant(hidden_states)
         passed = [kwargs.get(self.passed.get(str(i), "")) for i in range(1, self.outputs)]
         return (hidden_states, *passed) if self.outputs else hidden_states
 
@@ -344,19 +369,20 @@ def _remove_(base: nn.Module, path: str, removal: dict[str, Any]) -> None:
     weight = output.get_parameter("weight")
     size = weight.shape[1] if isinstance(output, Conv1D) else weight.shape[0]
     bias = BiasOnly(size, output.bias is not None, weight.dtype).to(weight.device)
-    stand_in: nn.Module = RemovedFfn()
+    inside = removal["output"].startswith(f"{path}.")
+    zeros = size if inside and bias.bias is None else None
+    stand_in: nn.Module = RemovedFfn(zeros)
     if removal["kind"] == "attention":
         kv_heads, head_dim = removal["cache"]
         if kv_heads * head_dim > weight.numel():
             raise ValueError(f"config.hf_sparse gives {path!r} a cache of {removal['cache']}, larger than it can be")
         stand_in = RemovedAttention(
-            vars(core).get("layer_idx"), kv_heads, head_dim, removal["outputs"], removal["passed"]
+            vars(core).get("layer_idx"), kv_heads, head_dim, removal["outputs"], removal["passed"], zeros
         )
     stand_in.train(core.training)
-    inside = removal["output"].startswith(f"{path}.")
-    if inside:
+    if inside and zeros is None:
         stand_in.add_module(removal["output"].removeprefix(f"{path}."), bias)
-    else:
+    elif not inside:
         _replace_(base, removal["output"], bias)
     _replace_(base, path, stand_in)
 
