@@ -362,6 +362,11 @@ def _replace_(base: nn.Module, path: str, module: nn.Module) -> None:
 
 def _remove_(base: nn.Module, path: str, removal: dict[str, Any]) -> None:
     core = _at(base, path)
+    # What is around it has its values; some initialise by the names of what is in them.
+    parent: Any
+    for end in range(1, path.count(".") + 1):
+        parent = base.get_submodule(".".join(path.split(".")[:end]))
+        parent._is_hf_initialized = True
     if removal["kind"] == "experts":
         _replace_(base, path, RemovedExperts().train(core.training))
         return
@@ -587,6 +592,7 @@ class _PrunedConfig:
         check_recipe(entries.get("hf_sparse"), entries)
         if "layer_sizes" not in entries:
             entries["layer_sizes"] = entries.pop("per_layer_config", {})
+        _register_architectures(entries.get("auto_map"), cls)
         return super().from_dict(entries, **kwargs)  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
@@ -741,7 +747,7 @@ _models: dict[str, type[PreTrainedModel]] = {}
 
 def _pruned_name(stock: type, own_type: str, model_type: str) -> str:
     """Name of a pruned class; model types that borrow another's class show in it."""
-    return CLASS_PREFIX + stock.__name__ + ("" if own_type == model_type else f"_{model_type}")
+    return CLASS_PREFIX + stock.__name__ + ("" if own_type == model_type else f"__{model_type}")
 
 
 def config_class(model_type: str) -> type[PreTrainedConfig]:
@@ -764,6 +770,23 @@ def config_class(model_type: str) -> type[PreTrainedConfig]:
                 model = model_class(getattr(transformers, _architectures(names[model_type])[0]), model_type)
                 getattr(transformers, auto_name).register(made, model, exist_ok=True)
     return _configs[model_type]
+
+
+def _register_architectures(references: Any, config: Any) -> None:
+    """Let the auto classes that a checkpoint names load its architecture, where they would not load the stock one."""
+    for auto_name, _ in _auto_classes():
+        reference = references.get(auto_name) if isinstance(references, dict) else None
+        name = reference.rpartition(".")[2] if isinstance(reference, str) else ""
+        try:
+            model = __getattr__(name)
+        except (AttributeError, ValueError):
+            continue  # not a name of ours
+        auto: Any = getattr(transformers, auto_name)
+        known = auto._model_mapping.get(config, ())
+        known = known if isinstance(known, tuple) else (known,)
+        if model.config_class is config and model not in known:
+            # Of several, transformers takes the one that is among the config's architectures.
+            auto.register(config, (*known, model), exist_ok=True)
 
 
 def _auto_classes() -> list[tuple[str, dict[str, Any]]]:
@@ -840,7 +863,7 @@ def register() -> None:
 def __getattr__(name: str) -> Any:
     """Pruned classes by name, for `auto_map` in checkpoints, where only this file is at hand."""
     if name.startswith(CLASS_PREFIX):
-        stock_name, _, model_type = name.removeprefix(CLASS_PREFIX).partition("_")
+        stock_name, _, model_type = name.removeprefix(CLASS_PREFIX).partition("__")
         stock: Any = getattr(transformers, stock_name, None)
         if isinstance(stock, type) and issubclass(stock, PreTrainedConfig):
             return config_class(model_type or stock.model_type)

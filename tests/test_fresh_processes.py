@@ -1,0 +1,50 @@
+"""Every model type of the zoo, saved pruned and loaded in fresh processes with and without the library."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from loaded import tensors
+from test_zoo import random_plans
+from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+from zoo import ZOO
+
+from hf_sparse import compact, discover, save_pruned
+
+PARTS = 6
+
+
+def save(name: str, directory: Path) -> PreTrainedModel | None:
+    """A pruned model of a species with what it computes; None if there is nothing to prune."""
+    model, inputs = ZOO[name].make(), ZOO[name].inputs()
+    structure = discover(model, inputs)
+    if not structure.blocks:
+        return None
+    compact(model, random_plans(structure)["some gone"], inputs)
+    save_pruned(model, directory)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        outputs = tensors(dict(model.eval()(**inputs)))
+    torch.save({"inputs": inputs, "outputs": outputs}, directory / "expected.pt")
+    return model
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_model_type_loads_both_ways(part: int, tmp_path: Path) -> None:
+    disable_progress_bar()
+    paths = []
+    for name in list(ZOO)[part::PARTS]:
+        path = tmp_path / re.sub(r"\W+", "-", name)
+        if save(name, path) is not None:
+            paths.append(path)
+    assert len(paths) > 0.9 * len(list(ZOO)[part::PARTS])
+    options = {**os.environ, "HF_HOME": str(tmp_path / "huggingface"), "HF_HUB_OFFLINE": "1"}
+    for way in ("with", "without"):
+        command = [sys.executable, Path(__file__).parent / "loaded.py", way, *paths]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=options)
+        assert run.returncode == 0 and not run.stdout, f"{way} the library:\n{run.stdout}\n{run.stderr[-1000:]}"
