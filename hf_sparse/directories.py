@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from hf_sparse.errors import SparsityError
 
 CHECKPOINT_FILES = (
@@ -57,8 +59,8 @@ def replaced_directory(path: Path) -> Iterator[Path]:
             _clear(temporary, path)
         else:
             _move_files(temporary, path)
-    except OSError as error:
-        raise SparsityError(f"cannot write {path}: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:
+        raise SparsityError(f"cannot write {path}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

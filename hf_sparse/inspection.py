@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_sparse.errors import SparsityError
-from hf_sparse.modeling_hf_sparse import check_recipe, shards
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, check_recipe, shards
 from hf_sparse.structure import LayerSizes
 
 LARGEST_CONFIG = 64 << 20
@@ -87,9 +87,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise SparsityError(f"{path} cannot be read as a config ({error})") from None
     if not isinstance(entries, dict) or not isinstance(entries.get("model_type"), str):
         raise SparsityError(f"{path} is not the config of a model: it has no model_type")
-    if "hf_sparse" in entries:
+    if "hf_sparse" in entries or entries["model_type"].startswith(MODEL_TYPE_PREFIX):
         try:
-            check_recipe(entries["hf_sparse"], entries)
+            check_recipe(entries.get("hf_sparse"), entries)
         except ValueError as error:
             raise SparsityError(f"{path}: {error}") from None
     return entries

@@ -173,3 +173,25 @@ def test_where_directories_cannot_be_swapped_files_are_moved(tmp_path: Path, mon
     assert torch.equal(outputs(load_pruned(tmp_path / "out")), outputs(model))
     assert (tmp_path / "out/report.json").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path) -> None:
+    model = bert()
+    save_pruned(model, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    code = (
+        "import resource, signal, sys\n"
+        "from conftest import bert\n"
+        "from hf_sparse import SparsityError, save_pruned\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "model = bert(3)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+        "try:\n"
+        f"    save_pruned(model, {str(tmp_path / 'out')!r})\n"
+        "except SparsityError as error:\n"
+        "    print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert run.returncode == 0 and run.stdout.startswith(f"cannot write {tmp_path / 'out'}"), run.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
