@@ -5,6 +5,7 @@ changed, on no memory, until its parameters have the shapes of the pruned model.
 """
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
 from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, outputs
 from hf_sparse.families import HEAD_COUNTS, NEURON_COUNTS
@@ -100,12 +102,12 @@ def stock_config(
         kept: units that each of them keeps.
     """
     counts: dict[str, set[int]] = {"heads": set(), "neurons": set()}
+    stacks: dict[str, int] = {}
     for block in blocks:
         units = len(physical_units(block, kept[block.name]))
         counts["heads" if block.kind == "attention" else "neurons"] |= {units, units * block.heads_per_unit} - {0}
-    # One number for heads, two where queries share keys; and a model may have two stacks.
-    if max(map(len, counts.values())) > 4:
-        return None
+        if stacks.setdefault(re.sub(r"\d+", "*", block.name), units) != units:
+            return None  # the usual case: layers differ
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     config = _stock_copy(model)
     for holder in _holders(config):
@@ -180,9 +182,14 @@ def _alike(model: PreTrainedModel, config: PreTrainedConfig, shapes: Mapping[str
 
 def _skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> nn.Module:
     # What it has to say about sizes that are only tried is not for users.
-    with warnings.catch_warnings(), init_empty_weights(include_buffers=False):
-        warnings.simplefilter("ignore")
-        return stock_class(model)(copy.deepcopy(config))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), init_empty_weights(include_buffers=False):
+            warnings.simplefilter("ignore")
+            return stock_class(model)(copy.deepcopy(config))
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @torch.no_grad()
