@@ -188,7 +188,7 @@ def achieved_removal(structure: ModelStructure, compaction: CompactionReport, co
     for block in structure.blocks:
         cost = block.cost_of_unit(config.cost, config.cost_sequence_length)
         total += cost * block.units
-        removed += cost * (block.units - len(compaction.plan.kept[block.name]))
+        removed += cost * (block.units - len(compaction.plan.kept.get(block.name, range(block.units))))
     return removed / total
 
 

@@ -49,7 +49,6 @@ from hf_sparse import (
     SparsityError,
     attach_gates,
     detach_gates,
-    discover,
     load_pruned,
     save_pruned,
 )
@@ -102,7 +101,6 @@ def main() -> None:
     if model_arguments.teacher_name_or_path is not None:
         teacher = _model(model_arguments.teacher_name_or_path, model_arguments, data, tokenizer)[0]
 
-    structure = discover(dense)
     trainer = SparseTrainer(
         model=copy.deepcopy(dense),
         args=arguments,
@@ -113,6 +111,7 @@ def main() -> None:
         processing_class=tokenizer,
         compute_metrics=classification_metrics(),
     )
+    structure = trainer.bank.structure
     evaluated = {split: rows for split, rows in splits.items() if split != "train"}
     dense_metrics = _evaluate(dense, evaluated, tokenizer, arguments)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments, Path(str(arguments.output_dir))))

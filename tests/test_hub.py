@@ -98,6 +98,40 @@ def test_the_trainer_pushes_a_card_with_all_that_it_knows(tmp_path: Path) -> Non
     assert local == report
 
 
+def test_the_recipe_pushes_with_the_flags_of_training_arguments(tmp_path: Path) -> None:
+    from test_recipe import RECIPES, tiny_model, write
+
+    files = {"--train_file": write(tmp_path / "train.csv", 96), "--validation_file": write(tmp_path / "dev.csv", 32)}
+    flags: dict[str, object] = {
+        "--model_name_or_path": tiny_model(tmp_path / "tiny"),
+        **files,
+        "--output_dir": tmp_path / "out",
+        "--num_train_epochs": 4,
+        "--dense_epochs": 1,
+        "--report_to": "none",
+        "--use_cpu": True,
+        "--push_to_hub": True,
+        "--hub_model_id": "me/small",
+        "--hub_token": TOKEN,
+    }
+    command = [
+        sys.executable,
+        RECIPES / "text_classification.py",
+        *(str(word) for flag in flags.items() for word in flag),
+    ]
+    with HubServer() as server:
+        options = environment(server, tmp_path / "home")
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=options)
+        assert run.returncode == 0, run.stderr
+        pushed = server.files["me/small"]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "report.json", "structure.png"} <= pushed.keys()
+    card = ModelCard(pushed["README.md"].decode())
+    names = {result.metric_name for result in card.data.eval_results}
+    assert names == {"accuracy", "f1", "accuracy (dense)", "f1 (dense)"}
+    assert "--hub_token ..." in card.text
+    assert TOKEN not in run.stdout + run.stderr and TOKEN.encode() not in everything_written(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("request_", "failure"),
     [

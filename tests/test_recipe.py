@@ -32,8 +32,11 @@ WORDS = [f"word{index}" for index in range(95)]
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    """A tiny BERT with its tokenizer on disk."""
-    directory = tmp_path / "tiny"
+    return tiny_model(tmp_path / "tiny")
+
+
+def tiny_model(directory: Path) -> Path:
+    """A tiny BERT with its tokenizer, saved."""
     bert(layers=2, hidden_size=32, num_attention_heads=8, intermediate_size=64).base_model.save_pretrained(directory)
     vocabulary = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
@@ -116,6 +119,8 @@ def test_the_recipe_leaves_a_small_model_a_report_and_a_picture(
     assert report["pruned"]["parameters"] < report["dense"]["parameters"]
     assert report["pruned"]["macs"] < report["dense"]["macs"]
     assert report["pruned"]["weight_bytes"] < report["dense"]["weight_bytes"]
+    card = (out / "README.md").read_text()
+    assert "text_classification.py --train_file" not in card and "--cost macs" in card and "accuracy (dense)" in card
     assert (out / "structure.png").read_bytes().startswith(b"\x89PNG")
     model = AutoModelForSequenceClassification.from_pretrained(out)
     assert model.num_parameters() == report["pruned"]["parameters"] and model.config.id2label == {0: "a", 1: "b"}
@@ -130,6 +135,14 @@ def test_the_recipe_leaves_a_small_model_a_report_and_a_picture(
     weights = (out / "model.safetensors").read_bytes()
     assert run({**data, "--test_file": test, "--cost": "macs", "--resume_from_checkpoint": "auto"}) == 0
     assert (out / "model.safetensors").read_bytes() == weights
+
+
+def test_a_uniform_layout_leaves_a_stock_model(run: Run, data: dict[str, str], tmp_path: Path) -> None:
+    assert run({**data, "--layout": "uniform", "--target": 0.5}) == 0
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["model_type"] == "bert" and config["intermediate_size"] < 64
+    assert "a stock BertForSequenceClassification" in (tmp_path / "out/README.md").read_text()
+    assert "trust_remote_code" not in (tmp_path / "out/README.md").read_text()
 
 
 def test_a_broken_newest_checkpoint_is_passed_over(run: Run, data: dict[str, str], tmp_path: Path) -> None:
