@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: prune test coverage check lint install format clean
+.PHONY: prune test coverage cards check lint install format clean
 
 prune: install  ## fine-tune and prune MiniLM on docstrings of installed libraries, into runs/quickstart
 	$(BIN)/python recipes/text_classification.py --overwrite_output_dir
@@ -13,6 +13,13 @@ test: install  ## run the tests
 
 coverage: install  ## print what can be pruned in every model type that is tested
 	$(BIN)/python tests/coverage.py
+
+cards: prune  ## make the models of model_cards/ and their cards again
+	$(BIN)/python recipes/text_classification.py --layout uniform --output_dir runs/uniform --overwrite_output_dir
+	for run in quickstart:minilm-docstrings uniform:minilm-docstrings-uniform; do \
+		from=runs/$${run%%:*}; to=model_cards/$${run##*:}; mkdir -p $$to; \
+		$(BIN)/hf-sparse card $$from --model_id $${run##*:} --language en && cp $$from/README.md $$from/structure.png $$to; \
+	done
 
 check: lint test  ## all that must hold before a change lands
 

@@ -52,6 +52,9 @@ def replaced_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
+        for entry in temporary.iterdir():
+            # Weights are written for their owner alone, who wants colleagues to load them.
+            entry.chmod(0o755 if entry.is_dir() else 0o644)
         (temporary / _UNFINISHED).unlink()
         if not path.exists():
             temporary.rename(path)

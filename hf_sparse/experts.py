@@ -49,15 +49,15 @@ def _owned_by_inputs(
     others = [other for other, _ in module.named_parameters(recurse=False) if other != name]
 
     def reach(some: Tensor) -> Reach:
-        weight = module.get_parameter(name)
+        weight = module.get_parameter(name).detach()
+        # Neurons that an earlier round has kept to fill up a multiple weigh zero, but are neurons like any other.
+        weight = torch.where(weight == 0, weight.abs().mean(), weight)
         mask = torch.zeros(columns, dtype=weight.dtype, device=weight.device)
         mask[some.to(mask.device)] = 1.0
         mask = mask.view([-1 if d == dim else 1 for d in range(3)])
         parameters = {other: module.get_parameter(other).detach().requires_grad_() for other in others}
         with torch.enable_grad():
-            output: Any = functional_call(
-                module, {**parameters, name: weight.detach() * mask}, call.args, dict(call.kwargs)
-            )
+            output: Any = functional_call(module, {**parameters, name: weight * mask}, call.args, dict(call.kwargs))
             total = torch.stack([(tensor * _noise(tensor)).sum() for tensor in tensors(output).values()]).sum()
             slopes = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         return {

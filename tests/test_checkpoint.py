@@ -75,6 +75,24 @@ def test_a_fresh_process_loads_the_same_logits_with_and_without_the_library(tmp_
         torch.testing.assert_close(torch.tensor(json.loads(run.stdout)), outputs(model), rtol=1e-6, atol=1e-6)
 
 
+def test_with_neither_the_library_nor_trust_the_error_and_the_card_say_what_to_do(tmp_path: Path) -> None:
+    model = bert()
+    compact(learnt(model))
+    save_pruned(model, tmp_path / "out")
+    code = (
+        "import sys\nsys.modules['hf_sparse'] = None\n"
+        "from transformers import AutoModelForSequenceClassification as Auto\n"
+        f"Auto.from_pretrained({str(tmp_path / 'out')!r})\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert run.returncode == 1
+    # The error is transformers' own: it names one way, and the place where the card names both.
+    error = run.stderr[run.stderr.rindex("ValueError") :]
+    assert "trust_remote_code=True" in error and str(tmp_path / "out") in error
+    card = (tmp_path / "out/README.md").read_text()
+    assert "import hf_sparse" in card and "trust_remote_code=True" in card
+
+
 def test_the_checkpoint_has_stock_names_and_a_size_for_every_layer(tmp_path: Path) -> None:
     model = llama()
     stock = set(model.state_dict())
@@ -195,3 +213,9 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path) -> None:
     assert run.returncode == 0 and run.stdout.startswith(f"cannot write {tmp_path / 'out'}"), run.stderr
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_everybody_may_read_what_was_saved(tmp_path: Path) -> None:
+    save_pruned(bert(), tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
