@@ -680,7 +680,7 @@ class _PrunedModel:
         return False
 
 
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_HUB_OPTIONS = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def _values_in_files(source: str | os.PathLike[str], options: dict[str, Any]) -> int:

@@ -87,10 +87,12 @@ class ResultsMixin(Trainer):
         if _internal_call and gate_bank(self._model) is not None:
             super().save_model(output_dir, _internal_call)
             return
-        if self.args.push_to_hub and not _internal_call:
+        path, home = Path(output_dir or str(self.args.output_dir)), Path(str(self.args.output_dir))
+        pushing = self.args.push_to_hub and not _internal_call
+        if not pushing or path.resolve() != home.resolve():
+            self._save_result(path)
+        if pushing:
             self.push_to_hub(commit_message="Model save")
-        else:
-            self._save_result(Path(output_dir or str(self.args.output_dir)))
 
     def _save_result(self, path: Path) -> None:
         if self.args.should_save:
@@ -101,6 +103,8 @@ class ResultsMixin(Trainer):
 
     def measure(self) -> Report:
         """Measure the model before and after pruning on a batch of the data, and keep that as `report`.
+
+        What it cannot know, such as the name of the data set, `dataclasses.replace` adds to `report.origin`.
 
         Raises:
             SparsityError: there are no gates (any more), or the compact model would compute something else.

@@ -141,6 +141,7 @@ class SparseTrainerMixin(ResultsMixin, FiniteLossMixin):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """Trainer's scheduler stretched over the recovery; before it, warm-up and a constant learning rate."""
+        self.report = None  # of a model that is trained on from here
         self._schedule = Schedule.from_config(self.sparsity, num_training_steps)
         self._fixed = bool(self.bank.controller.fixed)
         created = self.lr_scheduler is None
