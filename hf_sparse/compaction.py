@@ -318,6 +318,8 @@ def _merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     for key in (*BY_PATH, "removed"):
         kept = {path: value for path, value in earlier[key].items() if not f"{path}.".startswith(gone)}
         merged[key] = {**kept, **later[key]}
+        if key == "attributes":  # a later round need not change all that an earlier one has changed
+            merged[key] |= {path: {**kept.get(path, {}), **values} for path, values in later[key].items()}
     return merged
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_sparse.experts import expert_neurons, stacked_weights
 from hf_sparse.inputs import example_inputs
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
 from hf_sparse.ownership import CoupledError, Ownership, heads, neurons
 from hf_sparse.probing import input_dim, probe, projections, record_calls, sizes
 from hf_sparse.proof import prove
@@ -77,6 +78,7 @@ class _Discovery:
         self.modules = dict(model.named_modules())
         self.parameters = dict(model.named_parameters())
         self.shared = _shared_parameters(model)
+        self.resized = _resized_parameters(model)
         self.projections = projections(model, inputs)
         self.probe = probe(model, inputs, self.projections)
         # Last, since some modules keep a state of their latest forward, which should have no graph.
@@ -129,7 +131,10 @@ class _Discovery:
                 raise CoupledError(f"it is outside of {base!r}, the base model, which is what checkpoints describe")
             if tied := [part.parameter for part in block.slices if part.parameter in self.shared]:
                 raise CoupledError(f"its parameter {tied[0]} is shared with another module")
-            return _Finding(path, self._with_costs(prove(self.modules, block, self.calls)))
+            proven = prove(self.modules, block, self.calls)
+            if proven.padded and any(part.parameter in self.resized for part in proven.slices):
+                raise CoupledError("it has lost heads before, and what is left of it could only be padded")
+            return _Finding(path, self._with_costs(proven))
         except CoupledError as reason:
             return _Finding(path, reason=str(reason))
 
@@ -310,6 +315,15 @@ def _translated(finding: _Finding, path: str) -> _Finding:
         stand_in=None if block.stand_in is None else {**block.stand_in, "output": there(block.stand_in["output"])},
     )
     return _Finding(path, block)
+
+
+def _resized_parameters(model: PreTrainedModel) -> set[str]:
+    """Names of the parameters that are smaller since an earlier round of pruning."""
+    config: Any = model.config
+    if not config.model_type.startswith(MODEL_TYPE_PREFIX):
+        return set()
+    prefix = f"{base_path(model)}." if base_path(model) else ""
+    return {f"{prefix}{name}" for name in config.hf_sparse["shapes"]}
 
 
 def _shared_parameters(model: nn.Module) -> set[str]:

@@ -465,7 +465,8 @@ def _with_forward(stock: Any, forward: Any) -> Any:
 def _select_heads_(module: Any, selections: list[dict[str, Any]]) -> None:
     """Let a module pick the heads it kept from arguments that have an entry for each head of the stock model."""
     kind: Any = type(module)
-    module.__class__ = _selecting_class(kind)
+    if "head_selections" not in vars(module):  # as it is where a model is pruned once more
+        module.__class__ = _selecting_class(kind)
     module.head_selections = [{**selection, "runs": runs(selection["index"])} for selection in selections]
 
 

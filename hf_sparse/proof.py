@@ -171,6 +171,14 @@ def _with_selections(modules: Mapping[str, nn.Module], block: Block, calls: Mapp
     count, module, path = block.units * block.heads_per_unit, modules[block.name], block.name
     # Tables elsewhere are for all layers and stay whole.
     inside = tuple(part for part in block.slices if part.parameter.startswith(f"{path}."))
+    if "head_selections" in vars(module):
+        earlier = [
+            {key: entry for key, entry in one.items() if key != "runs"} for one in vars(module)["head_selections"]
+        ]
+        tables = {f"{path}.{bias.table}" for bias in POSITION_BIASES}
+        slices = tuple(part for part in inside if part.parameter not in tables)
+        yield replace(block, slices=slices, selections=tuple(earlier))
+        return
     for bias in POSITION_BIASES:
         selection = {"argument": bias.argument, "dim": 1, "count": count, "method": None}
         table = f"{path}.{bias.table}"

@@ -55,8 +55,11 @@ def shrink(
         for attribute in block.attributes:
             recipe["attributes"].setdefault(attribute.module, {})[attribute.name] = attribute.amount * len(units)
         if block.selections:
+            heads = _heads(block, units)
             recipe["selections"][block.name] = [
-                {**selection, "index": _heads(block, units)} for selection in block.selections
+                # After an earlier round, heads are counted among those that it has kept.
+                {**selection, "index": [selection["index"][head] for head in heads] if "index" in selection else heads}
+                for selection in block.selections
             ]
     for name, scales in factors.items():
         values[name] = parameters[name]

@@ -56,7 +56,7 @@ class Block:
         slices: every parameter that shrinks with the units; the first is the weight of the output projection.
         attributes: every integer that shrinks with them.
         selections: arguments with one entry per head that the module `name` picks its heads from, as records of
-            `modeling_hf_sparse`, without the kept heads.
+            `modeling_hf_sparse`, with the heads that an earlier round has kept, if there was one.
         stand_in: what takes the block's place when no unit is left, as a record of `modeling_hf_sparse`; None if
             nothing can, and then one unit stays, with a weight of zeros.
         padded: whether the projections pad what they lost with zeros, since the code between them counts on all heads.
