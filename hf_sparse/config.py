@@ -34,7 +34,7 @@ class SparsityConfig:
     )
     layout: Literal["free", "uniform"] = _option(
         "free",
-        "Sizes of layers: each its own, or the same in all, so that the stock class loads the result.",
+        "Sizes of layers: each its own, or the same in all, so that the stock class loads them; then --group is layer.",
     )
     t0: float = _option(0.05, "Threshold every gate starts from, between 0 and 1; gates are exactly 1 whatever it is.")
     p: float = _option(0.5, "Exponent of the p-norm penalty, between 0 and 1.")

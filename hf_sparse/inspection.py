@@ -87,6 +87,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise SparsityError(f"{path} cannot be read as a config ({error})") from None
     if not isinstance(entries, dict) or not isinstance(entries.get("model_type"), str):
         raise SparsityError(f"{path} is not the config of a model: it has no model_type")
+    if not isinstance(entries.get("auto_map", {}), dict):
+        raise SparsityError(f"{path} has an auto_map that is not a table of names")
     if "hf_sparse" in entries or entries["model_type"].startswith(MODEL_TYPE_PREFIX):
         try:
             check_recipe(entries.get("hf_sparse"), entries)
@@ -115,11 +117,12 @@ def inspect_checkpoint(source: str | Path, revision: str | None = None, token: s
     dtypes: dict[str, int] = {}
     for dtype, size in tensors:
         dtypes[dtype] = dtypes.get(dtype, 0) + size
-    architectures = config.get("architectures") or ["?"]
-    auto_classes = [name for name in config.get("auto_map") or {} if name.startswith("AutoModel")]
+    architectures, references = config.get("architectures"), config.get("auto_map")
+    first = architectures[0] if isinstance(architectures, list) and architectures else "?"
+    auto_classes = [name for name in references or () if name.startswith("AutoModel")]
     return CheckpointSummary(
         source=str(source),
-        architecture=str(config["base_architecture"] if recipe else architectures[0]),
+        architecture=str(config.get("base_architecture", first) if recipe else first),
         auto_class=auto_classes[0] if auto_classes else "AutoModel",
         model_type=config["model_type"],
         pruned=recipe is not None,
