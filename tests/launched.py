@@ -27,6 +27,7 @@ def main(directory: Path, batch: int) -> None:
     )
     run.train()
     save_file(model.state_dict(), directory / f"rank{run.args.process_index}.safetensors")
+    run.save_model(str(directory / "gated"))  # compacts a copy
     run.compact()
     run.save_model(str(directory / "out"))
 

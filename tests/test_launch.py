@@ -37,3 +37,6 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         torch.testing.assert_close(ranks[0][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
     sizes = [load_pruned(tmp_path / run / "out").num_parameters() for run in ("one", "two")]
     assert sizes[0] == sizes[1]
+    for run in ("one", "two"):
+        saved = [load_file(tmp_path / run / kind / "model.safetensors") for kind in ("gated", "out")]
+        assert saved[0].keys() == saved[1].keys() and all(torch.equal(saved[0][key], saved[1][key]) for key in saved[0])
