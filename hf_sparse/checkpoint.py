@@ -13,7 +13,6 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.inspection import read_config
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, model_class
 from hf_sparse.patching import gate_bank
-from hf_sparse.plot import plot_structure
 from hf_sparse.report import Report
 
 
@@ -59,6 +58,8 @@ def complete(directory: Path, path: Path, report: Report | None, about: CardFiel
         about: what else the card says.
     """
     if report is not None:
+        from hf_sparse.plot import plot_structure  # matplotlib takes longer to import than all of hf_sparse
+
         report.write(directory / REPORT)
         plot_structure(
             report.layers, f"{report.achieved:.0%} removed, {report.speedup:.1f}x faster", directory / PICTURE
