@@ -34,7 +34,7 @@ class CompactionReport:
     """What a compaction did.
 
     Attributes:
-        plan: what every block of the original model kept.
+        plan: what every block of the model kept, with the units of zero weight that had to stay.
         max_abs_diff: largest difference between gated and compact outputs on the verification batch, in float32.
         parameters_before: parameters of the model without its gates.
         parameters_after: parameters of the compact model.
@@ -46,6 +46,16 @@ class CompactionReport:
     parameters_before: int
     parameters_after: int
     removed: tuple[str, ...]
+
+    def then(self, later: "CompactionReport") -> "CompactionReport":
+        """What this compaction and a later one of the same model did together."""
+        return CompactionReport(
+            self.plan.then(later.plan),
+            max(self.max_abs_diff, later.max_abs_diff),
+            self.parameters_before,
+            later.parameters_after,
+            self.removed + later.removed,
+        )
 
 
 @torch.no_grad()
@@ -105,7 +115,11 @@ def compact(
             raise
         for module in model.modules():
             module.training = modes.get(module, modes[model])
-    return CompactionReport(plan, difference, before, _parameters(model), removed)
+    physical = {
+        block.name: tuple(physical_units(block, kept[block.name]).tolist())
+        for block in structure.blocks
+    }
+    return CompactionReport(PruningPlan(physical), difference, before, _parameters(model), removed)
 
 
 def _kept_units(structure: ModelStructure, plan: PruningPlan) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """`SparsityConfig`: every choice of a pruning run, documented once, checked once, never mutated."""
 
 import typing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from hf_sparse.errors import SparsityError
@@ -11,8 +11,50 @@ def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def _check(config: Any) -> None:
+    """Raise `SparsityError` for a value that is not among the choices of its field."""
+    hints = typing.get_type_hints(type(config))
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if typing.get_origin(hints[option.name]) is Literal and value not in typing.get_args(hints[option.name]):
+            choices = ", ".join(typing.get_args(hints[option.name]))
+            raise SparsityError(f"unknown {option.name} {value!r}: choose one of {choices}")
+
+
 @dataclass(frozen=True)
-class SparsityConfig:
+class DistillationConfig:
+    """How a model learns from its teacher; `HfArgumentParser` turns every field into a flag.
+
+    Raises:
+        SparsityError: a value is outside its range.
+    """
+
+    distillation_weight: float = _option(
+        0.5, "Weight of the teacher's logits against the labels, between 0 and 1; unused without a teacher."
+    )
+    distillation_temperature: float = _option(2.0, "Temperature at which student and teacher logits are compared.")
+    hidden_distillation_weight: float = _option(
+        1.0, "Weight of the relative squared error to the teacher's hidden states; 0 compares logits alone."
+    )
+    cache_teacher: bool = _option(
+        False, "Remember what the teacher says about each row, for data that is the same in every epoch."
+    )
+
+    def __post_init__(self) -> None:
+        if not self.distillation_temperature > 0:
+            raise SparsityError(
+                f"distillation_temperature is {self.distillation_temperature}: give a number above 0"
+            )
+        if not 0 <= self.distillation_weight <= 1:
+            raise SparsityError(f"distillation_weight is {self.distillation_weight}: give a number from 0 to 1")
+        if not self.hidden_distillation_weight >= 0:
+            raise SparsityError(
+                f"hidden_distillation_weight is {self.hidden_distillation_weight}: give 0 or a number above it"
+            )
+
+
+@dataclass(frozen=True)
+class SparsityConfig(DistillationConfig):
     """What to remove and how the gates learn it; `HfArgumentParser` turns every field into a flag.
 
     Raises:
@@ -21,6 +63,9 @@ class SparsityConfig:
 
     target: float = _option(
         0.5, "Fraction of the prunable cost (attention heads and FFN neurons) to remove, between 0 and 1."
+    )
+    targets: list[float] | None = _option(
+        None, "Several targets, ascending: one run descends through them and leaves a model at each; replaces --target."
     )
     cost: Literal["params", "macs"] = _option(
         "params", "What a head or neuron costs: its parameters, or its multiply-accumulates per token."
@@ -31,6 +76,9 @@ class SparsityConfig:
     )
     group: Literal["kind", "layer"] = _option(
         "kind", "Who competes: all heads (and all neurons) of the model, or those of each layer on their own."
+    )
+    sublayer_gates: bool = _option(
+        False, "Gate whole attention and FFN sublayers as well; a unit's gate is then its own times its sublayer's."
     )
     layout: Literal["free", "uniform"] = _option(
         "free",
@@ -47,29 +95,32 @@ class SparsityConfig:
     controller_gain: float = _option(
         40.0, "How strongly the multiplier lambda answers a density above its schedule, integrated over the ramp."
     )
-    distillation_weight: float = _option(
-        0.5, "Weight of the teacher's logits against the labels, between 0 and 1; unused without a teacher."
-    )
-    distillation_temperature: float = _option(2.0, "Temperature at which student and teacher logits are compared.")
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for option in fields(self):
-            choices = typing.get_args(hints[option.name])
-            value = getattr(self, option.name)
-            if choices and value not in choices:
-                raise SparsityError(f"unknown {option.name} {value!r}: choose one of {', '.join(choices)}")
+        super().__post_init__()
+        _check(self)
+        if list(self.descent) != sorted(set(self.descent)) or not all(0 < target < 1 for target in self.descent):
+            raise SparsityError(f"targets are {self.targets}: give ascending numbers between 0 and 1, both excluded")
+        if self.sublayer_gates and self.layout == "uniform":
+            raise SparsityError("a uniform layout keeps every sublayer: sublayer_gates go with layout='free'")
         for name in ("target", "t0", "p"):
             if not 0 < getattr(self, name) < 1:
                 raise SparsityError(f"{name} is {getattr(self, name)}: give a number between 0 and 1, both excluded")
-        for name in ("gate_learning_rate", "controller_gain", "distillation_temperature", "cost_sequence_length"):
+        for name in ("gate_learning_rate", "controller_gain", "cost_sequence_length"):
             if not getattr(self, name) > 0:
                 raise SparsityError(f"{name} is {getattr(self, name)}: give a number above 0")
-        if not 0 <= self.distillation_weight <= 1:
-            raise SparsityError(f"distillation_weight is {self.distillation_weight}: give a number from 0 to 1")
         shares = (self.sparsity_warmup, self.sparsity_ramp, self.sparsity_hold)
         if min(shares) < 0 or self.sparsity_ramp == 0 or not sum(shares) < 1:
             raise SparsityError(
                 f"sparsity_warmup, sparsity_ramp and sparsity_hold are {shares}: give shares of the steps, not "
                 "negative, with a ramp above 0 and a sum below 1 (the rest is recovery)"
             )
+
+    @property
+    def descent(self) -> tuple[float, ...]:
+        """The targets that a run goes through, ascending."""
+        return tuple(self.targets) if self.targets is not None else (self.target,)
+
+    def stage(self, index: int) -> "SparsityConfig":
+        """The settings of one stage: its target alone."""
+        return replace(self, target=self.descent[index], targets=None)

@@ -11,29 +11,32 @@ from hf_sparse.gates import Float32Module
 
 @dataclass(frozen=True)
 class Schedule:
-    """Optimizer steps at which each phase ends; recovery lasts from `hold_end` to `total`."""
+    """Optimizer steps at which the phases of a stage end; it begins at `start`, its recovery lasts until `end`."""
 
+    start: int
     warmup_end: int
     ramp_end: int
     hold_end: int
-    total: int
-    target_density: float
+    end: int
 
     @classmethod
-    def from_config(cls, config: SparsityConfig, total: int) -> "Schedule":
-        """The phases of a run of `total` optimizer steps."""
-        warmup = round(config.sparsity_warmup * total)
-        ramp = warmup + max(1, round(config.sparsity_ramp * total))
-        hold = ramp + round(config.sparsity_hold * total)
-        return cls(warmup, ramp, hold, total, 1.0 - config.target)
+    def stages(cls, config: SparsityConfig, total: int) -> tuple["Schedule", ...]:
+        """The stages of a run of `total` optimizer steps, of equal lengths, one for each target."""
+        count = len(config.descent)
+        ends = [round(total * (stage + 1) / count) for stage in range(count)]
+        return tuple(cls._stage(config, start, end) for start, end in zip([0, *ends], ends))
+
+    @classmethod
+    def _stage(cls, config: SparsityConfig, start: int, end: int) -> "Schedule":
+        steps = end - start
+        warmup = start + round(config.sparsity_warmup * steps)
+        ramp = warmup + max(1, round(config.sparsity_ramp * steps))
+        hold = ramp + round(config.sparsity_hold * steps)
+        return cls(start, warmup, ramp, hold, end)
 
     def progress_at(self, step: int) -> float:
         """How far the descent is at an optimizer step: 0 in the warm-up, then linear to 1."""
         return min(max((step - self.warmup_end) / (self.ramp_end - self.warmup_end), 0.0), 1.0)
-
-    def density_at(self, step: int) -> float:
-        """The density that the schedule asks for at an optimizer step."""
-        return 1.0 - self.progress_at(step) * (1.0 - self.target_density)
 
 
 class Controller(Float32Module):
@@ -44,30 +47,31 @@ class Controller(Float32Module):
 
     Args:
         gain: growth of lambda over a ramp in which the density is too high by 1.
-        targets: densities to descend to, each with a lambda of its own, shape (k,).
+        starts: densities to descend from, each with a lambda of its own, shape (k,).
+        targets: densities to descend to, shape (k,).
     """
 
     PROPORTIONAL = 5.0
 
+    starts: Tensor
     targets: Tensor
     integral: Tensor
     multiplier: Tensor
-    fixed: Tensor
 
-    def __init__(self, gain: float, targets: Tensor) -> None:
+    def __init__(self, gain: float, starts: Tensor, targets: Tensor) -> None:
         super().__init__()
         self.gain = gain
+        self.register_buffer("starts", starts.float())
         self.register_buffer("targets", targets.float())
         self.register_buffer("integral", torch.zeros(len(targets)))
         self.register_buffer("multiplier", torch.zeros(len(targets)))
-        self.register_buffer("fixed", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
     def steer_(self, densities: Tensor, step: int, schedule: Schedule) -> Tensor:
         """Update every lambda in place by its density, once per optimizer step, and return them; shapes (k,)."""
         if step < schedule.warmup_end:
             return self.multiplier
-        error = densities - (1.0 - schedule.progress_at(step) * (1.0 - self.targets))
+        error = densities - (self.starts - schedule.progress_at(step) * (self.starts - self.targets))
         gain = self.gain / (schedule.ramp_end - schedule.warmup_end)
         self.integral.add_(gain * error)
         self.multiplier.copy_(self.integral + self.PROPORTIONAL * error)

@@ -1,5 +1,8 @@
 """Losses of a student against its dense teacher: tensors in, tensors out."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,3 +26,65 @@ def logit_distillation(student: Tensor, teacher: Tensor, temperature: float) -> 
     student = F.log_softmax(student.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * temperature**2
+
+
+def hidden_distillation(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+    """Distance between hidden states, each student layer against its teacher layer: a relative squared error.
+
+    ||s - t||^2 / ||t||^2, where a row's tokens count equally, its padding not at all, and every row as much as any
+    other; the mean over layers. The division makes one weight fit all models, whatever the scale of their states.
+
+    Args:
+        student: states of the layers, shape (rows, ..., width) each.
+        teacher: states of the teacher layers that belong to them, of the same shapes.
+        mask: 1 for tokens, 0 for padding, shape (rows, tokens); None without padding.
+
+    Returns:
+        The loss, shape ().
+    """
+    losses = []
+    for ours, theirs in zip(student, teacher, strict=True):
+        weights = _weights(ours, mask)
+        error = (weights * (ours.float() - theirs.float()).square().mean(-1)).sum()
+        scale = (weights * theirs.float().square().mean(-1)).sum()
+        losses.append(error / scale)
+    return torch.stack(losses).mean()
+
+
+def hidden_distances(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+    """`hidden_distillation` of every student layer against every teacher layer, shape (student, teacher layers)."""
+    return torch.stack(
+        [torch.stack([hidden_distillation([ours], [theirs], mask) for theirs in teacher]) for ours in student]
+    )
+
+
+def _weights(states: Tensor, mask: Tensor | None) -> Tensor:
+    """The share of every token in the mean over rows of the means over their tokens, shape (rows, ...)."""
+    if mask is None or mask.shape != states.shape[:-1]:  # no padding, or a model that merges or adds tokens
+        return torch.full_like(states[..., 0], 1 / states[..., 0].numel(), dtype=torch.float32)
+    mask = mask.float()
+    return mask / mask.sum(-1, keepdim=True).clamp(min=1) / len(mask)
+
+
+def layer_map(distances: Sequence[Sequence[float]]) -> tuple[int, ...]:
+    """Which teacher layer each student layer learns from: the monotone map of the smallest total distance.
+
+    Later student layers learn from later teacher layers, no two from the same, and the last from the last, since both
+    feed the same head. Found exactly, by dynamic programming.
+
+    Args:
+        distances: of every student layer that is left to every teacher layer; no more rows than columns.
+
+    Returns:
+        A teacher layer for every student layer, ascending.
+    """
+    students, teachers = len(distances), len(distances[0])
+    best: list[list[tuple[float, tuple[int, ...]]]] = [[(0.0, ())] * (teachers + 1)]
+    for student in range(students):
+        row: list[tuple[float, tuple[int, ...]]] = [(float("inf"), ())]
+        for teacher in range(teachers):
+            cost, path = best[-1][teacher]
+            taken = (cost + distances[student][teacher], (*path, teacher))
+            row.append(taken if student == students - 1 else min(row[-1], taken, key=lambda choice: choice[0]))
+        best.append(row)
+    return best[-1][teachers][1]

@@ -2,8 +2,8 @@
 
 n competing components have importances gamma = exp(alpha) and share one learnt threshold
 tau = sigmoid(beta) * ||gamma||_1. Gradient descent on alpha and beta moves components below the threshold, where
-their gate is exactly zero. Both gates are invariant to adding a constant to alpha, and exactly 1 when alpha = 0 and
-sigmoid(beta) = t0 / n.
+their gate is exactly zero. Both gates are invariant to adding a constant to alpha. A group divides them by their first
+values, so that all are exactly 1 at the start, where sigmoid(beta) = t0 / n.
 """
 
 import math
@@ -15,37 +15,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+LEAST_MARGIN = 0.5
+"""How far above the threshold, in log importance, every component starts."""
+
+
 def _log_threshold_ratio(alpha: Tensor, beta: Tensor) -> Tensor:
     """log(tau / gamma), shape (n,); logarithms keep it finite however far the importances drift apart."""
     return F.logsigmoid(beta) + torch.logsumexp(alpha, 0) - alpha
 
 
-def _relative_opening(alpha: Tensor, beta: Tensor) -> Tensor:
-    # relu(1 - exp(x)) without the cancellation near x = 0 and without exp overflowing where the gate is closed.
-    return -torch.expm1(_log_threshold_ratio(alpha, beta).clamp(max=0.0))
-
-
-def relative_gate(alpha: Tensor, beta: Tensor, opening: Tensor) -> Tensor:
-    """g_i = relu(1 - tau / gamma_i) / opening: bounded by 1 / opening.
+def relative_gate(alpha: Tensor, beta: Tensor) -> Tensor:
+    """g_i = relu(1 - tau / gamma_i): bounded by 1, and 1 - t0 for equal components at the start.
 
     Args:
         alpha: log importances, shape (n,).
         beta: threshold logit, shape ().
-        opening: relu(1 - tau / gamma) at initialisation, 1 - t0 up to rounding, shape ().
 
     Returns:
         The gates, shape (n,).
     """
-    return _relative_opening(alpha, beta) / opening
+    # relu(1 - exp(x)) without the cancellation near x = 0 and without exp overflowing where the gate is closed.
+    return -torch.expm1(_log_threshold_ratio(alpha, beta).clamp(max=0.0))
 
 
-def simplex_gate(alpha: Tensor, beta: Tensor, opening: Tensor) -> Tensor:
+def simplex_gate(alpha: Tensor, beta: Tensor) -> Tensor:
     """g_i = n * a_i with a_i = relu(gamma_i - tau) / sum_j relu(gamma_j - tau), equations 3 to 6 of the paper.
 
     Args:
         alpha: log importances, shape (n,).
         beta: threshold logit, shape ().
-        opening: unused, since the simplex normalises itself; present so that the gates share a signature.
 
     Returns:
         The gates, shape (n,); their mean is 1 while any is open.
@@ -57,7 +55,7 @@ def simplex_gate(alpha: Tensor, beta: Tensor, opening: Tensor) -> Tensor:
     return above / above.mean().clamp(min=torch.finfo(above.dtype).tiny)
 
 
-GATES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"relative": relative_gate, "simplex": simplex_gate}
+GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"relative": relative_gate, "simplex": simplex_gate}
 
 
 class Float32Module(nn.Module):
@@ -79,26 +77,41 @@ class GateGroup(Float32Module):
     """Owns alpha and beta of n components that compete; fp32 whatever dtype the surrounding model is cast to.
 
     Args:
-        weights: cost share of every component, shape (n,), summing to 1.
+        shares: what every component costs, as a share of all that can be pruned, shape (n,).
         gate: "relative" or "simplex".
-        t0: initial threshold in units of the initial importance.
+        t0: initial threshold in units of the mean initial importance.
     """
 
     weights: Tensor
     opening: Tensor
 
-    def __init__(self, weights: Tensor, gate: str, t0: float) -> None:
+    def __init__(self, shares: Tensor, gate: str, t0: float) -> None:
         super().__init__()
-        n = len(weights)
+        n = len(shares)
         self.function = GATES[gate]
+        self.share = float(shares.sum())
+        """The cost of all components together."""
         self.alpha = nn.Parameter(torch.zeros(n, dtype=torch.float32))
         share = t0 / n
         self.beta = nn.Parameter(torch.tensor(math.log(share) - math.log1p(-share), dtype=torch.float32))
-        self.register_buffer("weights", weights.float())
+        self.register_buffer("weights", shares.float() / (self.share or 1.0))
+        self.register_buffer("opening", torch.ones(n))
+        self.open_(torch.zeros(n))
+
+    @torch.no_grad()
+    def open_(self, alpha: Tensor) -> None:
+        """Set the log importances in place and every gate to exactly 1.
+
+        Args:
+            alpha: shape (n,); those below the threshold, log(t0) under the mean importance, are lifted above it.
+        """
+        n = len(alpha)
+        alpha = alpha - torch.logsumexp(alpha, 0) + math.log(n)
+        threshold = float(F.logsigmoid(self.beta)) + math.log(n)
+        self.alpha.copy_(alpha.clamp(min=threshold + LEAST_MARGIN))
         # Computed by the gate's own arithmetic, so that the division gives exactly 1 and not 1 up to rounding.
-        opening = _relative_opening(self.alpha.detach(), self.beta.detach())[0].clone()
-        self.register_buffer("opening", opening)
+        self.opening.copy_(self.function(self.alpha, self.beta))
 
     def forward(self) -> Tensor:
         """The gates, shape (n,)."""
-        return self.function(self.alpha, self.beta, self.opening)
+        return self.function(self.alpha, self.beta) / self.opening

@@ -6,19 +6,6 @@ import torch
 from torch import Tensor
 
 
-def exact_density(gates: Tensor, weights: Tensor) -> Tensor:
-    """Cost-weighted share of the gates that are not zero.
-
-    Args:
-        gates: shape (n,), not negative.
-        weights: cost share of every gate, shape (n,), summing to 1.
-
-    Returns:
-        The density, shape (), in [0, 1].
-    """
-    return torch.sum(weights * (gates > 0))
-
-
 def _moment(gates: Tensor, weights: Tensor, p: float) -> Tensor:
     """sum_i w_i g_i^p, shape (); a closed gate adds 0 and has gradient 0, where x^p itself has none."""
     alive = gates > 0

@@ -30,6 +30,13 @@ class PruningPlan:
             kept[name] = units
         object.__setattr__(self, "kept", MappingProxyType(kept))
 
+    def then(self, later: "PruningPlan") -> "PruningPlan":
+        """The plan that does both: `later` counts the units that this one has kept."""
+        kept = dict(self.kept)
+        for name, units in later.kept.items():
+            kept[name] = tuple(self.kept[name][unit] for unit in units) if name in self.kept else units
+        return PruningPlan(kept)
+
     def to_json(self) -> str:
         """The plan as a JSON object `{"kept": {block: [unit, ...]}}`."""
         return json.dumps({"kept": {name: list(units) for name, units in self.kept.items()}})

@@ -1,6 +1,6 @@
-"""`structure.png`: the heads and neurons that every layer kept, as a picture."""
+"""Pictures: the heads and neurons that every layer kept, and the models that one run leaves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -8,8 +8,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from hf_sparse.report import Report
 from hf_sparse.structure import LayerSizes
 
+MOST_PANELS = 6
 KEPT, GONE, INK = "#2563eb", "#e5e9f0", "#1f2937"
 
 
@@ -69,3 +71,33 @@ def _draw_neurons(axes: Axes, sizes: Sequence[LayerSizes]) -> None:
         axes.text(layer.units + widest * 0.02, row, f"{layer.kept:,}", va="center", fontsize=9, color=INK)
     axes.set_xlim(0, widest * 1.14)
     axes.set_xticks([])
+
+
+def plot_family(members: Mapping[str, Report], path: Path) -> None:
+    """Draw each metric of several models against their latency and their parameters, and write a PNG."""
+    found = {(split, name) for report in members.values() for split, results in report.pruned.metrics.items()
+             for name in results if name != "loss"}
+    metrics = sorted(found)[:MOST_PANELS]
+    figure = Figure(figsize=(8.4, 2.9 * max(len(metrics), 1)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, (split, name) in enumerate(metrics):
+        for column, (label, value) in enumerate(
+            [
+                ("latency, ms", lambda model: model.latency_ms),
+                ("parameters, million", lambda model: model.parameters / 1e6),
+            ]
+        ):
+            axes = figure.add_subplot(len(metrics), 2, 2 * row + column + 1)
+            pairs = [
+                (value(report.pruned), report.pruned.metrics[split][name], report.achieved)
+                for report in members.values()
+                if name in report.pruned.metrics.get(split, {})
+            ]
+            axes.plot([x for x, *_ in pairs], [y for _, y, _ in pairs], "o-", color=KEPT)
+            for x, y, removed in pairs:
+                axes.annotate(f"{removed:.0%}", (x, y), textcoords="offset points", xytext=(5, -11), fontsize=8)
+            axes.set_xlabel(label, fontsize=9, color=INK)
+            axes.set_ylabel(f"{split} {name}", fontsize=9, color=INK)
+            axes.tick_params(labelsize=8, colors=INK)
+            axes.grid(color=GONE)
+    figure.savefig(path, dpi=150, facecolor="white")

@@ -22,9 +22,14 @@ from transformers import PreTrainedModel
 
 from hf_sparse.compaction import CompactionReport
 from hf_sparse.config import SparsityConfig
+from hf_sparse.costs import CostTable
 from hf_sparse.errors import SparsityError
 from hf_sparse.structure import LayerSizes, ModelStructure, layer_sizes
 from hf_sparse.version import __version__
+
+
+Metrics = Mapping[str, Mapping[str, float]]
+"""Results by name, by data split."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class ModelMeasurements:
     weight_bytes: int
     macs: int
     latency_ms: float
-    metrics: Mapping[str, Mapping[str, float]]
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
@@ -140,9 +145,10 @@ def make_report(
     pruned: PreTrainedModel,
     structure: ModelStructure,
     compaction: CompactionReport,
+    costs: CostTable,
     sparsity: SparsityConfig,
     inputs: Mapping[str, Tensor],
-    metrics: tuple[Mapping[str, Mapping[str, float]], Mapping[str, Mapping[str, float]]],
+    metrics: tuple[Metrics, Metrics],
     origin: Origin,
     seed: int,
 ) -> Report:
@@ -153,6 +159,7 @@ def make_report(
         pruned: the model after, on the same device.
         structure: what could be pruned in the dense one.
         compaction: what its compaction returned.
+        costs: of the dense one.
         sparsity: settings of the run.
         inputs: a batch to measure both on.
         metrics: of the dense and of the pruned model, by data split; empty where they were not evaluated.
@@ -167,7 +174,7 @@ def make_report(
     return Report(
         origin=origin,
         target=sparsity.target,
-        achieved=achieved_removal(structure, compaction, sparsity),
+        achieved=costs.removed({name: len(units) for name, units in compaction.plan.kept.items()}),
         cost=sparsity.cost,
         max_abs_diff=compaction.max_abs_diff,
         batch=tuple(inputs[dense.main_input_name].shape),
@@ -180,16 +187,6 @@ def make_report(
         device=device_name(dense.device),
         seed=seed,
     )
-
-
-def achieved_removal(structure: ModelStructure, compaction: CompactionReport, config: SparsityConfig) -> float:
-    """Fraction of the prunable cost that a plan removes from the original structure."""
-    total = removed = 0
-    for block in structure.blocks:
-        cost = block.cost_of_unit(config.cost, config.cost_sequence_length)
-        total += cost * block.units
-        removed += cost * (block.units - len(compaction.plan.kept.get(block.name, range(block.units))))
-    return removed / total
 
 
 def hub_id(model: PreTrainedModel) -> str | None:

@@ -1,7 +1,8 @@
 """What a `SparseTrainer` leaves: the smaller model, its report and its card, saved and uploaded."""
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,21 +17,31 @@ from hf_sparse.card import NO_FIELDS, CardFields, task_of
 from hf_sparse.checkpoint import complete
 from hf_sparse.compaction import CompactionReport, compact
 from hf_sparse.config import SparsityConfig
+from hf_sparse.costs import CostTable
 from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
 from hf_sparse.hub import upload
-from hf_sparse.patching import current_plan, detach_gates, gate_bank, require_bank
+from hf_sparse.patching import current_plan, gate_bank
 from hf_sparse.plan import PruningPlan
-from hf_sparse.report import Origin, Report, command_line, hub_id, make_report
+from hf_sparse.report import Metrics, Origin, Report, command_line, hub_id, make_report
+from hf_sparse.structure import ModelStructure
+from hf_sparse.surgery import plain_forward, skeleton, with_random_weights_
 
 
 class ResultsMixin(Trainer):
     """Adds to a Trainer whose model has gates that the smaller model is what it measures, saves and uploads."""
 
     sparsity: SparsityConfig
+    structure: ModelStructure
+    """What could be pruned in the model that the run began with."""
+    costs: CostTable
+    """What that costs."""
     report: Report | None = None
     """Of the run, once it is measured or set: what is saved and pushed then carries it."""
 
+    _dense: PreTrainedModel
+    _stage_config: SparsityConfig
+    _compactions: list[CompactionReport]
     _card_fields: CardFields = NO_FIELDS
     _hub_token: str | None = None
 
@@ -57,19 +68,29 @@ class ResultsMixin(Trainer):
         self.args.hub_strategy = HubStrategy.END
 
     def plan(self) -> PruningPlan:
-        """What the gates keep now."""
-        return current_plan(self._model)
+        """What is kept now, in units of the model that the run began with."""
+        plans = [report.plan for report in self._compactions]
+        if gate_bank(self._model) is not None or not plans:
+            plans.append(current_plan(self._model))
+        return functools.reduce(PruningPlan.then, plans)
 
     def compact(self) -> CompactionReport:
-        """Replace the gated model by the smaller one it has become, in place, checked on a batch of the data.
+        """Replace a model that still has gates by the smaller one it has become, in place, checked on a batch of data.
+
+        Returns:
+            What was removed in the whole run, in units of the model that it began with.
 
         Raises:
-            SparsityError: there are no gates (any more), or the compact model would compute something else.
+            SparsityError: there never were gates, or the compact model would compute something else.
         """
-        report = compact(self._model, inputs=self._verification_batch())
-        self.model_wrapped = self._model
-        self.optimizer = self.lr_scheduler = None
-        return report
+        if gate_bank(self._model) is not None:
+            with plain_forward(self._model):
+                self._compactions.append(compact(self._model, inputs=self._verification_batch()))
+            self.model_wrapped = self._model
+            self.optimizer = self.lr_scheduler = None
+        if not self._compactions:
+            raise SparsityError("this model has no gates: nothing was pruned in this run")
+        return functools.reduce(CompactionReport.then, self._compactions)
 
     def _verification_batch(self) -> dict[str, Tensor]:
         """A batch of the evaluation data, else of the training data, on the model's device, without labels."""
@@ -101,23 +122,43 @@ class ResultsMixin(Trainer):
                 (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
                 complete(directory, path, self.report, self._card_fields)
 
-    def measure(self) -> Report:
-        """Measure the model before and after pruning on a batch of the data, and keep that as `report`.
+    def measure(
+        self,
+        inputs: Mapping[str, Tensor] | None = None,
+        metrics: tuple[Metrics, Metrics] | None = None,
+        origin: Origin | None = None,
+    ) -> Report:
+        """Measure the model before and after pruning, and keep that as `report`; gates, if any, stay on the model.
 
-        What it cannot know, such as the name of the data set, `dataclasses.replace` adds to `report.origin`.
+        Args:
+            inputs: a batch to measure both on; of the evaluation data by default.
+            metrics: of the model before and after, by data split; by default what it reached at the last evaluation.
+            origin: what it was made from; by default what can be known here.
 
         Raises:
-            SparsityError: there are no gates (any more), or the compact model would compute something else.
+            SparsityError: there never were gates, or the compact model would compute something else.
         """
-        dense, pruned, batch = copy.deepcopy(self._model), copy.deepcopy(self._model), self._verification_batch()
-        structure = require_bank(self._model).structure
-        detach_gates(dense)
-        compaction = compact(pruned, inputs=batch)
+        inputs = inputs if inputs is not None else self._verification_batch()
+        gated, earlier = self._model, list(self._compactions)
+        try:
+            if gate_bank(gated) is not None:
+                self.model = copy.deepcopy(gated)
+            compaction, pruned = self.compact(), self._model
+        finally:
+            self.model, self._compactions = gated, earlier
+        dense = with_random_weights_(skeleton(self._dense), gated.device)
         results = self._last_metrics()
-        origin = Origin(base_model=hub_id(dense), task=task_of(type(dense).__name__), command=command_line())
-        metrics: Any = ({}, {"evaluation": results} if results else {})
         self.report = make_report(
-            dense, pruned, structure, compaction, self.sparsity, batch, metrics, origin, self.args.seed
+            dense,
+            pruned,
+            self.structure,
+            compaction,
+            self.costs,
+            self._stage_config,
+            inputs,
+            metrics or ({}, {"evaluation": results} if results else {}),
+            origin or Origin(base_model=hub_id(dense), task=task_of(type(dense).__name__), command=command_line()),
+            self.args.seed,
         )
         return self.report
 
@@ -191,7 +232,8 @@ class ResultsMixin(Trainer):
         try:
             if gate_bank(gated) is not None:
                 self.model = copy.deepcopy(gated)
-                compact(self._model, inputs=self._verification_batch())
+                with plain_forward(self._model):
+                    compact(self._model, inputs=self._verification_batch())
             yield
         finally:
             self.model = gated

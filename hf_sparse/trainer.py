@@ -1,5 +1,6 @@
 """`SparseTrainer`: a thin `Trainer` that learns which heads and neurons to remove while it fine-tunes."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -16,26 +17,28 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from hf_sparse.bank import GateBank
 from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Schedule
-from hf_sparse.distillation import logit_distillation
+from hf_sparse.distilling import DistillationMixin
 from hf_sparse.errors import SparsityError, UnknownInputsError
 from hf_sparse.finite import FiniteLossMixin
-from hf_sparse.patching import GateBank, attach_gates, gate_bank, require_bank
-from hf_sparse.results import ResultsMixin
+from hf_sparse.patching import attach_gates, detach_gates, gate_bank, require_bank
+from hf_sparse.stages import StagesMixin
+from hf_sparse.surgery import skeleton
 
 logger = logging.get_logger(__name__)
 
 FIXING_TOLERANCE = 0.005
-"""The structure is fixed as soon as its density, after the ramp, is this close to the target."""
+"""The structure is found as soon as its density, after the ramp, is this close to the target."""
 
 
 MOST_LOGGED_GROUPS = 4
 """Groups whose densities are logged one by one; more would drown the rest."""
 
 
-class _PenaltyCallback(TrainerCallback):
-    """Adds lambda * dR to the gates' gradients, once per optimizer step.
+class _SparsityCallback(TrainerCallback):
+    """Adds lambda * dR to the gates' gradients, once per optimizer step, and lets stages follow each other.
 
     Not through the loss: there it would be counted once per micro-batch and process, and clipped with the task's
     gradients. Here the trajectory does not depend on how a batch is split.
@@ -49,32 +52,36 @@ class _PenaltyCallback(TrainerCallback):
     ) -> None:
         self.trainer._penalize(state.global_step)
 
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer._end_step(self.trainer._structure_found)
 
-class SparseTrainerMixin(ResultsMixin, FiniteLossMixin):
+
+class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
     """What `SparseTrainer` adds to `Trainer`, for any other subclass of it: `class Mine(SparseTrainerMixin, Base)`.
 
     The constructor attaches gates to the model in place. During the search for the structure the learning rate stays
-    constant after its warm-up; the scheduler that was asked for then runs over the recovery.
+    constant after its warm-up. Once it is found, the model is made smaller in place, and the scheduler that was asked
+    for runs over the recovery of what is left. With several targets, one such stage follows another, and each leaves a
+    whole model in `output_dir`, beside a table and a picture of them all.
 
     Args:
         sparsity: what to remove.
-        teacher: a dense model with the same outputs, whose logits the pruned model is also trained on; it is put in
-            evaluation mode and frozen.
+        teacher: a dense model with the same outputs, whose logits and hidden states the pruned model is also trained
+            on; it is put in evaluation mode and frozen.
 
     Raises:
         SparsityError: the model has nothing to prune, the teacher has other labels, or an engine is in use that would
             not give exact results.
     """
 
-    sparsity: SparsityConfig
-    teacher: PreTrainedModel | None
-
     # The arguments are those of whichever Trainer this is mixed into, so they cannot be spelt out here.
     def __init__(
         self, *args: Any, sparsity: SparsityConfig, teacher: PreTrainedModel | None = None, **kwargs: Any
     ) -> None:
         self.sparsity = sparsity
-        self.teacher = None
+        self._compactions, self._members = [], {}
         super().__init__(*args, **kwargs)
         self._prepare_hub()
         if self.args.n_gpu > 1:
@@ -89,14 +96,16 @@ class SparseTrainerMixin(ResultsMixin, FiniteLossMixin):
         if self.args.fp16 and self.args.max_grad_norm <= 0:
             raise SparsityError("fp16 without gradient clipping leaves gradients scaled: set max_grad_norm or use bf16")
         bank = gate_bank(self._model) or self._attach_gates()
-        if bank.config != sparsity:
+        if bank.config != sparsity.stage(0):
             raise SparsityError("the model has gates of another SparsityConfig: call detach_gates(model) first")
+        self.structure, self.costs = bank.structure, bank.costs
+        self._dense = skeleton(self._model)
+        detach_gates(self._dense)
         if teacher is not None:
-            self.teacher = _frozen_teacher(teacher, self._model, self.args.device)
-        self.add_callback(_PenaltyCallback(self))
-        self._loss_is_probed = False
-        self._schedule: Schedule | None = None
-        self._fixed = False
+            self._learn_from(teacher, sparsity)
+        self.add_callback(_SparsityCallback(self))
+        self._loss_is_probed = self._has_gate_group = False
+        self._structure_found = False
 
     @property
     def bank(self) -> GateBank:
@@ -110,23 +119,28 @@ class SparseTrainerMixin(ResultsMixin, FiniteLossMixin):
     def _attach_gates(self) -> GateBank:
         """Put gates on the model, in place; found by a batch of the data if no other input can be made up."""
         try:
-            return attach_gates(self._model, self.sparsity)
+            return attach_gates(self._model, self._stage_config)
         except UnknownInputsError:
             if self.eval_dataset is None and self.train_dataset is None:
                 raise
-            return attach_gates(self._model, self.sparsity, self._verification_batch())
+            return attach_gates(self._model, self._stage_config, self._verification_batch())
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A fresh model from `model_init`, with gates attached."""
         model = cast(PreTrainedModel, super().call_model_init(trial))
-        attach_gates(model, self.sparsity)
+        self._stage, self._compactions, self._members, self._layer_map = 0, [], {}, None
+        attach_gates(model, self._stage_config)
         return model
 
     # ---- Optimizer, schedule, multiplier ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Trainer's optimizer, with the gates in a parameter group of their own, last."""
-        gates = list(self.bank.parameters())
+        """Trainer's optimizer, with the gates in a parameter group of their own, last, if there are any."""
+        if self.optimizer is not None and self._has_gate_group:
+            self._train_gates()
+            return self.optimizer
+        bank = gate_bank(self._model)
+        gates = list(bank.parameters()) if bank is not None else []
         for parameter in gates:
             parameter.requires_grad_(False)
         try:
@@ -134,80 +148,43 @@ class SparseTrainerMixin(ResultsMixin, FiniteLossMixin):
         finally:
             for parameter in gates:
                 parameter.requires_grad_(True)
-        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if id(gates[0]) not in known:
-            optimizer.add_param_group({"params": gates, "lr": self.sparsity.gate_learning_rate, "weight_decay": 0.0})
+        optimizer.add_param_group({"params": [], "lr": self.sparsity.gate_learning_rate, "weight_decay": 0.0})
+        self._has_gate_group = True
+        self._train_gates()
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """Trainer's scheduler stretched over the recovery; before it, warm-up and a constant learning rate."""
         self.report = None  # of a model that is trained on from here
-        self._schedule = Schedule.from_config(self.sparsity, num_training_steps)
-        self._fixed = bool(self.bank.controller.fixed)
+        self._schedules = Schedule.stages(self.sparsity, num_training_steps)
         created = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if created and isinstance(scheduler, LambdaLR):
-            scheduler = self.lr_scheduler = _after_the_search(scheduler, self._schedule, self.args)
+            scheduler = self.lr_scheduler = _after_the_searches(scheduler, self._schedules, self.args)
         return scheduler
 
     def _penalize(self, step: int) -> None:
-        """Steer lambda and add its share to the gradients of the gates; drop them once the structure is fixed."""
-        bank, schedule = self.bank, self._schedule
-        assert schedule is not None, "Trainer creates the scheduler before the first step"
+        """Steer lambda and add its share to the gradients of the gates; leave them alone once they have settled."""
+        self._structure_found = False
+        bank, schedule = gate_bank(self._model), self._schedule
+        if bank is None:
+            return
         parameters = list(bank.parameters())
-        if not self._fixed:
-            with torch.enable_grad():
-                gates = bank.group_gates()
-                multipliers = bank.controller.steer_(bank.steered_densities(gates), step, schedule)
-                slopes = torch.autograd.grad((multipliers * bank.penalties(gates)).sum(), parameters)
-            for parameter, slope in zip(parameters, slopes):
-                parameter.grad = slope if parameter.grad is None else parameter.grad + slope
-            # Reads the device only while the structure is about to be fixed, never in the long phases.
-            if step >= schedule.ramp_end:
-                tolerance = max(FIXING_TOLERANCE, bank.largest_unit / 2)
-                self._fixed = abs(bank.density(gates).item() - bank.target_density) <= tolerance
-                bank.controller.fixed.fill_(self._fixed)
-        if self._fixed:
+        with torch.enable_grad():
+            gates = bank.group_gates()
+            multipliers = bank.controller.steer_(bank.steered_densities(gates), step, schedule)
+            slopes = torch.autograd.grad((multipliers * bank.penalties(gates)).sum(), parameters)
+        for parameter, slope in zip(parameters, slopes):
+            parameter.grad = slope if parameter.grad is None else parameter.grad + slope
+        # Reads the device only while the structure is about to be found, never in the long phases.
+        if step >= schedule.ramp_end:
+            tolerance = max(FIXING_TOLERANCE, bank.largest_unit / 2)
+            self._structure_found = abs(bank.density(gates).item() - bank.target_density) <= tolerance
+        if self._structure_found:
             for parameter in parameters:
                 parameter.grad = None
 
     # ---- Loss ----
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor | Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Trainer's loss, mixed with the distance to the teacher's logits while training."""
-        if self.teacher is None or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.get("labels")
-        teacher_inputs = {name: value for name, value in inputs.items() if name not in self.label_names}
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        with torch.no_grad(), self.accelerator.autocast():
-            teacher_logits = self.teacher(**teacher_inputs).logits
-        distances = logit_distillation(outputs.logits, teacher_logits, self.sparsity.distillation_temperature)
-        distance = self._mean_over_items(distances, labels, num_items_in_batch)
-        weight = self.sparsity.distillation_weight
-        loss = (1 - weight) * loss + weight * distance
-        return (loss, outputs) if return_outputs else loss
-
-    def _mean_over_items(self, losses: Tensor, labels: Tensor | None, num_items: Tensor | int | None) -> Tensor:
-        """The mean as Trainer takes it: over the labelled items of the whole accumulated batch where it counts them."""
-        if labels is not None and labels.shape == losses.shape:
-            if self._loss_shifts_labels:
-                losses, labels = losses[..., :-1], labels[..., 1:]
-            counted = labels != -100
-            losses = torch.where(counted, losses, 0.0)
-            items: Tensor | int = counted.sum()
-        else:
-            items = losses.numel()
-        if not (self.model_accepts_loss_kwargs and num_items is not None):
-            return losses.sum() / items
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return losses.sum() / num_items * processes
 
     def training_step(
         self,
@@ -244,35 +221,39 @@ class SparseTrainerMixin(ResultsMixin, FiniteLossMixin):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with densities and lambda beside the training loss."""
-        if "loss" in logs and self._schedule is not None:
-            bank, step = self.bank, self.state.global_step
-            with torch.no_grad():
-                gates = bank.group_gates()
-                densities = bank.densities(gates)
-                logs["density"] = bank.density(gates).item()
-                logs["effective_density"] = bank.penalty(gates).item()
-                logs["target_density"] = self._schedule.density_at(step)
-                logs["lambda"] = bank.controller.multiplier.mean().item()
-                if len(densities) <= MOST_LOGGED_GROUPS:
-                    logs.update({f"density_{name}": value.item() for name, value in densities.items()})
+        if "loss" in logs and self._schedules:
+            bank, progress = gate_bank(self._model), self._schedule.progress_at(self.state.global_step)
+            if bank is None:
+                logs["density"] = 1 - self.costs.removed({name: len(kept) for name, kept in self.plan().kept.items()})
+                logs["target_density"] = 1 - self._stage_config.target
+            else:
+                with torch.no_grad():
+                    gates = bank.group_gates()
+                    densities = bank.densities(gates)
+                    logs["density"] = bank.density(gates).item()
+                    logs["effective_density"] = bank.penalty(gates).item()
+                    logs["target_density"] = bank.start_density - progress * (bank.start_density - bank.target_density)
+                    logs["lambda"] = bank.controller.multiplier.mean().item()
+                    if len(densities) <= MOST_LOGGED_GROUPS:
+                        logs.update({f"density_{name}": value.item() for name, value in densities.items()})
         super().log(logs, start_time)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         output = super()._finalize_training(*args, **kwargs)
-        if not self._fixed:
+        if not self._in_last_form:
             logger.warning(
-                "The structure was not fixed: its density never came within %s of the target. Train for more steps, "
+                "The structure was not found: its density never came within %s of the target. Train for more steps, "
                 "or raise controller_gain or gate_learning_rate.",
                 FIXING_TOLERANCE,
             )
         return output
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Trainer's, but a model counts as best only once its structure is fixed: before, it is not the size asked for.
+        """Trainer's, but a model counts as best only once it has the size asked for.
 
         Early stopping has no best metric to fall behind until then, so it waits too.
         """
-        return self._fixed and super()._determine_best_metric(metrics, trial)
+        return self._in_last_form and super()._determine_best_metric(metrics, trial)
 
 
 class SparseTrainer(SparseTrainerMixin, Trainer):
@@ -283,34 +264,19 @@ class SparseSeq2SeqTrainer(SparseTrainerMixin, Seq2SeqTrainer):
     """`Seq2SeqTrainer` that prunes while it fine-tunes; see `SparseTrainerMixin` for what it adds."""
 
 
-def _frozen_teacher(teacher: PreTrainedModel, student: nn.Module, device: torch.device) -> PreTrainedModel:
-    """Freeze and move the teacher in place after a check that it predicts what the student predicts."""
-    if teacher is student:
-        raise SparsityError("the teacher is the model that is pruned: give a copy, copy.deepcopy(model)")
-    for name in ("num_labels", "vocab_size"):
-        ours, theirs = (getattr(one.config, name, None) for one in (student, teacher))
-        if ours != theirs:
-            raise SparsityError(
-                f"the teacher has {name} {theirs} and the model {ours}: give a teacher for the same task"
-            )
-    # nn.Module's own: transformers wraps `to` in a way that hides its type.
-    nn.Module.to(teacher, device)
-    return teacher.eval().requires_grad_(False)
-
-
-def _after_the_search(stock: LambdaLR, schedule: Schedule, args: TrainingArguments) -> LambdaLR:
-    """The stock schedule, begun when the search for the structure ends and compressed into what is left.
+def _after_the_searches(stock: LambdaLR, schedules: Sequence[Schedule], args: TrainingArguments) -> LambdaLR:
+    """The stock schedule, begun in every stage when the search for the structure ends and compressed into what is left.
 
     Structure must be found while weights can still move, and recovery wants a whole decay of its own.
     """
-    warmup = args.get_warmup_steps(schedule.total)
-    recovery = max(1, schedule.total - schedule.hold_end)
+    warmup = args.get_warmup_steps(schedules[-1].end)
 
     def weights(step: int, decay: Any) -> float:
-        if step < schedule.hold_end:
-            return min(1.0, (step + 1) / (warmup + 1))
-        progress = (step - schedule.hold_end) / recovery
-        return decay(warmup + progress * (schedule.total - warmup))
+        stage = next((stage for stage in schedules if step < stage.end), schedules[-1])
+        if step < stage.hold_end:
+            return min(1.0, (step - stage.start + 1) / (warmup + 1))
+        progress = (step - stage.hold_end) / max(1, stage.end - stage.hold_end)
+        return decay(warmup + progress * (schedules[-1].end - warmup))
 
     lambdas = [lambda step, decay=decay: weights(step, decay) for decay in stock.lr_lambdas[:-1]]
     optimizer = stock.optimizer

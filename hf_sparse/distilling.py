@@ -1,0 +1,108 @@
+"""A Trainer mixin that also trains on the distance to a dense teacher."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+
+from hf_sparse.config import DistillationConfig
+from hf_sparse.distillation import hidden_distillation, logit_distillation
+from hf_sparse.errors import SparsityError
+from hf_sparse.teacher import Teacher, TeacherOutputs, layer_states
+
+
+class DistillationMixin(Trainer):
+    """Adds to a Trainer that its model learns from a teacher, once `_learn_from` was called."""
+
+    distillation: DistillationConfig
+    teacher: Teacher | None = None
+    _layer_map: tuple[tuple[int, int], ...] | None = None
+    """Pairs of student and teacher layers whose states are compared; None while each layer has its own."""
+
+    def _learn_from(self, teacher: PreTrainedModel, distillation: DistillationConfig) -> None:
+        """Take a teacher, which is frozen in place.
+
+        Raises:
+            SparsityError: it is the student itself, or predicts something else.
+        """
+        hidden = distillation.hidden_distillation_weight > 0
+        assert self.model is not None
+        self.distillation = distillation
+        self.teacher = Teacher(teacher, self.model, self.args.device, hidden, distillation.cache_teacher)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Trainer's loss, mixed with the distances to the teacher's logits and hidden states while training."""
+        if self.teacher is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        options, labels = self.distillation, inputs.get("labels")
+        teacher_inputs = {name: value for name, value in inputs.items() if name not in self.label_names}
+        asked = {**inputs, "output_hidden_states": True} if self.teacher.hidden else inputs
+        loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch)
+        with self.accelerator.autocast():
+            taught = self.teacher(teacher_inputs)
+        distances = logit_distillation(outputs.logits, taught.logits, options.distillation_temperature)
+        distance = self._mean_over_items(distances, labels, num_items_in_batch)
+        weight = options.distillation_weight
+        loss = (1 - weight) * loss + weight * distance
+        if self.teacher.hidden:
+            hidden = self._hidden_distance(layer_states(outputs), taught, inputs.get("attention_mask"))
+            if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
+                hidden = hidden / self.current_gradient_accumulation_steps  # Trainer does not, where it counts items
+            loss = loss + options.hidden_distillation_weight * hidden
+        return (loss, outputs) if return_outputs else loss
+
+    def _hidden_distance(self, student: tuple[Tensor, ...], taught: TeacherOutputs, mask: Any) -> Tensor:
+        teacher = taught.hidden_states
+        pairs = self._layer_map
+        if pairs is None:
+            if not student or len(student) != len(teacher) or student[0].shape != teacher[0].shape:
+                raise SparsityError(
+                    f"hidden states cannot be compared: the model has {len(student)} layers and the teacher "
+                    f"{len(teacher)}, of shapes {_shapes(student)} and {_shapes(teacher)}; set "
+                    "hidden_distillation_weight=0 to learn from the logits alone"
+                )
+            pairs = tuple((layer, layer) for layer in range(len(student)))
+        return hidden_distillation([student[i] for i, _ in pairs], [teacher[j] for _, j in pairs], mask)
+
+    def _mean_over_items(self, losses: Tensor, labels: Tensor | None, num_items: Tensor | int | None) -> Tensor:
+        """The mean as Trainer takes it: over the labelled items of the whole accumulated batch where it counts them."""
+        if labels is not None and labels.shape == losses.shape:
+            if self._loss_shifts_labels:
+                losses, labels = losses[..., :-1], labels[..., 1:]
+            counted = labels != -100
+            losses = torch.where(counted, losses, 0.0)
+            items: Tensor | int = counted.sum()
+        else:
+            items = losses.numel()
+        if not (self.model_accepts_loss_kwargs and num_items is not None):
+            return losses.sum() / items
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return losses.sum() / num_items * processes
+
+
+class DistillationTrainer(DistillationMixin, Trainer):
+    """`Trainer` that learns from a teacher: what a pruned model is trained on, for a model that is not pruned here.
+
+    Args:
+        teacher: a model with the same outputs; it is put in evaluation mode and frozen.
+        distillation: how to learn from it.
+
+    Raises:
+        SparsityError: the teacher is the student itself, or predicts something else.
+    """
+
+    # The other arguments are Trainer's.
+    def __init__(self, *args: Any, teacher: PreTrainedModel, distillation: DistillationConfig, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._learn_from(teacher, distillation)
+
+
+def _shapes(states: tuple[Tensor, ...]) -> str:
+    return " and ".join(sorted({str(tuple(state.shape)) for state in states})) or "none"

@@ -1,0 +1,176 @@
+"""The stages of a run: search, shrink, recover, and on to the next target; and what a checkpoint needs to go on.
+
+Each stage finds the structure for its target, makes the model physically smaller on the spot, so that its recovery
+trains only what is left, and leaves a whole model behind where there are several targets.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from hf_sparse.compaction import CompactionReport, compact
+from hf_sparse.config import SparsityConfig
+from hf_sparse.controller import Schedule
+from hf_sparse.distillation import hidden_distances, layer_map
+from hf_sparse.distilling import DistillationMixin
+from hf_sparse.errors import SparsityError
+from hf_sparse.family import write_family
+from hf_sparse.patching import attach_gates, detach_gates, gate_bank
+from hf_sparse.plan import PruningPlan
+from hf_sparse.report import Report
+from hf_sparse.results import ResultsMixin
+from hf_sparse.surgery import plain_forward, surgery
+from hf_sparse.teacher import layer_states
+
+logger = logging.get_logger(__name__)
+
+STATE = "sparsity_state.json"
+"""Beside a checkpoint's weights: which stage it is in, and what earlier ones have removed."""
+
+
+class StagesMixin(ResultsMixin, DistillationMixin):
+    """Adds to a Trainer that its model shrinks while it is trained, target by target."""
+
+    _schedules: tuple[Schedule, ...] = ()
+    _stage: int = 0
+    _members: dict[str, Report]
+
+    @property
+    def _schedule(self) -> Schedule:
+        return self._schedules[self._stage]
+
+    @property
+    def _stage_config(self) -> SparsityConfig:  # type: ignore[override]
+        return self.sparsity.stage(self._stage)
+
+    @property
+    def _in_last_form(self) -> bool:
+        """Whether the model has the structure that the run ends with."""
+        return gate_bank(self._model) is None and self._stage == len(self.sparsity.descent) - 1
+
+    def _end_step(self, structure_found: bool) -> None:
+        """Shrink the model in place once its structure is found; at the end of a stage, go on to the next."""
+        if structure_found:
+            self._shrink()
+        if self.state.global_step == self._schedule.end and self._stage < len(self._schedules) - 1:
+            if gate_bank(self._model) is not None:
+                logger.warning("The structure for target %s was not found in time.", self._stage_config.target)
+                self._shrink()
+            self._finish_stage()
+            self._stage += 1
+            with surgery(self._model, self.model_wrapped, self.optimizer):
+                attach_gates(self._model, self._stage_config, self._verification_batch(), self.costs)
+            self._train_gates()
+
+    def _train_gates(self) -> None:
+        """Let the optimizer train the gates that the model has now; its last group is theirs."""
+        bank = gate_bank(self._model)
+        self.optimizer.param_groups[-1]["params"] = list(bank.parameters()) if bank is not None else []
+
+    def _shrink(self) -> None:
+        """Make the model physically smaller in place; what is left goes on being trained."""
+        with surgery(self._model, self.model_wrapped, self.optimizer):
+            batch = self._verification_batch()
+            self._compactions.append(compact(self._model, inputs=batch))
+            if self.teacher is not None and self.teacher.hidden:
+                self._layer_map = self._fitted_layer_map(batch)
+
+    def _finish_stage(self) -> None:
+        """Evaluate, measure and save the model of this stage, where there are several."""
+        if self.eval_dataset is not None:
+            self.evaluate()
+        path = Path(str(self.args.output_dir)) / f"removed-{self._stage_config.target:g}"
+        if self.is_world_process_zero():
+            self._members[path.name] = self.measure()
+        self._save_result(path)
+        self.report = None
+        if self.args.should_save:
+            write_family(Path(str(self.args.output_dir)), self._members)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        output = super()._finalize_training(*args, **kwargs)
+        if len(self._schedules) > 1 and self._in_last_form:
+            self._finish_stage()
+        return output
+
+    # ---- The teacher's layers ----
+
+    @torch.no_grad()
+    def _fitted_layer_map(self, batch: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+        """Pairs of student and teacher layers: those left in the student, each with the one it is closest to."""
+        assert self.teacher is not None
+        training, _ = self._model.training, self._model.eval()
+        student = layer_states(self._model(**batch, output_hidden_states=True, return_dict=True))
+        self._model.train(training)
+        left = self._layers_left(len(student))
+        teacher = self.teacher(batch).hidden_states
+        distances = hidden_distances([student[layer] for layer in left], teacher, batch.get("attention_mask"))
+        distances = self.accelerator.reduce(distances, "mean")
+        return tuple(zip(left, layer_map(distances.tolist())))
+
+    def _layers_left(self, layers: int) -> list[int]:
+        """The layers, counted through all stacks, of which a sublayer is left."""
+        kept = self.plan().kept
+        left: dict[tuple[str, int], bool] = {}
+        for block in self.structure.blocks:
+            place = block.name.split(f".{block.layer}.")[0], block.layer
+            left[place] = left.get(place, False) or bool(kept.get(block.name, (0,)))
+        if len(left) != layers:  # layers that nothing can be removed from, or that were found in another order
+            return list(range(layers))
+        return [index for index, some in enumerate(left.values()) if some] or [layers - 1]
+
+    # ---- Checkpoints ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the physically smaller model; a checkpoint to resume from also gets the state of its stage."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and self.args.should_save and self._schedules:
+            state = {
+                "stage": self._stage,
+                "searching": gate_bank(self._model) is not None,
+                "compactions": [
+                    {**asdict(report), "plan": json.loads(report.plan.to_json())} for report in self._compactions
+                ],
+                "layer_map": self._layer_map,
+            }
+            (Path(str(output_dir)) / STATE).write_text(json.dumps(state))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Give the model the form it had at a checkpoint, in place, then load the weights."""
+        path = Path(resume_from_checkpoint) / STATE
+        try:
+            state = json.loads(path.read_text())
+            reports = [
+                CompactionReport(
+                    PruningPlan.from_json(json.dumps(entry["plan"])),
+                    float(entry["max_abs_diff"]),
+                    int(entry["parameters_before"]),
+                    int(entry["parameters_after"]),
+                    tuple(entry["removed"]),
+                )
+                for entry in state["compactions"]
+            ]
+            stage, searching, pairs = int(state["stage"]), bool(state["searching"]), state["layer_map"]
+            self._layer_map = None if pairs is None else tuple((int(i), int(j)) for i, j in pairs)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SparsityError(f"{path} does not say which stage this checkpoint is in ({error!r})") from None
+        if not 0 <= stage < len(self.sparsity.descent):
+            raise SparsityError(f"{path} is in stage {stage}, of which this run has {len(self.sparsity.descent)}")
+        done = [report.plan for report in self._compactions]
+        if done != [report.plan for report in reports[: len(done)]]:
+            raise SparsityError(f"the model is smaller than it was at {path.parent}: resume with a new trainer")
+        batch = self._verification_batch()
+        with plain_forward(self._model):
+            if gate_bank(self._model) is not None and (reports[len(done) :] or not searching):
+                detach_gates(self._model)
+            for report in reports[len(done) :]:
+                compact(self._model, report.plan, batch)
+            self._compactions, self._stage = reports, stage
+            if searching and gate_bank(self._model) is None:
+                attach_gates(self._model, self._stage_config, batch, self.costs)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -1,0 +1,86 @@
+"""Changing a model while a Trainer trains it: optimizer and wrappers learn of parameters that come and go."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+
+@contextmanager
+def surgery(model: PreTrainedModel, wrapped: nn.Module, optimizer: Any) -> Iterator[None]:
+    """Change parameters of a model inside this context; on leaving it, in place, the optimizer trains the new ones.
+
+    Parameters are matched by name: one that stays itself keeps its state, one that was replaced starts a new one, one
+    that is gone is forgotten. Inside, the model's forward is its own, without the mixed precision that accelerate puts
+    around it, and random numbers drawn leave those of the training as they are.
+
+    Args:
+        model: the bare model.
+        wrapped: what accelerate made of it; DistributedDataParallel registers the new parameters.
+        optimizer: of its parameters.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    with plain_forward(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        yield
+    parameters = dict(model.named_parameters())
+    state = optimizer.state
+    for group, members in zip(optimizer.param_groups, groups):
+        group["params"] = [parameters[name] for name in members if name in parameters]
+    alive = {id(parameter) for parameter in parameters.values()}
+    for parameter in [parameter for parameter in state if id(parameter) not in alive]:
+        del state[parameter]
+    if isinstance(wrapped, DistributedDataParallel):
+        _register_again_(wrapped)
+
+
+@contextmanager
+def plain_forward(model: nn.Module) -> Iterator[None]:
+    """The model's own forward, without the mixed precision that accelerate puts around it."""
+    forward = vars(model).pop("forward", None)
+    try:
+        yield
+    finally:
+        if forward is not None:
+            vars(model)["forward"] = forward
+
+
+def _register_again_(wrapped: DistributedDataParallel) -> None:
+    """Let DistributedDataParallel start over in place, for its buckets hold the parameters of its construction."""
+    module = wrapped.module
+    wrapped.__init__(  # type: ignore[misc]
+        module,
+        device_ids=wrapped.device_ids,
+        output_device=wrapped.output_device,
+        broadcast_buffers=wrapped.broadcast_buffers,
+        find_unused_parameters=wrapped.find_unused_parameters,
+        gradient_as_bucket_view=wrapped.gradient_as_bucket_view,
+        static_graph=wrapped.static_graph,
+    )
+
+
+def skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy without weights, which takes no memory, of a model that will be changed."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def with_random_weights_(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Give a skeleton weights in place, for measuring: small random ones, as speed does not depend on which."""
+    generator = torch.Generator().manual_seed(0)
+    made: dict[int, nn.Parameter] = {}  # tied weights stay tied
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if id(parameter) not in made:
+            values: Tensor = torch.empty(parameter.shape, dtype=torch.float32).normal_(0, 0.02, generator=generator)
+            made[id(parameter)] = nn.Parameter(values.to(device, parameter.dtype), parameter.requires_grad)
+        module, _, key = name.rpartition(".")
+        model.get_submodule(module).register_parameter(key, made[id(parameter)])
+    return model

@@ -1,0 +1,253 @@
+"""The same fine-tuned model, data, teacher, epochs and seeds for hf_sparse and for what one would use instead.
+
+    python recipes/benchmark/compare.py --task docstrings
+    python recipes/benchmark/compare.py --task sst2 --data_dir sst2 --methods ours taylor --targets 0.75 --seeds 0 1 2
+
+Every cell is one line of --results, a JSON object with its settings, command, versions and figures, appended as soon as
+it is done; cells that are there already are skipped, so the command can be interrupted and given again, and several can
+run beside each other on different cells. Models are kept in --output_dir, for recipes/benchmark/measure.py. The peers'
+packages come with `pip install -e .[bench]`.
+"""
+
+import argparse
+import copy
+import fcntl
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sys
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import transformers
+from common import classification_metrics
+from datasets import DatasetDict
+from hard_concrete import HardConcreteGates, LagrangianCallback, StopAt, constant_learning_rate
+from minilm import minilm
+from ranking import plan_by_rank
+from text_data import DataArguments, load_text_data
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_sparse import SparseTrainer, SparsityConfig, compact, load_pruned, save_pruned
+from hf_sparse.costs import counted_costs
+from hf_sparse.discovery import discover
+from hf_sparse.distilling import DistillationTrainer
+from hf_sparse.report import command_line, versions
+
+METHODS = ("ours", "torch-pruning", "hard-concrete", "taylor", "magnitude", "random", "dense")
+BATCHES_TO_RANK = 32
+SEARCH_SHARE = 0.3  # of the steps, for the hard-concrete gates; ours may search as long
+
+
+class Task:
+    """Data, tokenizer and the dense model of one task, which every method shares."""
+
+    def __init__(self, flags: argparse.Namespace) -> None:
+        arguments = DataArguments()
+        if flags.task != "docstrings":
+            files = {f"{split}_file": str(flags.data_dir / f"{name}.csv") for split, name in
+                     (("train", "train"), ("validation", "dev"), ("test", "test"))}
+            arguments = DataArguments(**files)
+        data = load_text_data(arguments, seed=42)
+        self.flags = flags
+        self.labels = data.labels
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(minilm())
+        self.splits: DatasetDict = data.splits.map(
+            lambda rows: self.tokenizer(*(rows[c] for c in data.text_columns), truncation=True, max_length=128),
+            batched=True,
+            remove_columns=list(data.text_columns),
+        )
+        self.dense_path = flags.output_dir / flags.task / "dense"
+
+    def arguments(self, epochs: float, learning_rate: float, seed: int) -> TrainingArguments:
+        return TrainingArguments(
+            str(self.flags.output_dir / self.flags.task / "training"),
+            num_train_epochs=epochs,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=32,
+            per_device_eval_batch_size=64,
+            train_sampling_strategy="group_by_length",
+            seed=seed,
+            bf16=self.flags.bf16,
+            use_cpu=not torch.cuda.is_available(),
+            save_strategy="no",
+            logging_steps=50,
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+
+    def options(self, model: PreTrainedModel, arguments: TrainingArguments) -> dict[str, Any]:
+        return {
+            "model": model,
+            "args": arguments,
+            "train_dataset": self.splits["train"],
+            "eval_dataset": self.splits["validation"],
+            "processing_class": self.tokenizer,
+            "compute_metrics": classification_metrics(),
+        }
+
+    def dense(self) -> PreTrainedModel:
+        """The fine-tuned dense model, made once."""
+        if not self.dense_path.is_dir():
+            set_seed(0)
+            names = dict(enumerate(self.labels))
+            model = AutoModelForSequenceClassification.from_pretrained(
+                minilm(), id2label=names, label2id={name: index for index, name in names.items()}
+            )
+            trainer = Trainer(**self.options(model, self.arguments(3, self.flags.dense_learning_rate, 0)))
+            trainer.train()
+            save_pruned(model, self.dense_path)
+        return load_pruned(self.dense_path)
+
+    def batches(self, seed: int, model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
+        """Training batches for the methods that rank by gradients."""
+        rows = self.splits["train"].shuffle(seed=seed).select(range(min(BATCHES_TO_RANK * 32, len(self.splits["train"]))))
+        collate = DataCollatorWithPadding(self.tokenizer)
+        for start in range(0, len(rows), 32):
+            batch = collate([rows[index] for index in range(start, min(start + 32, len(rows)))])
+            yield {name: value.to(model.device) for name, value in batch.items()}
+
+
+def run(task: Task, cell: dict[str, Any], flags: argparse.Namespace) -> dict[str, Any]:
+    """Prune and train one model; returns what to record."""
+    dense = task.dense()
+    structure = discover(dense)
+    costs = counted_costs(structure, SparsityConfig())
+    model = copy.deepcopy(dense)
+    arguments = task.arguments(cell["epochs"], cell["learning_rate"], cell["seed"])
+    sparsity = SparsityConfig(target=cell["target"] or 0.5, cache_teacher=True, **json.loads(cell["options"]))
+    shared = {"teacher": dense, "distillation": sparsity}
+    set_seed(cell["seed"])
+    began, cpu = time.perf_counter(), time.process_time()
+    trainer: Any
+    if cell["method"] == "ours":
+        trainer = SparseTrainer(**task.options(model, arguments), teacher=dense, sparsity=sparsity)
+        _train(trainer)
+        plan = trainer.compact().plan
+    elif cell["method"] == "hard-concrete":
+        gates = HardConcreteGates(model, structure, costs)
+        trainer = DistillationTrainer(**task.options(model, arguments), **shared)
+        steps = math.ceil(len(task.splits["train"]) / 32) * cell["epochs"]
+        search = round(SEARCH_SHARE * steps)
+        constant_learning_rate(trainer)
+        trainer.add_callback(LagrangianCallback(gates, cell["target"], round(0.8 * search), 0.1))
+        trainer.add_callback(StopAt(search))
+        _train(trainer)
+        plan = gates.plan(cell["target"])
+        gates.fold_()
+        model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        compact(model, plan)
+        rest = task.arguments(cell["epochs"] * (1 - SEARCH_SHARE), cell["learning_rate"], cell["seed"] + 1000)
+        trainer = DistillationTrainer(**task.options(model, rest), **shared)
+        _train(trainer)
+    else:
+        plan = None
+        if cell["method"] != "dense":
+            batches = task.batches(cell["seed"], model)
+            plan = plan_by_rank(cell["method"], model, batches, cell["target"], cell["seed"])
+            compact(model, plan)
+        trainer = DistillationTrainer(**task.options(model, arguments), **shared)
+        _train(trainer)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    kept = {} if plan is None else {name: len(units) for name, units in plan.kept.items()}
+    accuracy = {}
+    for split in ("validation", "test"):
+        with torch.inference_mode():
+            accuracy[split] = 100 * trainer.evaluate(task.splits[split])["eval_accuracy"]
+    path = flags.output_dir / flags.task / _name(cell)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    save_pruned(model, path)
+    return {
+        "removed": costs.removed(kept),
+        "kept": list(kept.values()),
+        **accuracy,
+        "mean": sum(accuracy.values()) / 2,
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
+        "model": path.name,
+    }
+
+
+def _train(trainer: Any) -> None:
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+def _name(cell: dict[str, Any]) -> str:
+    options = "".join(character if character.isalnum() or character in ".-" else "" for character in cell["options"])
+    return f"{cell['method']}-{cell['target']}-{cell['seed']}-{cell['epochs']}-{cell['learning_rate']}{options}"
+
+
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """All lines of a file of results."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="docstrings", help="docstrings, or any name for the csv files in --data_dir")
+    parser.add_argument("--data_dir", type=Path, help="folder with train.csv, dev.csv and test.csv")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.75, 0.9, 0.95])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--learning_rate", type=float, default=5e-5)
+    parser.add_argument("--dense_learning_rate", type=float, default=5e-5)
+    parser.add_argument("--options", default="{}", help="JSON of other SparsityConfig fields, such as for sweeps")
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16 mixed precision")
+    parser.add_argument("--threads", type=int, help="threads of this process")
+    parser.add_argument("--results", type=Path, default=Path("runs/benchmark/results.jsonl"))
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    flags = parse()
+    if flags.threads:
+        torch.set_num_threads(flags.threads)
+    transformers.logging.set_verbosity_error()
+    task = Task(flags)
+    flags.results.parent.mkdir(parents=True, exist_ok=True)
+    for seed in flags.seeds:
+        for target in flags.targets:
+            for method in flags.methods:
+                cell = {
+                    "task": flags.task,
+                    "method": method,
+                    "target": None if method == "dense" else target,
+                    "seed": seed,
+                    "epochs": flags.epochs,
+                    "learning_rate": flags.learning_rate,
+                    "bf16": flags.bf16,
+                    "options": flags.options,
+                }
+                if any(cell.items() <= {k: v for k, v in line.items() if k in cell}.items() for line in recorded(flags.results)):
+                    continue
+                result = {**cell, **run(task, cell, flags), "command": command_line(), "versions": versions(),
+                          "threads": torch.get_num_threads()}
+                with flags.results.open("a") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    file.write(json.dumps(result) + "\n")
+                print(method, target, seed, f"removed {result['removed']:.3f} mean {result['mean']:.2f} "
+                      f"{result['seconds']:.0f}s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Peers that rank units once, cut the lowest, and fine-tune: Torch-Pruning, Taylor, magnitude and random choice."""
+
+import copy
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_sparse import PruningPlan, SparsityConfig, SparsityError
+from hf_sparse.costs import CostTable, counted_costs
+from hf_sparse.discovery import discover
+from hf_sparse.structure import ModelStructure
+
+Batch = Mapping[str, Tensor]
+
+
+def plan_by_rank(method: str, model: PreTrainedModel, batches: Iterable[Batch], target: float, seed: int) -> PruningPlan:
+    """What a one-shot method keeps of a fine-tuned model.
+
+    Args:
+        method: "torch-pruning", "taylor", "magnitude" or "random".
+        model: fine-tuned, dense; left as it is.
+        batches: with labels, for the methods that look at gradients.
+        target: fraction of the prunable parameters to remove.
+        seed: of the random choice.
+    """
+    structure = discover(model)
+    costs = counted_costs(structure, SparsityConfig(target=target))
+    if method == "torch-pruning":
+        return _torch_pruning(model, structure, costs, batches, target)
+    scores = {"taylor": _taylor, "magnitude": _magnitude, "random": _random}[method](model, structure, batches, seed)
+    return _cheapest_first(scores, structure, costs, target)
+
+
+def _cheapest_first(
+    scores: Mapping[str, Tensor], structure: ModelStructure, costs: CostTable, target: float
+) -> PruningPlan:
+    """Remove the units of the lowest score per parameter, over all layers and kinds, until the target is reached."""
+    units = [
+        (float(scores[block.name][unit]) / block.unit_cost, block.name, unit, block.unit_cost)
+        for block in structure.blocks
+        for unit in range(block.units)
+    ]
+    kept = {block.name: set(range(block.units)) for block in structure.blocks}
+    left = target * costs.prunable
+    for _, name, unit, cost in sorted(units):
+        if left < cost / 2:
+            break
+        kept[name].remove(unit)
+        left -= cost
+    return PruningPlan({name: tuple(sorted(remaining)) for name, remaining in kept.items()})
+
+
+def _taylor(model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int) -> dict[str, Tensor]:
+    """Mean over batches of |dL/dg| for a gate g = 1 on every unit (Michel et al., arXiv:1905.10650, section 4.1)."""
+    model = copy.deepcopy(model).eval()
+    scores = {block.name: torch.zeros(block.units) for block in structure.blocks}
+    for batch in batches:
+        model.zero_grad()
+        model(**batch).loss.backward()
+        for block in structure.blocks:
+            weight = model.get_parameter(block.weight.parameter)
+            assert weight.grad is not None
+            by_column = (weight.grad * weight).detach().movedim(block.weight.dim, 0).flatten(1).sum(1)
+            scores[block.name] += by_column[block.columns].sum(1).abs()
+    return scores
+
+
+def _magnitude(
+    model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int
+) -> dict[str, Tensor]:
+    """Squared norm of all weights that a unit owns."""
+    scores = {}
+    for block in structure.blocks:
+        score = torch.zeros(block.units)
+        for part in block.slices:
+            weight = model.get_parameter(part.parameter).detach()
+            squares = weight.square().movedim(part.dim, 0).flatten(1).sum(1)
+            score += squares[part.index].sum(1)
+        scores[block.name] = score
+    return scores
+
+
+def _random(model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {block.name: torch.rand(block.units, generator=generator) * block.unit_cost for block in structure.blocks}
+
+
+def _torch_pruning(
+    model: PreTrainedModel, structure: ModelStructure, costs: CostTable, batches: Iterable[Batch], target: float
+) -> PruningPlan:
+    """Torch-Pruning's group Taylor importance, global over layers, for whole heads and FFN neurons.
+
+    It takes ratios of heads and of neurons and not of parameters, and keeps one of each in every layer; both ratios are
+    the same, found by bisection so that the parameters removed come closest to the target.
+    """
+    low, high, best = 0.0, 1.0, None
+    batches = list(batches)
+    for _ in range(9):
+        ratio = (low + high) / 2
+        plan = _torch_pruning_at(model, structure, batches, ratio)
+        removed = costs.removed({name: len(units) for name, units in plan.kept.items()})
+        if best is None or abs(removed - target) < abs(best[0] - target):
+            best = removed, plan
+        low, high = (ratio, high) if removed < target else (low, ratio)
+    assert best is not None
+    return best[1]
+
+
+def _torch_pruning_at(
+    model: PreTrainedModel, structure: ModelStructure, batches: list[Batch], ratio: float
+) -> PruningPlan:
+    import torch_pruning
+
+    pruned: Any = copy.deepcopy(model).eval()
+    heads, ignored = {}, []
+    for block in structure.blocks:
+        ignored.append(pruned.get_submodule(block.output))
+        if block.kind == "attention":
+            attention = pruned.get_submodule(block.name)
+            heads.update({projection: block.units for projection in (attention.query, attention.key, attention.value)})
+    ignored += [module for module in (pruned.base_model.pooler, pruned.classifier) if module is not None]
+    example = {name: value for name, value in batches[0].items() if name != "labels"}
+    pruner = torch_pruning.pruner.BasePruner(
+        pruned,
+        example,
+        importance=torch_pruning.importance.GroupTaylorImportance(),
+        global_pruning=True,
+        pruning_ratio=ratio,
+        head_pruning_ratio=ratio,
+        ignored_layers=ignored,
+        num_heads=heads,
+        prune_num_heads=True,
+        prune_head_dims=False,
+        output_transform=lambda output: output.logits,
+    )
+    pruned.zero_grad()
+    for batch in batches:
+        (pruned(**batch).loss / len(batches)).backward()
+    pruner.step()
+    kept = {}
+    for block in structure.blocks:
+        path = block.slices[0].parameter.rpartition(".")[0]
+        kept[block.name] = _units_left(model, pruned, block.columns, path)
+    return PruningPlan(kept)
+
+
+def _units_left(before: nn.Module, after: nn.Module, columns: Tensor, path: str) -> tuple[int, ...]:
+    """The units whose columns of a projection are still there, found by their contents, which cutting leaves alone."""
+    old, new = (model.get_parameter(f"{path}.weight").detach() for model in (before, after))
+    places = {column.numpy().tobytes(): index for index, column in enumerate(old.T.contiguous())}
+    left = {places[column.numpy().tobytes()] for column in new.T.contiguous()}
+    units = tuple(unit for unit, owned in enumerate(columns.tolist()) if set(owned) <= left)
+    if sum(len(columns[unit]) for unit in units) != len(left):
+        raise SparsityError(f"Torch-Pruning left parts of heads in {path}")
+    return units
