@@ -66,25 +66,28 @@ def _weights(states: Tensor, mask: Tensor | None) -> Tensor:
     return mask / mask.sum(-1, keepdim=True).clamp(min=1) / len(mask)
 
 
-def layer_map(distances: Sequence[Sequence[float]]) -> tuple[int, ...]:
-    """Which teacher layer each student layer learns from: the monotone map of the smallest total distance.
+def layer_pairs(distances: Sequence[Sequence[float]]) -> tuple[tuple[int, int], ...]:
+    """Which layer learns from which: the monotone matching of the smallest total distance.
 
-    Later student layers learn from later teacher layers, no two from the same, and the last from the last, since both
-    feed the same head. Found exactly, by dynamic programming.
+    Every layer of the shallower side gets a partner, later ones get later ones, no two the same, and the last is with
+    the last, since both feed the same head. Found exactly, by dynamic programming.
 
     Args:
-        distances: of every student layer that is left to every teacher layer; no more rows than columns.
+        distances: of every student layer to every teacher layer.
 
     Returns:
-        A teacher layer for every student layer, ascending.
+        Pairs of student and teacher layers, ascending.
     """
-    students, teachers = len(distances), len(distances[0])
-    best: list[list[tuple[float, tuple[int, ...]]]] = [[(0.0, ())] * (teachers + 1)]
-    for student in range(students):
-        row: list[tuple[float, tuple[int, ...]]] = [(float("inf"), ())]
-        for teacher in range(teachers):
-            cost, path = best[-1][teacher]
-            taken = (cost + distances[student][teacher], (*path, teacher))
-            row.append(taken if student == students - 1 else min(row[-1], taken, key=lambda choice: choice[0]))
-        best.append(row)
-    return best[-1][teachers][1]
+    if len(distances) > len(distances[0]):
+        transposed = [list(column) for column in zip(*distances)]
+        return tuple((student, teacher) for teacher, student in layer_pairs(transposed))
+    last = len(distances) - 1
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] * (len(distances[0]) + 1)
+    for student, row in enumerate(distances):
+        reached: list[tuple[float, tuple[int, ...]]] = [(float("inf"), ())]
+        for teacher, distance in enumerate(row):
+            cost, path = best[teacher]
+            taken = (cost + distance, (*path, teacher))
+            reached.append(taken if student == last else min(reached[-1], taken))
+        best = reached
+    return tuple(enumerate(best[-1][1]))

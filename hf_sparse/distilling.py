@@ -8,7 +8,6 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_sparse.config import DistillationConfig
 from hf_sparse.distillation import hidden_distillation, logit_distillation
-from hf_sparse.errors import SparsityError
 from hf_sparse.teacher import Teacher, TeacherOutputs, layer_states
 
 
@@ -18,7 +17,7 @@ class DistillationMixin(Trainer):
     distillation: DistillationConfig
     teacher: Teacher | None = None
     _layer_map: tuple[tuple[int, int], ...] | None = None
-    """Pairs of student and teacher layers whose states are compared; None while each layer has its own."""
+    """Pairs of student and teacher layers whose states are compared; None where each layer has its own."""
 
     def _learn_from(self, teacher: PreTrainedModel, distillation: DistillationConfig) -> None:
         """Take a teacher, which is frozen in place.
@@ -59,15 +58,8 @@ class DistillationMixin(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _hidden_distance(self, student: tuple[Tensor, ...], taught: TeacherOutputs, mask: Any) -> Tensor:
-        teacher = taught.hidden_states
-        pairs = self._layer_map
+        teacher, pairs = taught.hidden_states, self._layer_map
         if pairs is None:
-            if not student or len(student) != len(teacher) or student[0].shape != teacher[0].shape:
-                raise SparsityError(
-                    f"hidden states cannot be compared: the model has {len(student)} layers and the teacher "
-                    f"{len(teacher)}, of shapes {_shapes(student)} and {_shapes(teacher)}; set "
-                    "hidden_distillation_weight=0 to learn from the logits alone"
-                )
             pairs = tuple((layer, layer) for layer in range(len(student)))
         return hidden_distillation([student[i] for i, _ in pairs], [teacher[j] for _, j in pairs], mask)
 
@@ -91,7 +83,7 @@ class DistillationTrainer(DistillationMixin, Trainer):
     """`Trainer` that learns from a teacher: what a pruned model is trained on, for a model that is not pruned here.
 
     Args:
-        teacher: a model with the same outputs; it is put in evaluation mode and frozen.
+        teacher: a model with the same outputs and, unless hidden states are left out, the same number of layers; it is put in evaluation mode and frozen.
         distillation: how to learn from it.
 
     Raises:
@@ -103,6 +95,3 @@ class DistillationTrainer(DistillationMixin, Trainer):
         super().__init__(*args, **kwargs)
         self._learn_from(teacher, distillation)
 
-
-def _shapes(states: tuple[Tensor, ...]) -> str:
-    return " and ".join(sorted({str(tuple(state.shape)) for state in states})) or "none"

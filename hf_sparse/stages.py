@@ -5,7 +5,6 @@ trains only what is left, and leaves a whole model behind where there are severa
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers.utils import logging
 from hf_sparse.compaction import CompactionReport, compact
 from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Schedule
-from hf_sparse.distillation import hidden_distances, layer_map
+from hf_sparse.distillation import hidden_distances, layer_pairs
 from hf_sparse.distilling import DistillationMixin
 from hf_sparse.errors import SparsityError
 from hf_sparse.family import write_family
@@ -73,12 +72,10 @@ class StagesMixin(ResultsMixin, DistillationMixin):
         self.optimizer.param_groups[-1]["params"] = list(bank.parameters()) if bank is not None else []
 
     def _shrink(self) -> None:
-        """Make the model physically smaller in place; what is left goes on being trained."""
+        """Make the model physically smaller in place, and go on training what is left."""
         with surgery(self._model, self.model_wrapped, self.optimizer):
-            batch = self._verification_batch()
-            self._compactions.append(compact(self._model, inputs=batch))
-            if self.teacher is not None and self.teacher.hidden:
-                self._layer_map = self._fitted_layer_map(batch)
+            self._compactions.append(compact(self._model, inputs=self._verification_batch()))
+            self._match_layers()
 
     def _finish_stage(self) -> None:
         """Evaluate, measure and save the model of this stage, where there are several."""
@@ -100,18 +97,30 @@ class StagesMixin(ResultsMixin, DistillationMixin):
 
     # ---- The teacher's layers ----
 
-    @torch.no_grad()
-    def _fitted_layer_map(self, batch: dict[str, Any]) -> tuple[tuple[int, int], ...]:
-        """Pairs of student and teacher layers: those left in the student, each with the one it is closest to."""
-        assert self.teacher is not None
+    def _match_layers(self) -> None:
+        """Find out which layers of the student learn from which of the teacher, on a batch of the evaluation data.
+
+        Each from its own, while there are as many; else those that are left, each from one that it is close to.
+        """
+        if self.teacher is None or not self.teacher.hidden:
+            return
+        batch = self._verification_batch()
         training, _ = self._model.training, self._model.eval()
-        student = layer_states(self._model(**batch, output_hidden_states=True, return_dict=True))
+        with torch.no_grad():
+            student = layer_states(self._model(**batch, output_hidden_states=True, return_dict=True))
+            teacher = self.teacher(batch).hidden_states
         self._model.train(training)
         left = self._layers_left(len(student))
-        teacher = self.teacher(batch).hidden_states
-        distances = hidden_distances([student[layer] for layer in left], teacher, batch.get("attention_mask"))
-        distances = self.accelerator.reduce(distances, "mean")
-        return tuple(zip(left, layer_map(distances.tolist())))
+        if [state.shape for state in student] == [state.shape for state in teacher] and len(left) == len(student):
+            self._layer_map = tuple((layer, layer) for layer in left)
+        elif len({state.shape for state in (*student, *teacher)}) > 1 or not teacher:
+            logger.warning("Hidden states of model and teacher differ in shape: it learns from the logits alone.")
+            self.teacher.hidden = False
+        else:
+            mask = batch.get("attention_mask")
+            distances = hidden_distances([student[layer] for layer in left], teacher, mask)
+            pairs = layer_pairs(self.accelerator.reduce(distances, "mean").tolist())
+            self._layer_map = tuple((left[student_layer], teacher_layer) for student_layer, teacher_layer in pairs)
 
     def _layers_left(self, layers: int) -> list[int]:
         """The layers, counted through all stacks, of which a sublayer is left."""
@@ -134,7 +143,7 @@ class StagesMixin(ResultsMixin, DistillationMixin):
                 "stage": self._stage,
                 "searching": gate_bank(self._model) is not None,
                 "compactions": [
-                    {**asdict(report), "plan": json.loads(report.plan.to_json())} for report in self._compactions
+                    {**vars(report), "plan": json.loads(report.plan.to_json())} for report in self._compactions
                 ],
                 "layer_map": self._layer_map,
             }

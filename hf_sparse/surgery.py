@@ -26,7 +26,7 @@ def surgery(model: PreTrainedModel, wrapped: nn.Module, optimizer: Any) -> Itera
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
-    with plain_forward(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+    with plain_forward(model), unchanged_random_state(model.device):
         yield
     parameters = dict(model.named_parameters())
     state = optimizer.state
@@ -37,6 +37,13 @@ def surgery(model: PreTrainedModel, wrapped: nn.Module, optimizer: Any) -> Itera
         del state[parameter]
     if isinstance(wrapped, DistributedDataParallel):
         _register_again_(wrapped)
+
+
+@contextmanager
+def unchanged_random_state(device: torch.device) -> Iterator[None]:
+    """Random numbers that are drawn inside leave those that are drawn afterwards as they are."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 @contextmanager

@@ -23,15 +23,12 @@ from hf_sparse.controller import Schedule
 from hf_sparse.distilling import DistillationMixin
 from hf_sparse.errors import SparsityError, UnknownInputsError
 from hf_sparse.finite import FiniteLossMixin
+from hf_sparse.landing import Landing
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank, require_bank
 from hf_sparse.stages import StagesMixin
-from hf_sparse.surgery import skeleton
+from hf_sparse.surgery import plain_forward, skeleton, unchanged_random_state
 
 logger = logging.get_logger(__name__)
-
-FIXING_TOLERANCE = 0.005
-"""The structure is found as soon as its density, after the ramp, is this close to the target."""
-
 
 MOST_LOGGED_GROUPS = 4
 """Groups whose densities are logged one by one; more would drown the rest."""
@@ -55,7 +52,8 @@ class _SparsityCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer._end_step(self.trainer._structure_found)
+        landing, self.trainer._landing = self.trainer._landing, None
+        self.trainer._end_step(structure_found=landing is not None and landing.reached_())
 
 
 class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
@@ -105,7 +103,7 @@ class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
             self._learn_from(teacher, sparsity)
         self.add_callback(_SparsityCallback(self))
         self._loss_is_probed = self._has_gate_group = False
-        self._structure_found = False
+        self._landing: Landing | None = None
 
     @property
     def bank(self) -> GateBank:
@@ -164,8 +162,7 @@ class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
         return scheduler
 
     def _penalize(self, step: int) -> None:
-        """Steer lambda and add its share to the gradients of the gates; leave them alone once they have settled."""
-        self._structure_found = False
+        """Steer lambda and add its share to the gradients of the gates, in place."""
         bank, schedule = gate_bank(self._model), self._schedule
         if bank is None:
             return
@@ -177,12 +174,7 @@ class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
         for parameter, slope in zip(parameters, slopes):
             parameter.grad = slope if parameter.grad is None else parameter.grad + slope
         # Reads the device only while the structure is about to be found, never in the long phases.
-        if step >= schedule.ramp_end:
-            tolerance = max(FIXING_TOLERANCE, bank.largest_unit / 2)
-            self._structure_found = abs(bank.density(gates).item() - bank.target_density) <= tolerance
-        if self._structure_found:
-            for parameter in parameters:
-                parameter.grad = None
+        self._landing = Landing(bank) if step >= schedule.ramp_end else None
 
     # ---- Loss ----
 
@@ -195,6 +187,9 @@ class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
         """Trainer's step, after a look at how the model counts items, at the first one."""
         if not self._loss_is_probed:
             self._probe_loss(inputs)
+            if self._layer_map is None:
+                with plain_forward(self._model), unchanged_random_state(self.args.device):
+                    self._match_layers()
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _probe_loss(self, inputs: dict[str, Tensor | Any]) -> None:
@@ -242,9 +237,8 @@ class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
         output = super()._finalize_training(*args, **kwargs)
         if not self._in_last_form:
             logger.warning(
-                "The structure was not found: its density never came within %s of the target. Train for more steps, "
-                "or raise controller_gain or gate_learning_rate.",
-                FIXING_TOLERANCE,
+                "The structure was not found: its density never reached the target. Train for more steps, or raise "
+                "controller_gain or gate_learning_rate."
             )
         return output
 

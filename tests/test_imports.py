@@ -35,6 +35,7 @@ ORDER = [
     "plan",
     "costs",
     "bank",
+    "landing",
     "patching",
     "compaction",
     "report",

@@ -99,7 +99,7 @@ def test_groups_are_the_kinds_or_the_layers(model: PreTrainedModel) -> None:
     assert set(attach_gates(model, SparsityConfig()).groups) == {"attention", "ffn"}
     bank = attach_gates(twin, SparsityConfig(group="layer"))
     assert len(bank.groups) == len(bank.structure.blocks)
-    assert sum(bank.shares.values()) == pytest.approx(1.0)
+    assert sum(group.share for group in bank.groups.values()) == pytest.approx(1.0)
 
 
 def test_the_plan_is_the_open_gates() -> None:

@@ -49,9 +49,9 @@ def trainer(directory: Path, model: PreTrainedModel | None = None, **options: An
     return SparseTrainer(model=model or bert(), args=training_arguments(directory, **options), **{**defaults, **given})
 
 
-def density(model: nn.Module) -> float:
-    bank = require_bank(model)
-    return bank.density(bank.group_gates()).item()
+def density(run: SparseTrainer) -> float:
+    """The share of the prunable cost that a run has left."""
+    return 1 - run.costs.removed({name: len(units) for name, units in run.plan().kept.items()})
 
 
 # ---- The target ----
@@ -63,8 +63,8 @@ def test_the_density_lands_within_a_point_of_the_target(tmp_path: Path, target: 
     model = bert(layers=4, hidden_size=64, num_attention_heads=16, intermediate_size=256)
     run = trainer(tmp_path, model, max_steps=200, sparsity=SparsityConfig(target=target))
     run.train()
-    assert abs(density(model) - (1 - target)) <= 0.01
-    assert require_bank(model).controller.fixed
+    assert abs(density(run) - (1 - target)) <= 0.01
+    assert gate_bank(run.model) is None
 
 
 @pytest.mark.parametrize("cost", ["params", "macs"])
@@ -75,7 +75,7 @@ def test_every_kind_of_gate_group_and_cost_prunes(tmp_path: Path, gate: str, gro
     model = bert(layers=3, hidden_size=64, num_attention_heads=16, intermediate_size=128)
     run = trainer(tmp_path, model, max_steps=80, sparsity=sparsity)
     run.train()
-    assert density(model) < 0.9
+    assert density(run) < 0.9
     assert run.compact().max_abs_diff <= 1e-4
 
 
@@ -143,23 +143,45 @@ def test_runs_of_a_few_steps_end(tmp_path: Path, steps: int) -> None:
     assert run.compact().max_abs_diff <= 1e-4
 
 
-def test_the_structure_stays_fixed_in_recovery_while_weights_learn(tmp_path: Path) -> None:
-    seen: list[tuple[bool, PruningPlan, torch.Tensor, torch.Tensor]] = []
+def test_the_model_shrinks_as_soon_as_the_structure_is_found_and_goes_on_learning(tmp_path: Path) -> None:
+    seen: list[tuple[bool, int, PruningPlan, torch.Tensor]] = []
 
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            bank = require_bank(run.model)
-            gates = torch.cat(list(bank.group_gates().values())).detach().clone()
-            weight = run.model.classifier.weight.detach().clone()
-            seen.append((bool(bank.controller.fixed), run.plan(), gates, weight))
+            weight = run.model.bert.encoder.layer[0].output.dense.weight.detach().clone()
+            seen.append((gate_bank(run.model) is None, run.model.num_parameters(), run.plan(), weight))
 
-    run = trainer(tmp_path, callbacks=[Watch()])
+    run = trainer(tmp_path)
+    run.add_callback(Watch())
     run.train()
-    first = next(index for index, (fixed, *_) in enumerate(seen) if fixed)
-    assert 10 <= first <= 20
-    for (_, plan, gates, weight), (_, next_plan, next_gates, next_weight) in zip(seen[first:], seen[first + 1 :]):
-        assert plan == next_plan and torch.equal(gates, next_gates)
+    first = next(index for index, (compact, *_) in enumerate(seen) if compact)
+    assert 10 <= first <= 20 and seen[first][1] < 0.9 * seen[0][1]
+    for (_, size, plan, weight), (_, next_size, next_plan, next_weight) in zip(seen[first:], seen[first + 1 :]):
+        assert size == next_size and plan == next_plan
         assert not torch.equal(weight, next_weight)
+    trained = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in run.model.parameters()}
+
+
+def test_shrinking_changes_no_output(tmp_path: Path) -> None:
+    batch = {"input_ids": torch.tensor(rows(4)["input_ids"])}
+
+    class Compare(TrainerCallback):
+        """Runs before the trainer's own callback shrinks the model, and again after it."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            run.model.eval()
+            with torch.no_grad():
+                logits.append((gate_bank(run.model) is None, run.model(**batch).logits))
+
+    logits: list[tuple[bool, torch.Tensor]] = []
+    run = trainer(tmp_path, callbacks=[Compare()])
+    run.add_callback(Compare())
+    run.train()
+    befores, afters = logits[::2], logits[1::2]
+    shrunk = [index for index in range(len(befores)) if not befores[index][0] and afters[index][0]]
+    assert len(shrunk) == 1
+    torch.testing.assert_close(befores[shrunk[0]][1], afters[shrunk[0]][1], rtol=1e-5, atol=1e-6)
 
 
 def test_gates_have_their_own_learning_rate_and_no_weight_decay(tmp_path: Path) -> None:
@@ -191,18 +213,18 @@ def test_the_learning_rate_decays_over_the_recovery_only(tmp_path: Path) -> None
 
 def test_densities_and_lambda_are_logged_and_reach_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
-    run = trainer(tmp_path, report_to=["tensorboard"])
+    run = trainer(tmp_path, report_to=["tensorboard"], logging_steps=5)
     run.train()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tb"))
     events.Reload()
-    names = ("density", "effective_density", "target_density", "lambda", "density_attention", "density_ffn")
-    for name in names:
-        assert len(events.Scalars(f"train/{name}")) == 4
+    searching = ("effective_density", "lambda", "density_attention", "density_ffn")
+    for name, count in {"density": 8, "target_density": 8, **dict.fromkeys(searching, 2)}.items():
+        assert len(events.Scalars(f"train/{name}")) == count, name
     logged = [line for line in run.state.log_history if "density" in line]
-    assert [line["target_density"] for line in logged] == pytest.approx([0.5] * 4)
-    assert all(name in line for line in logged for name in names)
+    assert [line["target_density"] for line in logged[2:]] == pytest.approx([0.5] * 6)
+    assert 0.5 < logged[0]["target_density"] < 1 and logged[0]["density"] > logged[-1]["density"]
 
 
 def test_the_best_model_is_one_of_the_size_asked_for(tmp_path: Path) -> None:
@@ -225,7 +247,7 @@ def test_the_best_model_is_one_of_the_size_asked_for(tmp_path: Path) -> None:
     run.train()
     # The scores from 0.7 up belong to steps 5 to 15, before the structure was fixed.
     assert run.state.best_global_step == 25 and run.state.best_metric == 0.3
-    assert abs(density(run.model) - 0.5) <= 0.04
+    assert abs(density(run) - 0.5) <= 0.04
 
 
 def test_early_stopping_waits_for_the_structure(tmp_path: Path) -> None:
@@ -247,10 +269,13 @@ def test_early_stopping_waits_for_the_structure(tmp_path: Path) -> None:
 
 
 def test_bf16_keeps_the_gates_in_float32(tmp_path: Path) -> None:
-    run = trainer(tmp_path, bf16=True, teacher=bert(layers=1))
+    run = trainer(tmp_path, bf16=True, teacher=bert(layers=1), callbacks=[_StopAt(8)])
     run.train()
     assert {tensor.dtype for name, tensor in require_bank(run.model).named_parameters()} == {torch.float32}
-    assert abs(density(run.model) - 0.5) <= 0.04
+    run = trainer(tmp_path, bf16=True, teacher=bert(layers=1))
+    run.train()
+    assert abs(density(run) - 0.5) <= 0.04
+    assert run.compact().max_abs_diff <= 1e-4
 
 
 def test_a_bfloat16_model_trains(tmp_path: Path) -> None:
@@ -283,7 +308,7 @@ def test_model_init_gives_gates_to_every_new_model(tmp_path: Path) -> None:
     )
     first = run.model
     run.train()
-    assert run.model is not first and abs(density(run.model) - 0.5) <= 0.04
+    assert run.model is not first and abs(density(run) - 0.5) <= 0.04
 
 
 def test_seq2seq_and_other_trainers_prune_too(tmp_path: Path) -> None:
@@ -322,8 +347,8 @@ def test_seq2seq_and_other_trainers_prune_too(tmp_path: Path) -> None:
 # ---- Results ----
 
 
-def test_saving_writes_the_small_model_and_training_can_go_on(tmp_path: Path) -> None:
-    run = trainer(tmp_path)
+def test_saving_while_there_are_gates_writes_the_small_model_and_training_can_go_on(tmp_path: Path) -> None:
+    run = trainer(tmp_path, callbacks=[_StopAt(10)])
     run.train()
     batch = {"input_ids": torch.tensor(rows(4)["input_ids"])}
     run.model.eval()
@@ -335,16 +360,17 @@ def test_saving_writes_the_small_model_and_training_can_go_on(tmp_path: Path) ->
     assert loaded.num_parameters() < bert().num_parameters()
 
 
-def test_after_compaction_the_trainer_evaluates_and_saves_the_small_model(tmp_path: Path) -> None:
+def test_the_report_of_a_compaction_is_that_of_the_whole_run(tmp_path: Path) -> None:
     run = trainer(tmp_path)
+    structure = run.structure
     run.train()
     before = run.evaluate()["eval_loss"]
     report = run.compact()
-    assert run.evaluate()["eval_loss"] == pytest.approx(before, rel=1e-4)
+    assert report == run.compact() and run.evaluate()["eval_loss"] == before
+    assert report.parameters_before == bert().num_parameters()
+    assert report.plan == run.plan() and set(report.plan.kept) == {block.name for block in structure.blocks}
     run.save_model(str(tmp_path / "out"))
     assert load_pruned(tmp_path / "out").num_parameters() == report.parameters_after
-    with pytest.raises(SparsityError, match="no gates"):
-        run.plan()
 
 
 # ---- What is refused ----

@@ -99,9 +99,14 @@ def _torch_pruning(
     """
     low, high, best = 0.0, 1.0, None
     batches = list(batches)
+    taught = copy.deepcopy(model).eval()
+    taught.zero_grad()
+    for batch in batches:
+        (taught(**batch).loss / len(batches)).backward()
+    gradients = {name: parameter.grad for name, parameter in taught.named_parameters()}
     for _ in range(9):
         ratio = (low + high) / 2
-        plan = _torch_pruning_at(model, structure, batches, ratio)
+        plan = _torch_pruning_at(model, structure, batches[0], gradients, ratio)
         removed = costs.removed({name: len(units) for name, units in plan.kept.items()})
         if best is None or abs(removed - target) < abs(best[0] - target):
             best = removed, plan
@@ -111,7 +116,11 @@ def _torch_pruning(
 
 
 def _torch_pruning_at(
-    model: PreTrainedModel, structure: ModelStructure, batches: list[Batch], ratio: float
+    model: PreTrainedModel,
+    structure: ModelStructure,
+    batch: Batch,
+    gradients: Mapping[str, Tensor | None],
+    ratio: float,
 ) -> PruningPlan:
     import torch_pruning
 
@@ -123,7 +132,7 @@ def _torch_pruning_at(
             attention = pruned.get_submodule(block.name)
             heads.update({projection: block.units for projection in (attention.query, attention.key, attention.value)})
     ignored += [module for module in (pruned.base_model.pooler, pruned.classifier) if module is not None]
-    example = {name: value for name, value in batches[0].items() if name != "labels"}
+    example = {name: value for name, value in batch.items() if name != "labels"}
     pruner = torch_pruning.pruner.BasePruner(
         pruned,
         example,
@@ -137,9 +146,8 @@ def _torch_pruning_at(
         prune_head_dims=False,
         output_transform=lambda output: output.logits,
     )
-    pruned.zero_grad()
-    for batch in batches:
-        (pruned(**batch).loss / len(batches)).backward()
+    for name, parameter in pruned.named_parameters():
+        parameter.grad = gradients[name]
     pruner.step()
     kept = {}
     for block in structure.blocks:

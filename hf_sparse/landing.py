@@ -1,0 +1,51 @@
+"""The last step of the search: the one that takes the density across its target, shortened so that it lands there."""
+
+import torch
+
+from hf_sparse.bank import GateBank
+
+TOLERANCE = 0.005
+"""A structure is found when its density is this close to the target, or as close as its largest unit allows."""
+
+HALVINGS = 24
+
+
+class Landing:
+    """Remembers the gates before an optimizer step, to tell afterwards whether it reached the target.
+
+    Many gates can close in one step. Where it went too far, it is repeated with a smaller learning rate, which is found
+    by bisection: the structure is one that gradient descent has passed through, and no unit is chosen in another way.
+
+    Args:
+        bank: the gates, before the step.
+    """
+
+    def __init__(self, bank: GateBank) -> None:
+        self.bank = bank
+        self.before = [parameter.detach().clone() for parameter in bank.parameters()]
+        self.excess = self._excess()
+
+    @torch.no_grad()
+    def _excess(self) -> float:
+        return self.bank.density(self.bank.group_gates()).item() - self.bank.target_density
+
+    @torch.no_grad()
+    def reached_(self) -> bool:
+        """Whether the step reached the target; if it went beyond, gates are moved back to it in place."""
+        tolerance = max(TOLERANCE, self.bank.largest_unit / 2)
+        excess = self._excess()
+        if abs(excess) <= tolerance:
+            return True
+        if (excess > 0) == (self.excess > 0):
+            return False
+        after = [parameter.detach().clone() for parameter in self.bank.parameters()]
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            share = (low + high) / 2
+            for parameter, start, end in zip(self.bank.parameters(), self.before, after):
+                parameter.copy_(torch.lerp(start, end, share))
+            excess = self._excess()
+            if abs(excess) <= tolerance:
+                break
+            low, high = (share, high) if (excess > 0) == (self.excess > 0) else (low, share)
+        return True
