@@ -31,8 +31,8 @@ def logit_distillation(student: Tensor, teacher: Tensor, temperature: float) -> 
 def hidden_distillation(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
     """Distance between hidden states, each student layer against its teacher layer: a relative squared error.
 
-    ||s - t||^2 / ||t||^2, where a row's tokens count equally, its padding not at all, and every row as much as any
-    other; the mean over layers. The division makes one weight fit all models, whatever the scale of their states.
+    ||s - t||^2 / ||t||^2 over the tokens of a row, without its padding; the mean over rows, so that it does not depend
+    on how they are batched, and over layers. The division makes one weight fit all models, whatever their scale.
 
     Args:
         student: states of the layers, shape (rows, ..., width) each.
@@ -44,10 +44,10 @@ def hidden_distillation(student: Sequence[Tensor], teacher: Sequence[Tensor], ma
     """
     losses = []
     for ours, theirs in zip(student, teacher, strict=True):
-        weights = _weights(ours, mask)
-        error = (weights * (ours.float() - theirs.float()).square().mean(-1)).sum()
-        scale = (weights * theirs.float().square().mean(-1)).sum()
-        losses.append(error / scale)
+        error, scale = (ours.float() - theirs.float()).square().mean(-1), theirs.float().square().mean(-1)
+        if mask is not None and mask.shape == error.shape:  # other shapes: models that merge or add tokens
+            error, scale = error * mask, scale * mask
+        losses.append((error.flatten(1).sum(1) / scale.flatten(1).sum(1)).mean())
     return torch.stack(losses).mean()
 
 
@@ -56,14 +56,6 @@ def hidden_distances(student: Sequence[Tensor], teacher: Sequence[Tensor], mask:
     return torch.stack(
         [torch.stack([hidden_distillation([ours], [theirs], mask) for theirs in teacher]) for ours in student]
     )
-
-
-def _weights(states: Tensor, mask: Tensor | None) -> Tensor:
-    """The share of every token in the mean over rows of the means over their tokens, shape (rows, ...)."""
-    if mask is None or mask.shape != states.shape[:-1]:  # no padding, or a model that merges or adds tokens
-        return torch.full_like(states[..., 0], 1 / states[..., 0].numel(), dtype=torch.float32)
-    mask = mask.float()
-    return mask / mask.sum(-1, keepdim=True).clamp(min=1) / len(mask)
 
 
 def layer_pairs(distances: Sequence[Sequence[float]]) -> tuple[tuple[int, int], ...]:

@@ -49,6 +49,7 @@ from hf_sparse.costs import counted_costs
 from hf_sparse.discovery import discover
 from hf_sparse.distilling import DistillationTrainer
 from hf_sparse.report import command_line, versions
+from hf_sparse.surgery import plain_forward
 
 METHODS = ("ours", "torch-pruning", "hard-concrete", "taylor", "magnitude", "random", "dense")
 BATCHES_TO_RANK = 32
@@ -152,8 +153,8 @@ def run(task: Task, cell: dict[str, Any], flags: argparse.Namespace) -> dict[str
         _train(trainer)
         plan = gates.plan(cell["target"])
         gates.fold_()
-        model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        compact(model, plan)
+        with plain_forward(model):
+            compact(model, plan)
         rest = task.arguments(cell["epochs"] * (1 - SEARCH_SHARE), cell["learning_rate"], cell["seed"] + 1000)
         trainer = DistillationTrainer(**task.options(model, rest), **shared)
         _train(trainer)
@@ -172,8 +173,7 @@ def run(task: Task, cell: dict[str, Any], flags: argparse.Namespace) -> dict[str
         with torch.inference_mode():
             accuracy[split] = 100 * trainer.evaluate(task.splits[split])["eval_accuracy"]
     path = flags.output_dir / flags.task / _name(cell)
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    save_pruned(model, path)
+    save_pruned(trainer.model, path)
     return {
         "removed": costs.removed(kept),
         "kept": list(kept.values()),

@@ -32,25 +32,29 @@ def plan_by_rank(method: str, model: PreTrainedModel, batches: Iterable[Batch], 
     if method == "torch-pruning":
         return _torch_pruning(model, structure, costs, batches, target)
     scores = {"taylor": _taylor, "magnitude": _magnitude, "random": _random}[method](model, structure, batches, seed)
-    return _cheapest_first(scores, structure, costs, target)
+    return _lowest_first(scores, structure, costs, target)
 
 
-def _cheapest_first(
+def _lowest_first(
     scores: Mapping[str, Tensor], structure: ModelStructure, costs: CostTable, target: float
 ) -> PruningPlan:
-    """Remove the units of the lowest score per parameter, over all layers and kinds, until the target is reached."""
-    units = [
-        (float(scores[block.name][unit]) / block.unit_cost, block.name, unit, block.unit_cost)
-        for block in structure.blocks
-        for unit in range(block.units)
-    ]
+    """Remove the units of the lowest score over all layers, from each kind until the target is reached there.
+
+    Scores of heads and neurons are not comparable: ranked together, every head of MiniLM would go before any neuron.
+    """
     kept = {block.name: set(range(block.units)) for block in structure.blocks}
-    left = target * costs.prunable
-    for _, name, unit, cost in sorted(units):
-        if left < cost / 2:
-            break
-        kept[name].remove(unit)
-        left -= cost
+    for kind in {block.kind for block in structure.blocks}:
+        blocks = [block for block in structure.blocks if block.kind == kind]
+        left = target * sum(costs.blocks[block.name][-1] for block in blocks)
+        for _, name, unit, cost in sorted(
+            (float(scores[block.name][unit]), block.name, unit, block.unit_cost)
+            for block in blocks
+            for unit in range(block.units)
+        ):
+            if left < cost / 2:
+                break
+            kept[name].remove(unit)
+            left -= cost
     return PruningPlan({name: tuple(sorted(remaining)) for name, remaining in kept.items()})
 
 
@@ -86,7 +90,7 @@ def _magnitude(
 
 def _random(model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {block.name: torch.rand(block.units, generator=generator) * block.unit_cost for block in structure.blocks}
+    return {block.name: torch.rand(block.units, generator=generator) for block in structure.blocks}
 
 
 def _torch_pruning(
