@@ -46,7 +46,9 @@ class GateBank(nn.Module):
             self.members.setdefault(name, []).append(block)
         lines = {block.name: costs.line(block) for block in structure.blocks}
         if not config.sublayer_gates:  # nothing else can be charged for what a sublayer costs beside its units
-            lines = {block.name: (costs.blocks[block.name][block.units] / block.units, 0.0) for block in structure.blocks}
+            lines = {
+                block.name: (costs.blocks[block.name][block.units] / block.units, 0.0) for block in structure.blocks
+            }
         self.unit_costs = {name: unit for name, (unit, _) in lines.items()}
         for name, blocks in self.members.items():
             share = torch.cat([torch.full((block.units,), self._share(block)) for block in blocks])
@@ -164,7 +166,9 @@ class GateBank(nn.Module):
     def penalties(self, gates: dict[str, Tensor]) -> Tensor:
         """The parts of R that a lambda each is for, shape (k,): effective densities times their share of the cost."""
         density = DENSITIES[self.config.gate]
-        parts = [density(gates[name], group.weights, self.config.p) * group.share for name, group in self.groups.items()]
+        parts = [
+            density(gates[name], group.weights, self.config.p) * group.share for name, group in self.groups.items()
+        ]
         if self.config.layout == "uniform":
             return torch.stack(parts)
         if self.config.sublayer_gates:

@@ -115,10 +115,7 @@ def compact(
             raise
         for module in model.modules():
             module.training = modes.get(module, modes[model])
-    physical = {
-        block.name: tuple(physical_units(block, kept[block.name]).tolist())
-        for block in structure.blocks
-    }
+    physical = {block.name: tuple(physical_units(block, kept[block.name]).tolist()) for block in structure.blocks}
     return CompactionReport(PruningPlan(physical), difference, before, _parameters(model), removed)
 
 

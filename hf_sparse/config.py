@@ -42,9 +42,7 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         if not self.distillation_temperature > 0:
-            raise SparsityError(
-                f"distillation_temperature is {self.distillation_temperature}: give a number above 0"
-            )
+            raise SparsityError(f"distillation_temperature is {self.distillation_temperature}: give a number above 0")
         if not 0 <= self.distillation_weight <= 1:
             raise SparsityError(f"distillation_weight is {self.distillation_weight}: give a number from 0 to 1")
         if not self.hidden_distillation_weight >= 0:

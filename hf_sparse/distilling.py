@@ -94,4 +94,3 @@ class DistillationTrainer(DistillationMixin, Trainer):
     def __init__(self, *args: Any, teacher: PreTrainedModel, distillation: DistillationConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._learn_from(teacher, distillation)
-

@@ -35,8 +35,14 @@ def write_family(directory: Path, members: Mapping[str, Report]) -> None:
 
 def family_table(members: Mapping[str, Report]) -> str:
     """The members as a table in Markdown."""
-    names = sorted({(split, name) for report in members.values() for split in report.pruned.metrics
-                    for name in report.pruned.metrics[split]})
+    names = sorted(
+        {
+            (split, name)
+            for report in members.values()
+            for split in report.pruned.metrics
+            for name in report.pruned.metrics[split]
+        }
+    )
     header = ["model", "removed", "parameters", "MB", "ms", "speedup", *(f"{split} {name}" for split, name in names)]
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for name, report in members.items():

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 LEAST_MARGIN = 0.5
 """How far above the threshold, in log importance, every component starts."""
 

@@ -75,8 +75,13 @@ def _draw_neurons(axes: Axes, sizes: Sequence[LayerSizes]) -> None:
 
 def plot_family(members: Mapping[str, Report], path: Path) -> None:
     """Draw each metric of several models against their latency and their parameters, and write a PNG."""
-    found = {(split, name) for report in members.values() for split, results in report.pruned.metrics.items()
-             for name in results if name != "loss"}
+    found = {
+        (split, name)
+        for report in members.values()
+        for split, results in report.pruned.metrics.items()
+        for name in results
+        if name != "loss"
+    }
     metrics = sorted(found)[:MOST_PANELS]
     figure = Figure(figsize=(8.4, 2.9 * max(len(metrics), 1)), layout="constrained")
     FigureCanvasAgg(figure)

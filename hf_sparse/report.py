@@ -27,7 +27,6 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.structure import LayerSizes, ModelStructure, layer_sizes
 from hf_sparse.version import __version__
 
-
 Metrics = Mapping[str, Mapping[str, float]]
 """Results by name, by data split."""
 

@@ -69,6 +69,7 @@ class StagesMixin(ResultsMixin, DistillationMixin):
     def _train_gates(self) -> None:
         """Let the optimizer train the gates that the model has now; its last group is theirs."""
         bank = gate_bank(self._model)
+        assert self.optimizer is not None
         self.optimizer.param_groups[-1]["params"] = list(bank.parameters()) if bank is not None else []
 
     def _shrink(self) -> None:

@@ -20,7 +20,6 @@ from transformers.utils import logging
 from hf_sparse.bank import GateBank
 from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Schedule
-from hf_sparse.distilling import DistillationMixin
 from hf_sparse.errors import SparsityError, UnknownInputsError
 from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.landing import Landing
@@ -49,9 +48,7 @@ class _SparsityCallback(TrainerCallback):
     ) -> None:
         self.trainer._penalize(state.global_step)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         landing, self.trainer._landing = self.trainer._landing, None
         self.trainer._end_step(structure_found=landing is not None and landing.reached_())
 

@@ -14,7 +14,6 @@ import dataclasses
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import transformers
 from common import (
@@ -53,7 +52,7 @@ from hf_sparse import (
     save_pruned,
 )
 from hf_sparse.finite import FiniteLossMixin
-from hf_sparse.report import Origin, command_line, make_report
+from hf_sparse.report import Origin, command_line
 
 MEASURED_BATCH = 32
 EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4}
@@ -111,23 +110,16 @@ def main() -> None:
         processing_class=tokenizer,
         compute_metrics=classification_metrics(),
     )
-    structure = trainer.bank.structure
     evaluated = {split: rows for split, rows in splits.items() if split != "train"}
     dense_metrics = _evaluate(dense, evaluated, tokenizer, arguments)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments, Path(str(arguments.output_dir))))
-    compaction = trainer.compact()
-    pruned = cast(PreTrainedModel, trainer.model)
+    trainer.compact()
     pruned_metrics = {split: scores(trainer.evaluate(rows)) for split, rows in evaluated.items()}
     if not trainer.is_world_process_zero():
         return
 
     name = model_arguments.model_name_or_path or REPO
-    trainer.report = make_report(
-        dense,
-        pruned,
-        structure,
-        compaction,
-        sparsity,
+    report = trainer.measure(
         _batch(splits["validation"], tokenizer, dense),
         (dense_metrics, pruned_metrics),
         Origin(
@@ -137,12 +129,11 @@ def main() -> None:
             dataset_id=data_arguments.dataset_name,
             command=command_line(),
         ),
-        arguments.seed,
     )
     # Where --push_to_hub is given, this uploads it, too.
     trainer.save_model()
     output = arguments.output_dir
-    print(f"\n{summary(trainer.report)}\n\nthe model, its card, report.json and structure.png are in {output}")
+    print(f"\n{summary(report)}\n\nthe model, its card, report.json and structure.png are in {output}")
 
 
 def _parse() -> tuple[ModelArguments, DataArguments, SparsityConfig, RecipeArguments]:

@@ -8,7 +8,7 @@ SCHEDULE = Schedule.stages(SparsityConfig(target=0.5), total=1000)[0]
 
 
 def test_the_phases_are_shares_of_the_run() -> None:
-    assert SCHEDULE == Schedule(0, 10, 250, 300, 1000)
+    assert Schedule(0, 10, 250, 300, 1000) == SCHEDULE
     assert [SCHEDULE.progress_at(step) for step in (0, 10, 130, 250, 999)] == pytest.approx([0, 0, 0.5, 1, 1])
 
 
@@ -38,7 +38,10 @@ def test_lambda_rises_while_too_dense_and_falls_while_too_sparse() -> None:
 
 
 def test_the_state_goes_through_a_state_dict() -> None:
-    controller, other = Controller(40.0, torch.tensor([1.0]), torch.tensor([0.5])), Controller(40.0, torch.tensor([1.0]), torch.tensor([0.5]))
+    controller, other = (
+        Controller(40.0, torch.tensor([1.0]), torch.tensor([0.5])),
+        Controller(40.0, torch.tensor([1.0]), torch.tensor([0.5])),
+    )
     for step in range(100, 120):
         controller.steer_(torch.tensor([0.9]), step, SCHEDULE)
     other.load_state_dict(controller.state_dict())

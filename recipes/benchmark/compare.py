@@ -14,12 +14,11 @@ import copy
 import fcntl
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import sys
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -62,8 +61,10 @@ class Task:
     def __init__(self, flags: argparse.Namespace) -> None:
         arguments = DataArguments()
         if flags.task != "docstrings":
-            files = {f"{split}_file": str(flags.data_dir / f"{name}.csv") for split, name in
-                     (("train", "train"), ("validation", "dev"), ("test", "test"))}
+            files = {
+                f"{split}_file": str(flags.data_dir / f"{name}.csv")
+                for split, name in (("train", "train"), ("validation", "dev"), ("test", "test"))
+            }
             arguments = DataArguments(**files)
         data = load_text_data(arguments, seed=42)
         self.flags = flags
@@ -119,7 +120,9 @@ class Task:
 
     def batches(self, seed: int, model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
         """Training batches for the methods that rank by gradients."""
-        rows = self.splits["train"].shuffle(seed=seed).select(range(min(BATCHES_TO_RANK * 32, len(self.splits["train"]))))
+        rows = (
+            self.splits["train"].shuffle(seed=seed).select(range(min(BATCHES_TO_RANK * 32, len(self.splits["train"]))))
+        )
         collate = DataCollatorWithPadding(self.tokenizer)
         for start in range(0, len(rows), 32):
             batch = collate([rows[index] for index in range(start, min(start + 32, len(rows)))])
@@ -238,15 +241,28 @@ def main() -> None:
                     "bf16": flags.bf16,
                     "options": flags.options,
                 }
-                if any(cell.items() <= {k: v for k, v in line.items() if k in cell}.items() for line in recorded(flags.results)):
+                if any(
+                    cell.items() <= {k: v for k, v in line.items() if k in cell}.items()
+                    for line in recorded(flags.results)
+                ):
                     continue
-                result = {**cell, **run(task, cell, flags), "command": command_line(), "versions": versions(),
-                          "threads": torch.get_num_threads()}
+                result = {
+                    **cell,
+                    **run(task, cell, flags),
+                    "command": command_line(),
+                    "versions": versions(),
+                    "threads": torch.get_num_threads(),
+                }
                 with flags.results.open("a") as file:
                     fcntl.flock(file, fcntl.LOCK_EX)
                     file.write(json.dumps(result) + "\n")
-                print(method, target, seed, f"removed {result['removed']:.3f} mean {result['mean']:.2f} "
-                      f"{result['seconds']:.0f}s", flush=True)
+                print(
+                    method,
+                    target,
+                    seed,
+                    f"removed {result['removed']:.3f} mean {result['mean']:.2f} {result['seconds']:.0f}s",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

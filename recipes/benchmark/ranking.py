@@ -1,7 +1,6 @@
 """Peers that rank units once, cut the lowest, and fine-tune: Torch-Pruning, Taylor, magnitude and random choice."""
 
 import copy
-import random
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,7 +16,9 @@ from hf_sparse.structure import ModelStructure
 Batch = Mapping[str, Tensor]
 
 
-def plan_by_rank(method: str, model: PreTrainedModel, batches: Iterable[Batch], target: float, seed: int) -> PruningPlan:
+def plan_by_rank(
+    method: str, model: PreTrainedModel, batches: Iterable[Batch], target: float, seed: int
+) -> PruningPlan:
     """What a one-shot method keeps of a fine-tuned model.
 
     Args:
@@ -58,7 +59,9 @@ def _lowest_first(
     return PruningPlan({name: tuple(sorted(remaining)) for name, remaining in kept.items()})
 
 
-def _taylor(model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int) -> dict[str, Tensor]:
+def _taylor(
+    model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int
+) -> dict[str, Tensor]:
     """Mean over batches of |dL/dg| for a gate g = 1 on every unit (Michel et al., arXiv:1905.10650, section 4.1)."""
     model = copy.deepcopy(model).eval()
     scores = {block.name: torch.zeros(block.units) for block in structure.blocks}
@@ -88,7 +91,9 @@ def _magnitude(
     return scores
 
 
-def _random(model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int) -> dict[str, Tensor]:
+def _random(
+    model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {block.name: torch.rand(block.units, generator=generator) for block in structure.blocks}
 
