@@ -38,6 +38,7 @@ class GateBank(nn.Module):
         self.config = config
         self.structure = structure
         self.costs = costs
+        self.target = costs.target(config)
         self.groups: dict[str, GateGroup] = {}
         self.members: dict[str, list[Block]] = {}
         for block in structure.blocks:
@@ -74,7 +75,7 @@ class GateBank(nn.Module):
 
     def _descent(self) -> tuple[Tensor, Tensor]:
         """The densities to start from and to end at: those of the model, or in a uniform layout of every block."""
-        density = 1.0 - self.config.target
+        density = 1.0 - self.target
         if self.config.layout == "free":
             return torch.tensor([self.start_density]), torch.tensor([density])
         blocks = self.structure.blocks
@@ -86,14 +87,14 @@ class GateBank(nn.Module):
     def target_density(self) -> float:
         """The density to end at: the one asked for, or in a uniform layout the nearest to it that there is."""
         if self.config.layout == "free":
-            return 1.0 - self.config.target
+            return 1.0 - self.target
         shares = [self._share(block) * block.units for block in self.structure.blocks]
         return sum(share * end for share, end in zip(shares, self.controller.targets.tolist()))
 
     @property
     def largest_unit(self) -> float:
-        """Share of the prunable cost that the most expensive unit has."""
-        return max(self._share(block) for block in self.structure.blocks)
+        """Share of the prunable cost that the most expensive unit has, or as many as go together."""
+        return max(self._share(block) * block.multiple for block in self.structure.blocks)
 
     # ---- Gates ----
 

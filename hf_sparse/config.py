@@ -62,13 +62,28 @@ class SparsityConfig(DistillationConfig):
     target: float = _option(
         0.5, "Fraction of the prunable cost (attention heads and FFN neurons) to remove, between 0 and 1."
     )
-    targets: list[float] | None = _option(
-        None, "Several targets, ascending: one run descends through them and leaves a model at each; replaces --target."
+    targets: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Several targets, ascending: one run descends through them and leaves a model at each; then "
+            "--target is not used."
+        },
     )
-    cost: Literal["params", "macs"] = _option(
-        "params", "What a head or neuron costs: its parameters, or its multiply-accumulates per token."
+    target_speedup: float | None = _option(
+        None, "Make the model this many times as fast on this device, such as 2.0; needs --cost latency, for --target."
     )
-    cost_sequence_length: int = _option(128, "Tokens per sequence that --cost macs counts attention scores for.")
+    cost: Literal["params", "macs", "latency"] = _option(
+        "params",
+        "What a head or neuron costs: its parameters, its multiply-accumulates per token, or its share of the time, "
+        "which is first measured on this device for sublayers of all sizes.",
+    )
+    cost_batch_size: int = _option(32, "Sequences per batch that --cost latency measures.")
+    cost_sequence_length: int = _option(
+        128, "Tokens per sequence that --cost macs counts attention scores for, and that --cost latency measures."
+    )
+    round_to: int = _option(
+        1, "Keep FFN neurons in multiples of this number; 0, with --cost latency, for what this device is fastest with."
+    )
     gate: Literal["relative", "simplex"] = _option(
         "relative", "Gate function of arXiv:1910.03201: bounded and relative, or normalised on a simplex."
     )
@@ -97,14 +112,22 @@ class SparsityConfig(DistillationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self)
+        for name in ("target", "t0", "p"):
+            if not 0 < getattr(self, name) < 1:
+                raise SparsityError(f"{name} is {getattr(self, name)}: give a number between 0 and 1, both excluded")
         if list(self.descent) != sorted(set(self.descent)) or not all(0 < target < 1 for target in self.descent):
             raise SparsityError(f"targets are {self.targets}: give ascending numbers between 0 and 1, both excluded")
         if self.sublayer_gates and self.layout == "uniform":
             raise SparsityError("a uniform layout keeps every sublayer: sublayer_gates go with layout='free'")
-        for name in ("target", "t0", "p"):
-            if not 0 < getattr(self, name) < 1:
-                raise SparsityError(f"{name} is {getattr(self, name)}: give a number between 0 and 1, both excluded")
-        for name in ("gate_learning_rate", "controller_gain", "cost_sequence_length"):
+        if self.target_speedup is not None and not self.target_speedup > 1:
+            raise SparsityError(f"target_speedup is {self.target_speedup}: give a number above 1, such as 2.0")
+        if self.target_speedup is not None and (self.cost != "latency" or self.targets is not None):
+            raise SparsityError("target_speedup needs cost='latency', and takes the place of target and targets")
+        if self.round_to < 0 or (self.round_to == 0 and self.cost != "latency"):
+            raise SparsityError(
+                f"round_to is {self.round_to}: give a number of at least 1, or 0 with cost='latency', which measures it"
+            )
+        for name in ("gate_learning_rate", "controller_gain", "cost_batch_size", "cost_sequence_length"):
             if not getattr(self, name) > 0:
                 raise SparsityError(f"{name} is {getattr(self, name)}: give a number above 0")
         shares = (self.sparsity_warmup, self.sparsity_ramp, self.sparsity_hold)

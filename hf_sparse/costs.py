@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hf_sparse.config import SparsityConfig
+from hf_sparse.errors import SparsityError
 from hf_sparse.structure import Block, ModelStructure
 
 
@@ -14,10 +15,12 @@ class CostTable:
     Attributes:
         blocks: by block name, the cost of keeping 0, 1, ... units; never falling, 0 at the start.
         rest: the cost of everything else in the model, which nothing prunes; 0 where it does not matter.
+        multiple: what numbers of FFN neurons are rounded up to, as the costs are.
     """
 
     blocks: Mapping[str, tuple[float, ...]]
     rest: float = 0.0
+    multiple: int = 1
 
     @property
     def prunable(self) -> float:
@@ -38,15 +41,29 @@ class CostTable:
         left = sum(costs[kept.get(name, -1)] for name, costs in self.blocks.items())
         return 1 - left / self.prunable
 
-    def target_for(self, speedup: float) -> float:
-        """The fraction of the prunable cost to remove for the whole model to cost 1 / speedup of what it does."""
-        return (1 - 1 / speedup) * (self.prunable + self.rest) / self.prunable
+    def target(self, config: SparsityConfig) -> float:
+        """The fraction of the prunable cost to remove: the one asked for, or what makes the model as fast as asked for.
+
+        Raises:
+            SparsityError: no model without its blocks would be so fast.
+        """
+        if config.target_speedup is None:
+            return config.target
+        target = (1 - 1 / config.target_speedup) * (self.prunable + self.rest) / self.prunable
+        if target >= 1:
+            most = (self.prunable + self.rest) / self.rest
+            raise SparsityError(
+                f"target_speedup is {config.target_speedup:g}: without any heads and neurons the model would be "
+                f"{most:.2f} times as fast on this device, so give less than that"
+            )
+        return target
 
 
 def counted_costs(structure: ModelStructure, config: SparsityConfig) -> CostTable:
     """Costs that are counted and not measured: parameters, or multiply-accumulates per token."""
     tables = {}
-    for block in structure.blocks:
+    multiple = config.round_to or 1
+    for block in structure.rounded(multiple).blocks:
         each = block.cost_of_unit(config.cost, config.cost_sequence_length)
-        tables[block.name] = tuple(float(each * units) for units in range(block.units + 1))
-    return CostTable(tables)
+        tables[block.name] = tuple(float(each * block.physical(units)) for units in range(block.units + 1))
+    return CostTable(tables, multiple=multiple)

@@ -83,7 +83,8 @@ class DistillationTrainer(DistillationMixin, Trainer):
     """`Trainer` that learns from a teacher: what a pruned model is trained on, for a model that is not pruned here.
 
     Args:
-        teacher: a model with the same outputs and, unless hidden states are left out, the same number of layers; it is put in evaluation mode and frozen.
+        teacher: a model with the same outputs and, unless hidden states are left out, the same number of layers; it is
+            put in evaluation mode and frozen.
         distillation: how to learn from it.
 
     Raises:

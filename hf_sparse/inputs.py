@@ -61,7 +61,7 @@ def _idle(model: PreTrainedModel, inputs: Inputs) -> set[nn.Module]:
     idle = {module for module in model.modules() if next(module.parameters(recurse=False), None) is not None}
     hooks = [module.register_forward_pre_hook(lambda module, _: idle.discard(module)) for module in idle]
     try:
-        with _undisturbed(model):
+        with undisturbed(model):
             model(**inputs)
     finally:
         for hook in hooks:
@@ -88,7 +88,7 @@ def _getters(model: PreTrainedModel) -> dict[str, Callable[..., Any]]:
 
 
 @contextmanager
-def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
+def undisturbed(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation without gradients; modes and random states are restored."""
     training = [module for module in model.modules() if module.training]
     with torch.no_grad(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -278,7 +278,7 @@ def _placeholders(model: PreTrainedModel, inputs: Inputs) -> list[int]:
         token = _find(model.config, f"{modality}_token_id", f"{modality}_token_index")
         known = {name: inputs[name] for name in inspect.signature(getter).parameters if name in inputs}
         if known and token is not None:
-            with _undisturbed(model):
+            with undisturbed(model):
                 features = getter(**known, return_dict=True).pooler_output
             tokens += [token] * (sum(part.numel() // part.shape[-1] for part in features) // BATCH)
     return tokens

@@ -16,6 +16,7 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.costs import CostTable, counted_costs
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
+from hf_sparse.latency import measured_costs
 from hf_sparse.layout import filled
 from hf_sparse.plan import PruningPlan
 from hf_sparse.scaling import scale_parameter_, unscale_parameter_
@@ -43,7 +44,8 @@ def attach_gates(
         model: any that `discover` finds something in.
         config: gate, group, cost and controller settings.
         inputs: a small batch that it can be run on, for `discover`; made from its config by default.
-        costs: what its blocks cost, or those that they were cut from; by default counted as the config says.
+        costs: what its blocks cost, or those that they were cut from; by default counted or measured as the config
+            says.
 
     Returns:
         The gates, also registered as a submodule of the model.
@@ -67,13 +69,16 @@ def attach_gates(
                 else ": take layout='free'"
             )
         )
-    bank = GateBank(structure, config, costs or counted_costs(structure, config))
-    if (1 - config.target) < bank.largest_unit:
+    if costs is None:
+        measured = config.cost == "latency"
+        costs = measured_costs(model, structure, config, inputs) if measured else counted_costs(structure, config)
+    bank = GateBank(structure.rounded(costs.multiple), config, costs)
+    if (1 - bank.target) < bank.largest_unit:
         raise SparsityError(
-            f"target {config.target} would remove everything: the most expensive unit alone is "
+            f"target {bank.target:g} would remove everything: the most expensive unit alone is "
             f"{bank.largest_unit:.2%} of the prunable cost, so give a target of at most {1 - bank.largest_unit:.4f}"
         )
-    for block in structure.blocks:
+    for block in bank.structure.blocks:
         name = block.weight.parameter.rpartition(".")[2]
         module = model.get_submodule(block.output)
         bank._scales[block.name] = scale_parameter_(module, name), module.get_parameter(name).ndim

@@ -33,7 +33,7 @@ def prove(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Ca
     trials: dict[str, _Trial] = {}
     reasons = []
     for attempt in _attempts(modules, block, calls):
-        scope = _scope(attempt, calls)
+        scope = scope_of(attempt, calls)
         if scope not in trials:
             trials[scope] = _Trial(modules[scope], scope, calls)
         reason = next(filter(None, (trials[scope].fails(attempt, kept) for kept in _choices(attempt.units))), None)
@@ -50,13 +50,33 @@ def prove(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Ca
     return attempt
 
 
-def _scope(block: Block, calls: Mapping[str, Call]) -> str:
+def scope_of(block: Block, calls: Mapping[str, Call]) -> str:
     """The smallest module around all that changes, as far as it was called by itself."""
     paths = [block.name.rpartition(".")[0], block.output, *(part.parameter for part in block.slices)]
     scope = common_path(paths)
     while scope and scope not in calls:
         scope = scope.rpartition(".")[0]
     return scope
+
+
+def smaller_form(module: nn.Module, path: str, block: Block, kept: Tensor) -> nn.Module:
+    """A copy of a module in which a block keeps only some of its units; it shares the parameters that stay whole.
+
+    Args:
+        module: one that the block is in.
+        path: of that module in the model, which the block's paths are relative to.
+        block: which is to shrink.
+        kept: ascending indices of its units.
+    """
+    prefix = f"{path}." if path else ""
+    parameters = {prefix + name: parameter for name, parameter in module.named_parameters()}
+    recipe, values = shrink(parameters, [block], {block.name: kept}, {block.name: torch.ones(block.units)})
+    smaller = with_same_parameters(module)
+    resize_(smaller, rebased(recipe, path))
+    for name, value in values.items():
+        owner, _, parameter = name.removeprefix(prefix).rpartition(".")
+        smaller.get_submodule(owner)._parameters[parameter] = nn.Parameter(value, requires_grad=False)
+    return smaller
 
 
 def _choices(units: int) -> Iterator[Tensor]:
@@ -74,28 +94,20 @@ class _Trial:
     def __init__(self, module: nn.Module, path: str, calls: Mapping[str, Call]) -> None:
         half = any(parameter.dtype != torch.float32 for parameter in module.parameters())
         self.module = copy.deepcopy(module).float() if half else with_same_parameters(module)
-        self.path = path
-        self.prefix = f"{path}." if path else ""
+        self.path, self.prefix = path, f"{path}." if path else ""
         self.args, self.kwargs = _in_float32(calls[path].args), _in_float32(dict(calls[path].kwargs))
         self.needed = _handed_on(path, calls)
 
     @torch.no_grad()
     def fails(self, block: Block, kept: Tensor) -> str | None:
         """Why the block cannot keep just these units; None if it can."""
-        parameters = {self.prefix + name: parameter for name, parameter in self.module.named_parameters()}
         mask = torch.zeros(block.units).index_fill(0, kept, 1.0)
-        weight = parameters[block.weight.parameter]
-        masked = weight * block.column_scale(mask.to(weight), weight.ndim)
         name = block.weight.parameter.removeprefix(self.prefix)
-        smaller = with_same_parameters(self.module)
+        weight = self.module.get_parameter(name)
+        masked = weight * block.column_scale(mask.to(weight), weight.ndim)
         try:
             reference = tensors(functional_call(self.module, {name: masked}, fresh(self.args), fresh(self.kwargs)))
-            gates = {block.name: torch.ones(block.units)}
-            recipe, values = shrink(parameters, [block], {block.name: kept}, gates)
-            resize_(smaller, rebased(recipe, self.path))
-            for name, value in values.items():
-                owner, _, parameter = name.removeprefix(self.prefix).rpartition(".")
-                smaller.get_submodule(owner)._parameters[parameter] = nn.Parameter(value, requires_grad=False)
+            smaller = smaller_form(self.module, self.path, block, kept)
             outputs = tensors(smaller(*fresh(self.args), **fresh(self.kwargs)))
         except FORWARD_ERRORS as error:
             return f"its smaller form fails with {str(error).splitlines()[0] if str(error) else type(error).__name__!r}"

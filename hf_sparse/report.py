@@ -1,5 +1,6 @@
 """The report of a pruning run: measured sizes, MACs, latencies and metrics, one schema for all tasks."""
 
+import functools
 import json
 import os
 import re
@@ -7,7 +8,6 @@ import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.costs import CostTable
 from hf_sparse.errors import SparsityError
 from hf_sparse.structure import LayerSizes, ModelStructure, layer_sizes
+from hf_sparse.timing import device_name, times_ms
 from hf_sparse.version import __version__
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -133,6 +134,11 @@ class Report:
             raise SparsityError(f"{path} is not a report of a pruning run ({error!r})") from None
 
     @property
+    def cost_text(self) -> str:
+        """What the cost counts, for people."""
+        return {"params": "parameters", "macs": "multiply-accumulates", "latency": "latency"}[self.cost]
+
+    @property
     def batch_text(self) -> str:
         """The batch for people: how many sequences of how many tokens."""
         shape = " x ".join(map(str, self.batch))
@@ -172,7 +178,7 @@ def make_report(
     ]
     return Report(
         origin=origin,
-        target=sparsity.target,
+        target=costs.target(sparsity),
         achieved=costs.removed({name: len(units) for name, units in compaction.plan.kept.items()}),
         cost=sparsity.cost,
         max_abs_diff=compaction.max_abs_diff,
@@ -235,25 +241,5 @@ def median_latencies_ms(
 ) -> list[float]:
     """Median forward time of each model in milliseconds; they take turns, so that noise meets all of them alike."""
     models = [model.eval() for model in models]
-    times: list[list[float]] = [[] for _ in models]
-    for repeat in range(repeats + 2):
-        for model, measured in zip(models, times):
-            _synchronize(model.device)
-            start = time.perf_counter()
-            model(**inputs)
-            _synchronize(model.device)
-            if repeat >= 2:  # the first rounds warm caches and allocators up
-                measured.append(1000 * (time.perf_counter() - start))
-    return [statistics.median(measured) for measured in times]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def device_name(device: torch.device) -> str:
-    """The device as people know it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    runs = [functools.partial(model, **inputs) for model in models]
+    return [statistics.median(times) for times in times_ms(runs, models[0].device, repeats)]

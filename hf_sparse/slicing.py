@@ -89,7 +89,7 @@ def physical_units(block: Block, units: Tensor) -> Tensor:
     if not len(units) and block.stand_in is not None:
         return units
     closed = torch.ones(block.units, dtype=torch.bool).index_fill(0, units, False).nonzero().flatten()
-    wanted = max(1, -(-len(units) // block.multiple)) * block.multiple
+    wanted = block.physical(max(1, len(units)))
     return torch.cat([units, closed[: wanted - len(units)]]).sort().values
 
 

@@ -1,8 +1,9 @@
 """What discovery finds: the attention, FFN and expert blocks of a model, what their units own and what they cost."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -96,6 +97,10 @@ class Block:
         # Every query head multiplies its queries with all keys and its scores with all values.
         return self.unit_macs + 2 * sequence_length * self.head_dim * self.heads_per_unit
 
+    def physical(self, count: int) -> int:
+        """How many units stay where so many are kept: those that fill up a multiple weigh zero."""
+        return min(self.units, -(-count // self.multiple) * self.multiple)
+
     @functools.cached_property
     def _order(self) -> Tensor | None:
         """Where each column is among the units' columns; None if they are in order."""
@@ -116,6 +121,14 @@ class ModelStructure:
 
     blocks: tuple[Block, ...]
     refused: tuple[tuple[str, str], ...] = ()
+
+    def rounded(self, multiple: int) -> "ModelStructure":
+        """The same, with numbers of FFN neurons that stay rounded up to a multiple."""
+        blocks = (
+            replace(block, multiple=math.lcm(block.multiple, multiple)) if block.kind == "ffn" else block
+            for block in self.blocks
+        )
+        return replace(self, blocks=tuple(blocks))
 
     def __str__(self) -> str:
         rows = [("block", "kind", "units", "parameters per unit", "parameters")]

@@ -128,7 +128,7 @@ def _keys(inputs: Mapping[str, Any], mask: Tensor | None) -> list[bytes]:
 
 
 def _unpadded(row: Tensor, mask: Tensor | None) -> Tensor:
-    """The tokens of a row, where it has one entry per token; the row otherwise. Always a copy, not a view of a batch."""
+    """The tokens of a row, where it has one entry per token; the row otherwise. A copy, not a view of a batch."""
     # One number per token is an id; one float per entry is a logit per label.
     per_token = mask is not None and row.ndim > row.is_floating_point() and len(row) == len(mask)
     return row[mask] if per_token else row.clone()

@@ -217,7 +217,7 @@ class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
             bank, progress = gate_bank(self._model), self._schedule.progress_at(self.state.global_step)
             if bank is None:
                 logs["density"] = 1 - self.costs.removed({name: len(kept) for name, kept in self.plan().kept.items()})
-                logs["target_density"] = 1 - self._stage_config.target
+                logs["target_density"] = 1 - self.costs.target(self._stage_config)
             else:
                 with torch.no_grad():
                     gates = bank.group_gates()

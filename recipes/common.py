@@ -208,7 +208,7 @@ def summary(report: Report) -> str:
     lines = [
         table(rows),
         "",
-        f"{report.achieved:.1%} of the prunable {report.cost} removed (target {report.target:.0%}), "
+        f"{report.achieved:.1%} of the prunable {report.cost_text} removed (target {report.target:.0%}), "
         f"{report.speedup:.2f}x faster on {report.device}",
         f"largest difference between gated and compact outputs: {report.max_abs_diff:.1e}",
     ]

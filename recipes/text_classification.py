@@ -30,7 +30,7 @@ from common import (
 from datasets import Dataset, DatasetDict
 from minilm import REPO, minilm
 from text_data import DataArguments, TextData, load_text_data
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -90,6 +90,7 @@ def main() -> None:
         splits = _tokenize(data, tokenizer, data_arguments.max_seq_length)
 
     # Before hours are spent: is there something to prune, and can the target be met?
+    nn.Module.to(dense, arguments.device)  # where latencies are measured, if that is the cost
     attach_gates(dense, sparsity)
     detach_gates(dense)
     if arguments.process_index == 0:

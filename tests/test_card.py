@@ -111,7 +111,7 @@ model = AutoModelForSequenceClassification.from_pretrained("me/tiny", trust_remo
 | multiply-accumulates, 2 x 16 tokens | 0.00 G | 0.00 G |
 | latency, 2 x 16 tokens | 40.1 ms | 32.5 ms |
 
-66.3% of the prunable parameters were removed (asked for: 50%). It is 1.23 times
+66.3% of the prunable parameters was removed (asked for: 50%). It is 1.23 times
 as fast on an abacus. The outputs of the gated model and of this one differ by at most
 2.5e-07 on a batch of real data.
 

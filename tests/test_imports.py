@@ -34,6 +34,8 @@ ORDER = [
     "distillation",
     "plan",
     "costs",
+    "timing",
+    "latency",
     "bank",
     "landing",
     "patching",

@@ -61,7 +61,7 @@ class Task:
     def __init__(self, flags: argparse.Namespace) -> None:
         arguments = DataArguments()
         if flags.task != "docstrings":
-            files = {
+            files: dict[str, Any] = {
                 f"{split}_file": str(flags.data_dir / f"{name}.csv")
                 for split, name in (("train", "train"), ("validation", "dev"), ("test", "test"))
             }
@@ -137,7 +137,7 @@ def run(task: Task, cell: dict[str, Any], flags: argparse.Namespace) -> dict[str
     model = copy.deepcopy(dense)
     arguments = task.arguments(cell["epochs"], cell["learning_rate"], cell["seed"])
     sparsity = SparsityConfig(target=cell["target"] or 0.5, cache_teacher=True, **json.loads(cell["options"]))
-    shared = {"teacher": dense, "distillation": sparsity}
+    shared: dict[str, Any] = {"teacher": dense, "distillation": sparsity}
     set_seed(cell["seed"])
     began, cpu = time.perf_counter(), time.process_time()
     trainer: Any

@@ -1,0 +1,207 @@
+"""What blocks take on this device by the number of units that are left: measured, and remembered on disk."""
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import random
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from huggingface_hub.constants import HF_HOME
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_sparse.config import SparsityConfig
+from hf_sparse.costs import CostTable
+from hf_sparse.errors import SparsityError
+from hf_sparse.inputs import example_inputs, undisturbed
+from hf_sparse.probing import FORWARD_ERRORS, fresh, record_calls
+from hf_sparse.proof import scope_of, smaller_form
+from hf_sparse.structure import Block, ModelStructure
+from hf_sparse.timing import device_name, times_ms
+
+CACHE = Path(HF_HOME) / "hf_sparse" / "latency"
+POINTS = 16  # numbers of units that are timed; between them, straight lines
+REPEATS = 9
+MULTIPLES = (1, 8, 16, 32, 64)  # of neurons, that a device may like
+WIDTHS = 6  # that multiples are compared on
+GAIN = 0.01  # a larger multiple has to be faster by this share
+
+Counts = Mapping[int, float]
+"""Milliseconds by the number of units that are left."""
+
+
+def measured_costs(
+    model: PreTrainedModel, structure: ModelStructure, config: SparsityConfig, inputs: Mapping[str, Any] | None = None
+) -> CostTable:
+    """The cost of every block in milliseconds on the model's device, in its dtype, and that of the rest of the model.
+
+    With several processes the first one measures, while the others wait for what it finds.
+
+    Args:
+        model: without gates; left as it is.
+        structure: its blocks.
+        config: the size of the batch that is timed, and what numbers of neurons are rounded to.
+        inputs: a batch to enlarge to that size; made from the model's config by default.
+
+    Raises:
+        SparsityError: the model cannot be run on such a batch.
+    """
+    found: list[Any] = [None]
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        with torch.no_grad(), undisturbed(model):
+            found[0] = _Stopwatch(model, config, inputs or example_inputs(model)).costs(structure, config.round_to)
+    if torch.distributed.is_initialized():
+        broadcast_object_list(found)
+    return found[0]
+
+
+class _Stopwatch:
+    """Times blocks of a model on a batch."""
+
+    def __init__(self, model: PreTrainedModel, config: SparsityConfig, inputs: Mapping[str, Any]) -> None:
+        self.model = model
+        self.batch = enlarged(inputs, model, config.cost_batch_size, config.cost_sequence_length)
+        try:
+            self.calls = record_calls(model, self.batch)
+        except FORWARD_ERRORS as error:
+            raise SparsityError(
+                f"{type(model).__name__} cannot be timed on {config.cost_batch_size} sequences of "
+                f"{config.cost_sequence_length} tokens ({error}): set cost_batch_size and cost_sequence_length"
+            ) from error
+        self.about = {
+            "device": device_name(model.device),
+            "torch": torch.__version__,
+            "attention": model.config._attn_implementation,
+            "batch": {name: list(value.shape) for name, value in self.batch.items() if isinstance(value, Tensor)},
+        }
+        self.measured: dict[str, Counts] = {}
+
+    def costs(self, structure: ModelStructure, round_to: int) -> CostTable:
+        """The table of all blocks."""
+        multiple = round_to or self._preferred_multiple(structure)
+        blocks = structure.rounded(multiple).blocks
+        tables = {block.name: _table(block, self._times(block, _counts(block))) for block in blocks}
+        whole = min(times_ms([functools.partial(self.model, **self.batch)], self.model.device, REPEATS)[0])
+        return CostTable(tables, max(0.0, whole - sum(table[-1] for table in tables.values())), multiple)
+
+    def _times(self, block: Block, counts: Sequence[int]) -> Counts:
+        """How much longer the module around a block takes with so many of its units than with none."""
+        scope = scope_of(block, self.calls)
+        module = self.model.get_submodule(scope)
+        key = json.dumps({**self.about, **_looks(block, module), "counts": list(counts)}, sort_keys=True)
+        if key not in self.measured:
+            times = _remembered(key)
+            if times is None:
+                times = self._measure(module, scope, block, counts)
+                _remember(key, times)
+            self.measured[key] = times
+        return self.measured[key]
+
+    def _measure(self, module: nn.Module, path: str, block: Block, counts: Sequence[int]) -> Counts:
+        call = self.calls[path]
+        forms = [smaller_form(module, path, block, torch.arange(count)) for count in counts]
+        runs = [functools.partial(form, *fresh(call.args), **fresh(dict(call.kwargs))) for form in forms]
+        shortest = [min(times) for times in times_ms(runs, self.model.device, REPEATS)]
+        return {count: max(0.0, time - shortest[0]) for count, time in zip(counts, shortest)}
+
+    def _preferred_multiple(self, structure: ModelStructure) -> int:
+        """The multiple that layers are fastest in, when numbers of neurons are rounded up to it; 1 if it is all one."""
+        block = next((block for block in structure.blocks if block.kind == "ffn"), None)
+        if block is None or block.units < 2 * MULTIPLES[-1]:
+            return 1
+        draw = random.Random(0)
+        widths = [draw.randrange(block.units // 8, block.units - MULTIPLES[-1]) for _ in range(WIDTHS)]
+        rounded = {multiple: [-(-width // multiple) * multiple for width in widths] for multiple in MULTIPLES}
+        times = self._times(block, [0, *sorted({width for several in rounded.values() for width in several})])
+        best = MULTIPLES[0]
+        for multiple in MULTIPLES[1:]:
+            if sum(times[w] for w in rounded[multiple]) < (1 - GAIN) * sum(times[w] for w in rounded[best]):
+                best = multiple
+        return best
+
+
+def enlarged(inputs: Mapping[str, Any], model: PreTrainedModel, rows: int, tokens: int) -> dict[str, Any]:
+    """A batch of as many rows, and of texts as long, as given, by repeating a smaller one; nothing is padded."""
+    main = inputs[model.main_input_name]
+    batch = {}
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor) or value.shape[:1] != main.shape[:1]:
+            batch[name] = value
+            continue
+        repeats = [-(-rows // len(value))] + [1] * (value.ndim - 1)
+        is_text = value.ndim == 2 and not value.is_floating_point()
+        if is_text:
+            repeats[1] = -(-tokens // value.shape[1])
+        value = value.repeat(repeats)[:rows]
+        value = value[:, :tokens] if is_text else value
+        batch[name] = torch.ones_like(value) if name.endswith("attention_mask") else value
+    return batch
+
+
+def _counts(block: Block) -> list[int]:
+    """The numbers of units to time: all, if they are few; else fewer of them, and closer together where few stay."""
+    steps = {round(block.units * (step / POINTS) ** 1.5) for step in range(1, POINTS + 1)}
+    aligned = {min(block.units, max(1, -(-count // 8) * 8)) for count in steps}
+    return [0, *(range(1, block.units + 1) if block.units <= POINTS else sorted({1, *aligned}))]
+
+
+def _looks(block: Block, module: nn.Module) -> dict[str, Any]:
+    """All of a block that its time depends on."""
+    return {
+        "module": type(module).__qualname__,
+        "kind": block.kind,
+        "units": block.units,
+        "columns": block.columns.shape[1],
+        "shapes": [[*parameter.shape, str(parameter.dtype)] for parameter in module.parameters()],
+        "output": block.output.rpartition(".")[2],
+    }
+
+
+def _table(block: Block, measured: Counts) -> tuple[float, ...]:
+    """The cost for every number of units, between those measured on straight lines, rounded up to their multiple."""
+    points = sorted(measured)
+    # Of two sizes, the larger is never faster but by the error of the measurement.
+    rising = dict(zip(points, itertools.accumulate((measured[point] for point in points), max)))
+    table = [0.0]
+    for low, high in itertools.pairwise(points):
+        slope = (rising[high] - rising[low]) / (high - low)
+        table += [rising[low] + slope * (count - low) for count in range(low + 1, high + 1)]
+    return tuple(table[block.physical(count)] for count in range(block.units + 1))
+
+
+# ---- What was measured before ----
+
+
+def _path(key: str) -> Path:
+    return CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def _remembered(key: str) -> Counts | None:
+    """What the cache has of a measurement; None if it has nothing, or nothing that can be one."""
+    counts = json.loads(key)["counts"]
+    try:
+        entry = json.loads(_path(key).read_text())
+        times = [float(time) for time in entry["milliseconds"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if entry.get("key") != key or len(times) != len(counts) or not all(0 <= time < float("inf") for time in times):
+        return None
+    return dict(zip(counts, times))
+
+
+def _remember(key: str, times: Counts) -> None:
+    """Write a measurement to the cache; a cache that cannot be written costs time, but is no error."""
+    entry = {"key": key, "milliseconds": list(times.values())}
+    with suppress(OSError):
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=CACHE, delete=False) as file:
+            file.write(json.dumps(entry))
+        os.replace(file.name, _path(key))

@@ -1,0 +1,46 @@
+"""Measuring time: several things take turns, so that what disturbs the machine meets all of them alike."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WARMUP = 2
+
+
+def times_ms(runs: Sequence[Callable[[], Any]], device: torch.device, repeats: int) -> list[list[float]]:
+    """How long each call takes in milliseconds, `repeats` times; the first rounds, not counted, warm up caches."""
+    times: list[list[float]] = [[] for _ in runs]
+    for repeat in range(repeats + WARMUP):
+        for run, measured in zip(runs, times):
+            _synchronize(device)
+            start = time.perf_counter()
+            run()
+            _synchronize(device)
+            if repeat >= WARMUP:
+                measured.append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def device_name(device: torch.device) -> str:
+    """The device as people know it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "1 thread"
+    return ", ".join(filter(None, [device.type, _processor() if device.type == "cpu" else "", threads]))
+
+
+def _processor() -> str:
+    """What Linux calls the processor; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
