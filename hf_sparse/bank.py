@@ -1,5 +1,6 @@
 """`GateBank`: the gates of a model, in groups that compete, and how dense they leave it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -109,6 +110,20 @@ class GateBank(nn.Module):
     def _sublayer_gates(self) -> Tensor:
         """The gate of every block, shape (blocks,)."""
         return self.get_submodule(SUBLAYERS)()
+
+    def start_from_(self, sensitivities: Mapping[str, Tensor], power: float) -> None:
+        """Set the importances in place to a power of what the loss loses with a unit; every gate stays exactly 1.
+
+        Args:
+            sensitivities: by block name, not negative, shape (units,).
+            power: 0 for all alike.
+        """
+        for name, group in self.groups.items():
+            scores = torch.cat([sensitivities[block.name] for block in self.members[name]])
+            known = scores > 0  # what no row depends on starts as the least of the others
+            if known.any():
+                least = scores[known].min()
+                group.open_(power * scores.clamp(min=least).log().to(group.alpha))
 
     def block_gates(self) -> dict[str, Tensor]:
         """The gates of every block, shape (units,)."""

@@ -100,6 +100,11 @@ class SparsityConfig(DistillationConfig):
     t0: float = _option(0.05, "Threshold every gate starts from, between 0 and 1; gates are exactly 1 whatever it is.")
     p: float = _option(0.5, "Exponent of the p-norm penalty, between 0 and 1.")
     gate_learning_rate: float = _option(0.1, "Learning rate of the gates; their weight decay is always 0.")
+    warm_start: float = _option(
+        0.5,
+        "Power of the sensitivity of the loss to a head or neuron, estimated on a few rows, that its importance starts "
+        "from; 0 starts all alike.",
+    )
     sparsity_warmup: float = _option(0.01, "Share of the steps before the penalty starts.")
     sparsity_ramp: float = _option(0.24, "Share of the steps over which the density descends to its target.")
     sparsity_hold: float = _option(
@@ -127,6 +132,8 @@ class SparsityConfig(DistillationConfig):
             raise SparsityError(
                 f"round_to is {self.round_to}: give a number of at least 1, or 0 with cost='latency', which measures it"
             )
+        if not self.warm_start >= 0:
+            raise SparsityError(f"warm_start is {self.warm_start}: give 0 or a number above it")
         for name in ("gate_learning_rate", "controller_gain", "cost_batch_size", "cost_sequence_length"):
             if not getattr(self, name) > 0:
                 raise SparsityError(f"{name} is {getattr(self, name)}: give a number above 0")

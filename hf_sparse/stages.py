@@ -4,12 +4,16 @@ Each stage finds the structure for its target, makes the model physically smalle
 trains only what is left, and leaves a whole model behind where there are several targets.
 """
 
+import itertools
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from hf_sparse.compaction import CompactionReport, compact
@@ -23,10 +27,14 @@ from hf_sparse.patching import attach_gates, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.report import Report
 from hf_sparse.results import ResultsMixin
-from hf_sparse.surgery import plain_forward, surgery
+from hf_sparse.sensitivity import sensitivities
+from hf_sparse.surgery import plain_forward, surgery, unchanged_random_state
 from hf_sparse.teacher import layer_states
 
 logger = logging.get_logger(__name__)
+
+SENSITIVITY_ROWS = 128
+"""Rows that sensitivities are estimated on."""
 
 STATE = "sparsity_state.json"
 """Beside a checkpoint's weights: which stage it is in, and what earlier ones have removed."""
@@ -65,6 +73,31 @@ class StagesMixin(ResultsMixin, DistillationMixin):
             with surgery(self._model, self.model_wrapped, self.optimizer):
                 attach_gates(self._model, self._stage_config, self._verification_batch(), self.costs)
             self._train_gates()
+            self._start_gates()
+
+    def _start_gates(self) -> None:
+        """Let importances start from sensitivities on some rows of the training data; gates stay at 1."""
+        bank = gate_bank(self._model)
+        if bank is None or self.sparsity.warm_start == 0:
+            return
+        training, _ = self._model.training, self._model.eval()
+        with plain_forward(self._model), unchanged_random_state(self.args.device):
+            found = sensitivities(self._model, bank.structure, self._some_rows(), self._row_loss)
+        self._model.train(training)
+        bank.start_from_(broadcast(found), self.sparsity.warm_start)
+
+    def _some_rows(self) -> Iterator[dict[str, Any]]:
+        """Batches of one row each; the same on all processes, where the data set can be indexed."""
+        loader = self.get_train_dataloader()
+        dataset: Any = loader.dataset
+        if has_length(dataset):
+            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
+            dataset = torch.utils.data.Subset(dataset, order)
+        for row in itertools.islice(iter(dataset), SENSITIVITY_ROWS):
+            yield self._prepare_inputs(loader.collate_fn([row]))
+
+    def _row_loss(self, inputs: Mapping[str, Any]) -> Tensor:
+        return self.compute_loss(self._model, dict(inputs))
 
     def _train_gates(self) -> None:
         """Let the optimizer train the gates that the model has now; its last group is theirs."""

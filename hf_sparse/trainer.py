@@ -184,6 +184,8 @@ class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
         """Trainer's step, after a look at how the model counts items, at the first one."""
         if not self._loss_is_probed:
             self._probe_loss(inputs)
+            if self.state.global_step == 0:
+                self._start_gates()
             if self._layer_map is None:
                 with plain_forward(self._model), unchanged_random_state(self.args.device):
                     self._match_layers()

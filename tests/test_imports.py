@@ -36,6 +36,7 @@ ORDER = [
     "costs",
     "timing",
     "latency",
+    "sensitivity",
     "bank",
     "landing",
     "patching",
