@@ -94,8 +94,8 @@ class GateBank(nn.Module):
 
     @property
     def largest_unit(self) -> float:
-        """Share of the prunable cost that the most expensive unit has, or as many as go together."""
-        return max(self._share(block) * block.multiple for block in self.structure.blocks)
+        """The largest share of the prunable cost that goes with one unit, or with as many as go together."""
+        return float(self.tables.diff(dim=1).max())
 
     # ---- Gates ----
 

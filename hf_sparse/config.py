@@ -120,7 +120,11 @@ class SparsityConfig(DistillationConfig):
         for name in ("target", "t0", "p"):
             if not 0 < getattr(self, name) < 1:
                 raise SparsityError(f"{name} is {getattr(self, name)}: give a number between 0 and 1, both excluded")
-        if list(self.descent) != sorted(set(self.descent)) or not all(0 < target < 1 for target in self.descent):
+        if (
+            not self.descent
+            or list(self.descent) != sorted(set(self.descent))
+            or not all(0 < target < 1 for target in self.descent)
+        ):
             raise SparsityError(f"targets are {self.targets}: give ascending numbers between 0 and 1, both excluded")
         if self.sublayer_gates and self.layout == "uniform":
             raise SparsityError("a uniform layout keeps every sublayer: sublayer_gates go with layout='free'")

@@ -71,7 +71,8 @@ class BiasOnly(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """The bias for every position of the input, shape (..., size)."""
         shape = (*hidden_states.shape[:-1], self.size)
-        return hidden_states.new_zeros(shape) if self.bias is None else self.bias.expand(shape)
+        # A tensor of its own, as from a projection: residuals are added to in place.
+        return hidden_states.new_zeros(shape) if self.bias is None else self.bias.expand(shape).clone()
 
     def extra_repr(self) -> str:
         """What print(model) shows of it."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from hf_sparse.card import REPORT
 from hf_sparse.compaction import CompactionReport, compact
 from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Schedule
@@ -89,11 +90,11 @@ class StagesMixin(ResultsMixin, DistillationMixin):
     def _some_rows(self) -> Iterator[dict[str, Any]]:
         """Batches of one row each; the same on all processes, where the data set can be indexed."""
         loader = self.get_train_dataloader()
-        dataset: Any = loader.dataset
-        if has_length(dataset):
-            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
-            dataset = torch.utils.data.Subset(dataset, order)
-        for row in itertools.islice(iter(dataset), SENSITIVITY_ROWS):
+        rows: Any = loader.dataset
+        if has_length(rows):
+            chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:SENSITIVITY_ROWS]
+            rows = torch.utils.data.Subset(loader.dataset, chosen.tolist())
+        for row in itertools.islice(iter(rows), SENSITIVITY_ROWS):
             yield self._prepare_inputs(loader.collate_fn([row]))
 
     def _row_loss(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -111,11 +112,14 @@ class StagesMixin(ResultsMixin, DistillationMixin):
             self._compactions.append(compact(self._model, inputs=self._verification_batch()))
             self._match_layers()
 
+    def _member_path(self, target: float) -> Path:
+        return Path(str(self.args.output_dir)) / f"removed-{target:g}"
+
     def _finish_stage(self) -> None:
         """Evaluate, measure and save the model of this stage, where there are several."""
         if self.eval_dataset is not None:
             self.evaluate()
-        path = Path(str(self.args.output_dir)) / f"removed-{self._stage_config.target:g}"
+        path = self._member_path(self._stage_config.target)
         if self.is_world_process_zero():
             self._members[path.name] = self.measure()
         self._save_result(path)
@@ -214,6 +218,8 @@ class StagesMixin(ResultsMixin, DistillationMixin):
             for report in reports[len(done) :]:
                 compact(self._model, report.plan, batch)
             self._compactions, self._stage = reports, stage
+            finished = [self._member_path(target) for target in self.sparsity.descent[:stage]]
+            self._members = {path.name: Report.read(path / REPORT) for path in finished if (path / REPORT).is_file()}
             if searching and gate_bank(self._model) is None:
                 attach_gates(self._model, self._stage_config, batch, self.costs)
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -184,6 +184,7 @@ def run(task: Task, cell: dict[str, Any], flags: argparse.Namespace) -> dict[str
         "mean": sum(accuracy.values()) / 2,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
+        "losses": [(log["step"], float(log["loss"])) for log in trainer.state.log_history if "loss" in log],
         "model": path.name,
     }
 

@@ -14,6 +14,7 @@ from hf_sparse.discovery import discover
 from hf_sparse.structure import ModelStructure
 
 Batch = Mapping[str, Tensor]
+MOST_HEADS = 0.78  # share of the heads of MiniLM that Torch-Pruning removes before it skips layers
 
 
 def plan_by_rank(
@@ -103,10 +104,11 @@ def _torch_pruning(
 ) -> PruningPlan:
     """Torch-Pruning's group Taylor importance, global over layers, for whole heads and FFN neurons.
 
-    It takes ratios of heads and of neurons and not of parameters, and keeps one of each in every layer; both ratios are
-    the same, found by bisection so that the parameters removed come closest to the target.
+    It takes ratios of heads and of neurons and not of parameters; one ratio for both is found by bisection, so that the
+    parameters removed come closest to the target. Asked for more heads than MOST_HEADS it leaves layers alone that
+    would lose all of them, and removes less.
     """
-    low, high, best = 0.0, 1.0, None
+    low, high, best = 0.0, 1.0, PruningPlan({})
     batches = list(batches)
     taught = copy.deepcopy(model).eval()
     taught.zero_grad()
@@ -116,12 +118,13 @@ def _torch_pruning(
     for _ in range(9):
         ratio = (low + high) / 2
         plan = _torch_pruning_at(model, structure, batches[0], gradients, ratio)
-        removed = costs.removed({name: len(units) for name, units in plan.kept.items()})
-        if best is None or abs(removed - target) < abs(best[0] - target):
-            best = removed, plan
-        low, high = (ratio, high) if removed < target else (low, ratio)
-    assert best is not None
-    return best[1]
+        best = min(best, plan, key=lambda plan: abs(_removed(plan, costs) - target))
+        low, high = (ratio, high) if _removed(plan, costs) < target else (low, ratio)
+    return best
+
+
+def _removed(plan: PruningPlan, costs: CostTable) -> float:
+    return costs.removed({name: len(units) for name, units in plan.kept.items()})
 
 
 def _torch_pruning_at(
@@ -148,7 +151,7 @@ def _torch_pruning_at(
         importance=torch_pruning.importance.GroupTaylorImportance(),
         global_pruning=True,
         pruning_ratio=ratio,
-        head_pruning_ratio=ratio,
+        head_pruning_ratio=min(ratio, MOST_HEADS),
         ignored_layers=ignored,
         num_heads=heads,
         prune_num_heads=True,

@@ -1,0 +1,136 @@
+"""What units cost: counted, or measured on this device."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import bert, llama, rows, training_arguments
+from transformers import PreTrainedModel
+
+from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, attach_gates, compact, discover, latency
+from hf_sparse.costs import CostTable, counted_costs
+from hf_sparse.inputs import example_inputs
+from hf_sparse.latency import enlarged, measured_costs
+from hf_sparse.patching import require_bank
+
+SMALL = {"cost": "latency", "cost_batch_size": 4, "cost_sequence_length": 16}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(latency, "CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def wide() -> PreTrainedModel:
+    return bert(layers=3, hidden_size=64, num_attention_heads=8, intermediate_size=256)
+
+
+def test_counted_costs_are_those_of_the_parameters_that_go() -> None:
+    model = wide()
+    structure = discover(model)
+    costs = counted_costs(structure, SparsityConfig())
+    before = model.num_parameters()
+    attach_gates(model, SparsityConfig())
+    bank = require_bank(model)
+    with torch.no_grad():
+        bank.groups["ffn"].alpha[:100] = -20.0
+    plan = compact(model).plan
+    kept = {name: len(units) for name, units in plan.kept.items()}
+    assert costs.removed(kept) == pytest.approx((before - model.num_parameters()) / costs.prunable)
+
+
+def test_a_line_charges_units_and_what_having_any_costs() -> None:
+    block = discover(bert()).blocks[0]
+    costs = CostTable({block.name: tuple(3.0 + 2.0 * units if units else 0.0 for units in range(block.units + 1))})
+    assert costs.line(block) == pytest.approx((2.0, 3.0))
+
+
+def test_a_speedup_is_the_share_of_the_cost_that_has_to_go() -> None:
+    costs = CostTable({"a": (0.0, 20.0, 60.0)}, rest=40.0)
+    config = SparsityConfig(cost="latency", target_speedup=2.0)
+    assert costs.target(config) == pytest.approx(50 / 60)
+    assert costs.target(SparsityConfig(target=0.3)) == 0.3
+    with pytest.raises(SparsityError, match=r"2\.50 times as fast"):
+        costs.target(SparsityConfig(cost="latency", target_speedup=2.5))
+
+
+@pytest.mark.parametrize("make", [wide, llama])
+def test_measured_costs_rise_from_zero_and_are_remembered(make: type, cache: Path) -> None:
+    model, config = make(), SparsityConfig(**SMALL)
+    structure = discover(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    costs = measured_costs(model, structure, config)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    for block in structure.blocks:
+        table = costs.blocks[block.name]
+        assert len(table) == block.units + 1 and table[0] == 0.0 and list(table) == sorted(table)
+    assert len(list(cache.iterdir())) == 2  # layers are alike, so heads and neurons are each timed once
+    again = measured_costs(model, structure, config)
+    assert again.blocks == costs.blocks
+    for path in cache.iterdir():
+        entry = json.loads(path.read_text())
+        path.write_text(json.dumps({**entry, "milliseconds": ["NaN", *entry["milliseconds"][1:]]}))
+    assert measured_costs(model, structure, config).blocks != costs.blocks
+
+
+def test_a_batch_is_enlarged_without_padding() -> None:
+    model = bert()
+    batch = enlarged(example_inputs(model), model, 5, 24)
+    assert batch["input_ids"].shape == (5, 24) and batch["attention_mask"].eq(1).all()
+
+
+def test_a_batch_that_the_model_cannot_read_is_refused() -> None:
+    with pytest.raises(SparsityError, match="cost_sequence_length"):
+        attach_gates(bert(), SparsityConfig(cost="latency", cost_sequence_length=65))
+
+
+@pytest.mark.parametrize("options", [{"target": 0.5}, {"target_speedup": 1.3}])
+def test_training_lands_on_the_measured_cost(options: dict[str, float], tmp_path: Path) -> None:
+    sparsity = SparsityConfig(**{**SMALL, **options})
+    run = SparseTrainer(
+        model=wide(), args=training_arguments(tmp_path, max_steps=100), sparsity=sparsity, train_dataset=rows(64)
+    )
+    target, largest = require_bank(run.model).target, require_bank(run.model).largest_unit
+    run.train()
+    removed = run.costs.removed({name: len(units) for name, units in run.compact().plan.kept.items()})
+    assert abs(removed - target) <= max(0.01, largest)
+    report = run.measure()
+    assert report.cost_text == "latency" and report.target == pytest.approx(target)
+
+
+@pytest.mark.parametrize("cost", ["params", "latency"])
+def test_neurons_are_kept_in_multiples(cost: str, tmp_path: Path) -> None:
+    sparsity = SparsityConfig(**{**SMALL, "cost": cost}, round_to=16)
+    run = SparseTrainer(
+        model=wide(), args=training_arguments(tmp_path, max_steps=60), sparsity=sparsity, train_dataset=rows(64)
+    )
+    run.train()
+    report = run.compact()
+    widths = [len(units) for name, units in report.plan.kept.items() if "intermediate" in name]
+    assert len(widths) == 3 and all(width % 16 == 0 for width in widths) and sum(widths) < 3 * 256
+    assert report.max_abs_diff <= 1e-4
+
+
+def test_what_the_device_likes_is_a_multiple() -> None:
+    model = wide()
+    costs = measured_costs(model, discover(model), SparsityConfig(**SMALL, round_to=0))
+    assert costs.multiple in latency.MULTIPLES
+    assert attach_gates(model, SparsityConfig(**SMALL, round_to=0)).costs.multiple in latency.MULTIPLES
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_speedup": 2.0}, "needs cost='latency'"),
+        ({"target_speedup": 0.5, "cost": "latency"}, "above 1"),
+        ({"target_speedup": 2.0, "cost": "latency", "targets": [0.5]}, "takes the place"),
+        ({"round_to": 0}, "with cost='latency'"),
+        ({"round_to": -1}, "at least 1"),
+        ({"cost_batch_size": 0}, "above 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(SparsityError, match=message):
+        SparsityConfig(**options)

@@ -1,0 +1,74 @@
+"""Importances that start from sensitivities."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import bert, rows, training_arguments
+from torch import nn
+
+from hf_sparse import SparseTrainer, SparsityConfig, attach_gates, discover
+from hf_sparse.patching import require_bank
+from hf_sparse.sensitivity import sensitivities
+
+
+def test_they_are_squared_slopes_of_the_loss_by_every_gate() -> None:
+    model = bert().double()
+    structure = discover(model)
+    batches = [
+        {"input_ids": torch.tensor([row["input_ids"]]), "labels": torch.tensor([row["labels"]])} for row in rows(3)
+    ]
+    found = sensitivities(model, structure, batches, lambda batch: model(**batch).loss)
+    step = 1e-5
+    with torch.no_grad():
+        for block in structure.blocks:
+            weight = model.get_parameter(block.weight.parameter)
+            for unit in (0, block.units - 1):
+                slopes = []
+                for batch in batches:
+                    losses = []
+                    for sign in (1, -1):
+                        gates = torch.ones(block.units, dtype=torch.double)
+                        gates[unit] += sign * step
+                        whole = weight.clone()
+                        weight.mul_(block.column_scale(gates, weight.ndim))
+                        losses.append(model(**batch).loss)
+                        weight.copy_(whole)
+                    slopes.append((losses[0] - losses[1]) / (2 * step))
+                expected = torch.stack(slopes).square().mean()
+                assert found[block.name][unit].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_gates_stay_exactly_open_and_importances_follow_the_sensitivities() -> None:
+    model, inputs = bert(), torch.tensor([[5, 6, 7]])
+    before = model(inputs).logits
+    bank = attach_gates(model, SparsityConfig())
+    scores = {block.name: torch.rand(block.units) for block in bank.structure.blocks}
+    first = bank.structure.blocks[0].name
+    scores[first][0] = 0.0
+    bank.start_from_(scores, 0.5)
+    assert all(bool((gate == 1).all()) for gate in bank.block_gates().values())
+    assert torch.equal(model(inputs).logits, before)
+    for name, group in bank.groups.items():
+        joined = torch.cat([scores[block.name] for block in bank.members[name]])
+        order = group.alpha.detach()[joined.argsort()]
+        assert bool((order.diff() >= 0).all()) and order[-1] > order[0]
+
+
+def test_a_warm_start_takes_nothing_from_what_follows(tmp_path: Path) -> None:
+    """Gates start from it; the weights' first step, dropout and data order are those of a run without it."""
+    weights = []
+    for power in (0.0, 0.5):
+        model = bert()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.3
+        sparsity = SparsityConfig(warm_start=power, sparsity_warmup=0.5, sparsity_ramp=0.2, gate_learning_rate=1e-12)
+        run = SparseTrainer(
+            model=model, args=training_arguments(tmp_path, max_steps=3), sparsity=sparsity, train_dataset=rows(64)
+        )
+        run.train()
+        weights.append(run.model.classifier.weight.detach().clone())
+        alphas = torch.cat([group.alpha for group in require_bank(run.model).groups.values()])
+        assert (alphas.std().item() > 0.1) == (power > 0)
+    torch.testing.assert_close(*weights)

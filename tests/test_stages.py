@@ -1,0 +1,136 @@
+"""One run that descends through several targets and leaves a model at each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import bert, rows, training_arguments
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, TrainerCallback
+
+from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, load_pruned
+from hf_sparse.patching import gate_bank
+from hf_sparse.stages import STATE
+
+TARGETS = [0.3, 0.5, 0.7]
+
+
+def model() -> PreTrainedModel:
+    return bert(layers=4, hidden_size=64, num_attention_heads=16, intermediate_size=128)
+
+
+def run_of(directory: Path, callbacks: tuple[TrainerCallback, ...] = (), **options: Any) -> SparseTrainer:
+    sparsity = options.pop("sparsity", SparsityConfig(targets=TARGETS))
+    return SparseTrainer(
+        model=model(),
+        args=training_arguments(directory, max_steps=150, **options),
+        sparsity=sparsity,
+        teacher=model(),
+        train_dataset=rows(64),
+        eval_dataset=rows(16, seed=1),
+        compute_metrics=lambda prediction: {
+            "accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())
+        },
+        callbacks=list(callbacks),
+    )
+
+
+def test_a_run_leaves_a_whole_model_at_every_target(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    run.train()
+    parameters = []
+    for target in TARGETS:
+        path = tmp_path / f"removed-{target}"
+        report = json.loads((path / "report.json").read_text())
+        assert abs(report["achieved"] - target) <= 0.01 and report["target"] == target
+        assert report["max_abs_diff"] <= 1e-4
+        member = load_pruned(path)
+        assert member.num_parameters() == report["pruned"]["parameters"]
+        parameters.append(member.num_parameters())
+        assert (path / "README.md").is_file() and (path / "structure.png").is_file()
+    assert parameters == sorted(parameters, reverse=True)
+    family = json.loads((tmp_path / "family.json").read_text())
+    assert [row["model"] for row in family] == [f"removed-{target}" for target in TARGETS]
+    assert all("accuracy" in row["metrics"]["evaluation"] for row in family)
+    assert (tmp_path / "family.md").read_text().count("\n") == 2 + len(TARGETS)
+    assert (tmp_path / "family.png").stat().st_size > 0
+    inputs = torch.tensor(rows(4)["input_ids"])
+    assert torch.equal(run.model.eval()(inputs).logits, member.eval()(inputs).logits)
+
+
+class _StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+# In the first search, the first recovery, at the border of two stages, in the second search and the last recovery.
+@pytest.mark.parametrize("step", [8, 30, 50, 58, 140])
+def test_resuming_in_any_stage_gives_the_weights_of_never_stopping(step: int, tmp_path: Path) -> None:
+    unbroken = run_of(tmp_path / "a")
+    unbroken.train()
+    run_of(tmp_path / "b", (_StopAt(step),)).train()
+    resumed = run_of(tmp_path / "b")
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 150
+    assert resumed.plan() == unbroken.plan()
+    for name, tensor in unbroken.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    last = f"removed-{TARGETS[-1]}/model.safetensors"
+    one, other = load_file(tmp_path / "a" / last), load_file(tmp_path / "b" / last)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    # The picture and table are of all members, also of those from before the stop.
+    assert len(json.loads((tmp_path / "b/family.json").read_text())) == len(TARGETS)
+
+
+def test_a_finished_model_is_taken_further(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "first", sparsity=SparsityConfig(target=0.4))
+    run.train()
+    run.save_model(str(tmp_path / "half"))
+    half = load_pruned(tmp_path / "half")
+    before = half.num_parameters()
+    further = SparseTrainer(
+        model=half,
+        args=training_arguments(tmp_path / "second", max_steps=60),
+        sparsity=SparsityConfig(target=0.5),
+        teacher=model(),
+        train_dataset=rows(64),
+        eval_dataset=rows(16, seed=1),
+    )
+    further.train()
+    assert gate_bank(further.model) is None and further.model.num_parameters() < before
+    further.save_model(str(tmp_path / "quarter"))
+    assert load_pruned(tmp_path / "quarter").num_parameters() == further.model.num_parameters()
+
+
+@pytest.mark.parametrize("gates", ["relative", "simplex"])
+def test_sublayers_may_compete_as_a_whole(gates: str, tmp_path: Path) -> None:
+    sparsity = SparsityConfig(target=0.6, sublayer_gates=True, gate=gates)
+    run = run_of(tmp_path, sparsity=sparsity)
+    run.train()
+    report = run.compact()
+    removed = run.costs.removed({name: len(units) for name, units in report.plan.kept.items()})
+    assert removed > 0.3 and report.max_abs_diff <= 1e-4
+
+
+def test_a_state_that_is_not_one_is_refused(tmp_path: Path) -> None:
+    run_of(tmp_path, (_StopAt(10),)).train()
+    (tmp_path / "checkpoint-10" / STATE).write_text(
+        '{"stage": 7, "searching": true, "compactions": [], "layer_map": null}'
+    )
+    with pytest.raises(SparsityError, match="in stage 7"):
+        run_of(tmp_path).train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-10" / STATE).write_text("{")
+    with pytest.raises(SparsityError, match="which stage"):
+        run_of(tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("targets", [[0.5, 0.4], [0.5, 0.5], [0.5, 1.0], []])
+def test_targets_are_ascending_shares(targets: list[float]) -> None:
+    with pytest.raises(SparsityError, match="targets"):
+        SparsityConfig(targets=targets)
