@@ -105,6 +105,9 @@ class SparsityConfig(DistillationConfig):
         "Power of the sensitivity of the loss to a head or neuron, estimated on a few rows, that its importance starts "
         "from; 0 starts all alike.",
     )
+    refit: bool = _option(
+        True, "Fit output projections to those of the teacher by least squares when the model shrinks."
+    )
     sparsity_warmup: float = _option(0.01, "Share of the steps before the penalty starts.")
     sparsity_ramp: float = _option(0.24, "Share of the steps over which the density descends to its target.")
     sparsity_hold: float = _option(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
@@ -26,6 +27,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.family import write_family
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
+from hf_sparse.refit import refit_
 from hf_sparse.report import Report
 from hf_sparse.results import ResultsMixin
 from hf_sparse.sensitivity import sensitivities
@@ -36,6 +38,9 @@ logger = logging.get_logger(__name__)
 
 SENSITIVITY_ROWS = 128
 """Rows that sensitivities are estimated on."""
+
+REFIT_ROWS = 1024
+"""Rows that output projections are refitted on."""
 
 STATE = "sparsity_state.json"
 """Beside a checkpoint's weights: which stage it is in, and what earlier ones have removed."""
@@ -83,19 +88,20 @@ class StagesMixin(ResultsMixin, DistillationMixin):
             return
         training, _ = self._model.training, self._model.eval()
         with plain_forward(self._model), unchanged_random_state(self.args.device):
-            found = sensitivities(self._model, bank.structure, self._some_rows(), self._row_loss)
+            found = sensitivities(self._model, bank.structure, self._some_rows(SENSITIVITY_ROWS, 1), self._row_loss)
         self._model.train(training)
         bank.start_from_(broadcast(found), self.sparsity.warm_start)
 
-    def _some_rows(self) -> Iterator[dict[str, Any]]:
-        """Batches of one row each; the same on all processes, where the data set can be indexed."""
+    def _some_rows(self, count: int, size: int) -> Iterator[dict[str, Any]]:
+        """Batches of some rows of the training data; the same on all processes, where the data set can be indexed."""
         loader = self.get_train_dataloader()
         rows: Any = loader.dataset
         if has_length(rows):
-            chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:SENSITIVITY_ROWS]
+            chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
             rows = torch.utils.data.Subset(loader.dataset, chosen.tolist())
-        for row in itertools.islice(iter(rows), SENSITIVITY_ROWS):
-            yield self._prepare_inputs(loader.collate_fn([row]))
+        chosen_rows = itertools.islice(iter(rows), count)
+        while batch := list(itertools.islice(chosen_rows, size)):
+            yield self._prepare_inputs(loader.collate_fn(batch))
 
     def _row_loss(self, inputs: Mapping[str, Any]) -> Tensor:
         return self.compute_loss(self._model, dict(inputs))
@@ -110,7 +116,24 @@ class StagesMixin(ResultsMixin, DistillationMixin):
         """Make the model physically smaller in place, and go on training what is left."""
         with surgery(self._model, self.model_wrapped, self.optimizer):
             self._compactions.append(compact(self._model, inputs=self._verification_batch()))
+            self._refit()
             self._match_layers()
+
+    def _refit(self) -> None:
+        """Fit the output projections that are left to the teacher's, in place, where it has the same ones."""
+        if self.teacher is None or not self.sparsity.refit:
+            return
+        modules, taught = dict(self._model.named_modules()), dict(self.teacher.model.named_modules())
+        linear = nn.Linear | Conv1D
+        names = [block.output for block in self.structure.blocks if isinstance(modules.get(block.output), linear)]
+        names = [name for name in names if isinstance(taught.get(name), linear)]
+        batches = [
+            {name: value for name, value in batch.items() if name not in self.label_names}
+            for batch in self._some_rows(REFIT_ROWS, self.args.eval_batch_size)
+        ]
+        training, _ = self._model.training, self._model.eval()
+        refit_(self._model, self.teacher.model, names, batches)
+        self._model.train(training)
 
     def _member_path(self, target: float) -> Path:
         return Path(str(self.args.output_dir)) / f"removed-{target:g}"

@@ -37,6 +37,7 @@ ORDER = [
     "timing",
     "latency",
     "sensitivity",
+    "refit",
     "bank",
     "landing",
     "patching",
