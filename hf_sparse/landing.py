@@ -4,7 +4,7 @@ import torch
 
 from hf_sparse.bank import GateBank
 
-TOLERANCE = 0.005
+TOLERANCE = 0.001
 """A structure is found when its density is this close to the target, or as close as its largest unit allows."""
 
 HALVINGS = 24

@@ -47,10 +47,10 @@ from hf_sparse import SparseTrainer, SparsityConfig, compact, load_pruned, save_
 from hf_sparse.costs import counted_costs
 from hf_sparse.discovery import discover
 from hf_sparse.distilling import DistillationTrainer
-from hf_sparse.report import command_line, versions
+from hf_sparse.report import Report, command_line, versions
 from hf_sparse.surgery import plain_forward
 
-METHODS = ("ours", "torch-pruning", "hard-concrete", "taylor", "magnitude", "random", "dense")
+METHODS = ("ours", "family", "torch-pruning", "hard-concrete", "taylor", "magnitude", "random", "dense")
 BATCHES_TO_RANK = 32
 SEARCH_SHARE = 0.3  # of the steps, for the hard-concrete gates; ours may search as long
 
@@ -129,19 +129,25 @@ class Task:
             yield {name: value.to(model.device) for name, value in batch.items()}
 
 
-def run(task: Task, cell: dict[str, Any], flags: argparse.Namespace) -> dict[str, Any]:
-    """Prune and train one model; returns what to record."""
+def run(task: Task, cell: dict[str, Any], flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Prune and train one model, or a family of them; returns what to record, a record for each."""
     dense = task.dense()
     structure = discover(dense)
     costs = counted_costs(structure, SparsityConfig())
     model = copy.deepcopy(dense)
     arguments = task.arguments(cell["epochs"], cell["learning_rate"], cell["seed"])
-    sparsity = SparsityConfig(target=cell["target"] or 0.5, cache_teacher=True, **json.loads(cell["options"]))
+    one, several = isinstance(cell["target"], float), isinstance(cell["target"], list)
+    sparsity = SparsityConfig(
+        target=cell["target"] if one else 0.5,
+        targets=cell["target"] if several else None,
+        cache_teacher=True,
+        **json.loads(cell["options"]),
+    )
     shared: dict[str, Any] = {"teacher": dense, "distillation": sparsity}
     set_seed(cell["seed"])
     began, cpu = time.perf_counter(), time.process_time()
     trainer: Any
-    if cell["method"] == "ours":
+    if cell["method"] in ("ours", "family"):
         trainer = SparseTrainer(**task.options(model, arguments), teacher=dense, sparsity=sparsity)
         _train(trainer)
         plan = trainer.compact().plan
@@ -170,33 +176,36 @@ def run(task: Task, cell: dict[str, Any], flags: argparse.Namespace) -> dict[str
         trainer = DistillationTrainer(**task.options(model, arguments), **shared)
         _train(trainer)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    spent = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
+    losses = [(log["step"], float(log["loss"])) for log in trainer.state.log_history if "loss" in log]
+    if several:  # every member was measured and saved on the way
+        members = []
+        for target in cell["target"]:
+            path = Path(str(arguments.output_dir)) / f"removed-{target:g}"
+            removed = Report.read(path / "report.json").achieved
+            trainer.model = load_pruned(path)
+            members.append({"member": target, "removed": removed, **_finish(task, trainer, cell, target), **spent})
+        return members
     kept = {} if plan is None else {name: len(units) for name, units in plan.kept.items()}
+    found = {"removed": costs.removed(kept), "kept": list(kept.values()), "losses": losses}
+    return [{**found, **_finish(task, trainer, cell, cell["target"]), **spent}]
+
+
+def _finish(task: Task, trainer: Any, cell: dict[str, Any], target: float | None) -> dict[str, Any]:
+    """Evaluate and save the model that a trainer has now."""
     accuracy = {}
     for split in ("validation", "test"):
         with torch.inference_mode():
             accuracy[split] = 100 * trainer.evaluate(task.splits[split])["eval_accuracy"]
-    path = flags.output_dir / flags.task / _name(cell)
-    save_pruned(trainer.model, path)
-    return {
-        "removed": costs.removed(kept),
-        "kept": list(kept.values()),
-        **accuracy,
-        "mean": sum(accuracy.values()) / 2,
-        "seconds": round(seconds, 1),
-        "cpu_seconds": round(cpu, 1),
-        "losses": [(log["step"], float(log["loss"])) for log in trainer.state.log_history if "loss" in log],
-        "model": path.name,
-    }
+    options = "".join(character if character.isalnum() or character in ".-" else "" for character in cell["options"])
+    name = f"{cell['method']}-{target}-{cell['seed']}-{cell['epochs']}-{cell['learning_rate']}{options}"
+    save_pruned(trainer.model, task.flags.output_dir / task.flags.task / name)
+    return {**accuracy, "mean": sum(accuracy.values()) / 2, "model": name}
 
 
 def _train(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-
-
-def _name(cell: dict[str, Any]) -> str:
-    options = "".join(character if character.isalnum() or character in ".-" else "" for character in cell["options"])
-    return f"{cell['method']}-{cell['target']}-{cell['seed']}-{cell['epochs']}-{cell['learning_rate']}{options}"
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
@@ -230,40 +239,32 @@ def main() -> None:
     task = Task(flags)
     flags.results.parent.mkdir(parents=True, exist_ok=True)
     for seed in flags.seeds:
-        for target in flags.targets:
-            for method in flags.methods:
+        for method in flags.methods:
+            for target in {"dense": [None], "family": [flags.targets]}.get(method, flags.targets):
                 cell = {
                     "task": flags.task,
                     "method": method,
-                    "target": None if method == "dense" else target,
+                    "target": target,
                     "seed": seed,
                     "epochs": flags.epochs,
                     "learning_rate": flags.learning_rate,
                     "bf16": flags.bf16,
                     "options": flags.options,
                 }
-                if any(
-                    cell.items() <= {k: v for k, v in line.items() if k in cell}.items()
-                    for line in recorded(flags.results)
-                ):
+                if any(cell == {key: line[key] for key in cell} for line in recorded(flags.results)):
                     continue
-                result = {
-                    **cell,
-                    **run(task, cell, flags),
-                    "command": command_line(),
-                    "versions": versions(),
-                    "threads": torch.get_num_threads(),
-                }
-                with flags.results.open("a") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    file.write(json.dumps(result) + "\n")
-                print(
-                    method,
-                    target,
-                    seed,
-                    f"removed {result['removed']:.3f} mean {result['mean']:.2f} {result['seconds']:.0f}s",
-                    flush=True,
-                )
+                about = {"command": command_line(), "versions": versions(), "threads": torch.get_num_threads()}
+                for result in run(task, cell, flags):
+                    with flags.results.open("a") as file:
+                        fcntl.flock(file, fcntl.LOCK_EX)
+                        file.write(json.dumps({**cell, **result, **about}) + "\n")
+                    print(
+                        method,
+                        result.get("member", target),
+                        seed,
+                        f"removed {result['removed']:.3f} mean {result['mean']:.2f} {result['seconds']:.0f}s",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,107 @@
+"""How fast the models of compare.py are, against the dense one: in eager torch and onnxruntime, beside their MACs.
+
+    python recipes/benchmark/measure.py --task sst2
+
+Dense and pruned model take turns, so that a noisy machine is noisy for both. One JSON line per model of --output_dir
+goes to --measurements; models that have one are skipped. Needs `pip install -e .[bench]`.
+"""
+
+import argparse
+import functools
+import json
+import logging
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_sparse import load_pruned
+from hf_sparse.report import count_macs
+from hf_sparse.timing import device_name, times_ms
+
+BATCHES = (1, 32)
+REPEATS = 15
+
+
+def texts(batch: int, tokens: int) -> dict[str, Tensor]:
+    """Random token ids, without padding."""
+    ids = torch.randint(1000, 20000, (batch, tokens), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def in_onnxruntime(model: PreTrainedModel, inputs: dict[str, Tensor], threads: int) -> Callable[[], Any]:
+    """The model in onnxruntime, for inputs of these shapes; its logits are checked."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of onnxscript, about itself
+        path = Path(directory) / "model.onnx"
+        torch.onnx.export(_Logits(model), tuple(inputs.values()), path, verbose=False)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    given = {node.name: value.numpy() for node, value in zip(session.get_inputs(), inputs.values())}
+    logits = torch.from_numpy(session.run(None, given)[0])
+    torch.testing.assert_close(logits, model(**inputs).logits, rtol=1e-3, atol=1e-3)
+    return functools.partial(session.run, None, given)
+
+
+@torch.inference_mode()
+def measure(dense: PreTrainedModel, pruned: PreTrainedModel, tokens: int) -> dict[str, Any]:
+    """Times of both, in milliseconds, and their ratios."""
+    figures: dict[str, Any] = {"tokens": tokens, "parameters": pruned.num_parameters()}
+    for batch in BATCHES:
+        inputs = texts(batch, tokens)
+        macs = [count_macs(model, inputs) for model in (dense, pruned)]
+        figures[f"macs_{batch}"] = macs[0] / macs[1]
+        runs: list[Callable[[], Any]] = [functools.partial(model, **inputs) for model in (dense, pruned)]
+        engines = {"torch": runs, "onnx": [in_onnxruntime(m, inputs, torch.get_num_threads()) for m in (dense, pruned)]}
+        for engine, pair in engines.items():
+            before, after = (statistics.median(times) for times in times_ms(pair, dense.device, REPEATS))
+            figures[f"{engine}_{batch}"] = before / after
+            figures[f"{engine}_{batch}_ms"] = after
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="docstrings", help="as given to compare.py")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"), help="as given to compare.py")
+    parser.add_argument("--measurements", type=Path, default=Path("runs/benchmark/measurements.jsonl"))
+    parser.add_argument("--tokens", type=int, default=32, help="tokens per sequence")
+    parser.add_argument("--threads", type=int, default=1)
+    flags = parser.parse_args()
+    torch.set_num_threads(flags.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    dense = load_pruned(flags.output_dir / flags.task / "dense").eval()
+    lines = flags.measurements.read_text().splitlines() if flags.measurements.is_file() else []
+    done = {(line["task"], line["model"]) for line in map(json.loads, lines)}
+    for path in sorted((flags.output_dir / flags.task).iterdir()):
+        if (flags.task, path.name) in done or not (path / "config.json").is_file() or path.name == "dense":
+            continue
+        figures = measure(dense, load_pruned(path).eval(), flags.tokens)
+        line = {"task": flags.task, "model": path.name, "device": device_name(dense.device), **figures}
+        with flags.measurements.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(path.name, {name: round(value, 2) for name, value in figures.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
