@@ -11,16 +11,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from hf_sparse.modeling_hf_sparse import BiasOnly
 
 RIDGE = 1e-2
 """Pull towards the weights that are there, in units of the mean square of the inputs."""
 
 
+def refittable(model: nn.Module, teacher: nn.Module, projections: Sequence[str]) -> list[str]:
+    """Those of some modules that are linear, or the bias that is left of one, in a model, and linear in its teacher."""
+    found = []
+    for name in projections:
+        own, other = (dict(one.named_modules()).get(name) for one in (model, teacher))
+        if isinstance(own, nn.Linear | Conv1D | BiasOnly) and isinstance(other, nn.Linear | Conv1D):
+            found.append(name)
+    return found
+
+
 @torch.no_grad()
 def refit_(
-    model: PreTrainedModel, teacher: PreTrainedModel, projections: Sequence[str], batches: Sequence[Mapping[str, Any]]
+    model: nn.Module, teacher: nn.Module, projections: Sequence[str], batches: Sequence[Mapping[str, Any]]
 ) -> None:
     """Change output projections in place, one after the other, so that they say what the teacher's do.
 
@@ -28,26 +39,30 @@ def refit_(
 
     Args:
         model: pruned, in evaluation mode.
-        teacher: with modules of the same names and widths, in evaluation mode.
-        projections: paths of linear layers, in the order in which they run.
+        teacher: dense, in evaluation mode.
+        projections: paths of linear layers of both, as `refittable` finds them, in the order in which they run.
         batches: of inputs, without labels.
     """
-    wanted = [_seen(teacher, projections, batch) for batch in batches]
+    wanted = [{name: output for name, (_, output) in _seen(teacher, projections, batch).items()} for batch in batches]
     for name in projections:
         module = model.get_submodule(name)
-        gram: Any = 0.0
-        moment: Any = 0.0
+        bias = module._parameters.get("bias")
+        gram, moment = torch.zeros(()), torch.zeros(())
         for batch, targets in zip(batches, wanted):
             inputs, outputs = _seen(model, [name], batch)[name]
-            inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1).double()
+            inputs = inputs[:, : 0 if isinstance(module, BiasOnly) else None].double()
+            if bias is not None:
+                inputs = torch.cat([inputs, torch.ones_like(outputs[:, :1], dtype=torch.double)], 1)
             gram = gram + inputs.T @ inputs
-            moment = moment + inputs.T @ (targets[name][1] - outputs).double()
-        gram.diagonal().add_(RIDGE * gram.diagonal()[:-1].mean() if len(gram) > 1 else 0.0)
+            moment = moment + inputs.T @ (targets[name] - outputs).double()
+        width = len(gram) - (bias is not None)
+        gram.diagonal()[:width] += RIDGE * gram.diagonal()[:width].sum() / max(width, 1)
         change = torch.linalg.solve(gram, moment)
-        weight = module.get_parameter("weight")
-        weight.add_((change[:-1] if isinstance(module, Conv1D) else change[:-1].T).to(weight.dtype))
-        if module._parameters.get("bias") is not None:
-            module.get_parameter("bias").add_(change[-1].to(weight.dtype))
+        if bias is not None:
+            bias.add_(change[-1].to(bias.dtype))
+        if width:
+            weight = module.get_parameter("weight")
+            weight.add_((change[:width] if isinstance(module, Conv1D) else change[:width].T).to(weight.dtype))
 
 
 def _seen(model: nn.Module, names: Sequence[str], batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:

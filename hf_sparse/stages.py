@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
@@ -27,7 +26,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.family import write_family
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
-from hf_sparse.refit import refit_
+from hf_sparse.refit import refit_, refittable
 from hf_sparse.report import Report
 from hf_sparse.results import ResultsMixin
 from hf_sparse.sensitivity import sensitivities
@@ -123,10 +122,8 @@ class StagesMixin(ResultsMixin, DistillationMixin):
         """Fit the output projections that are left to the teacher's, in place, where it has the same ones."""
         if self.teacher is None or not self.sparsity.refit:
             return
-        modules, taught = dict(self._model.named_modules()), dict(self.teacher.model.named_modules())
-        linear = nn.Linear | Conv1D
-        names = [block.output for block in self.structure.blocks if isinstance(modules.get(block.output), linear)]
-        names = [name for name in names if isinstance(taught.get(name), linear)]
+        outputs = [block.output for block in self.structure.blocks]
+        names = refittable(self._model, self.teacher.model, outputs)
         batches = [
             {name: value for name, value in batch.items() if name not in self.label_names}
             for batch in self._some_rows(REFIT_ROWS, self.args.eval_batch_size)
