@@ -14,19 +14,24 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_sparse.modeling_hf_sparse import BiasOnly
+from hf_sparse.probing import sizes
 
 RIDGE = 1e-2
 """Pull towards the weights that are there, in units of the mean square of the inputs."""
 
 
 def refittable(model: nn.Module, teacher: nn.Module, projections: Sequence[str]) -> list[str]:
-    """Those of some modules that are linear, or the bias that is left of one, in a model, and linear in its teacher."""
-    found = []
-    for name in projections:
-        own, other = (dict(one.named_modules()).get(name) for one in (model, teacher))
-        if isinstance(own, nn.Linear | Conv1D | BiasOnly) and isinstance(other, nn.Linear | Conv1D):
-            found.append(name)
-    return found
+    """Those of some paths where the model has a linear layer, or the bias left of one, and the teacher one as wide."""
+    modules, taught = dict(model.named_modules()), dict(teacher.named_modules())
+    widths = [(name, _width(modules.get(name)), _width(taught.get(name))) for name in projections]
+    return [name for name, own, other in widths if own is not None and own == other]
+
+
+def _width(module: nn.Module | None) -> int | None:
+    """Outputs of a linear layer; None if it is something else."""
+    if isinstance(module, BiasOnly):
+        return module.size
+    return sizes(module)[1] if isinstance(module, nn.Linear | Conv1D) else None
 
 
 @torch.no_grad()

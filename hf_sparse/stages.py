@@ -4,48 +4,32 @@ Each stage finds the structure for its target, makes the model physically smalle
 trains only what is left, and leaves a whole model behind where there are several targets.
 """
 
-import itertools
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import broadcast
-from torch import Tensor, nn
-from transformers.trainer_utils import has_length
+from torch import nn
 from transformers.utils import logging
 
 from hf_sparse.card import REPORT
 from hf_sparse.compaction import CompactionReport, compact
 from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Schedule
-from hf_sparse.distillation import hidden_distances, layer_pairs
-from hf_sparse.distilling import DistillationMixin
 from hf_sparse.errors import SparsityError
+from hf_sparse.estimates import EstimatesMixin
 from hf_sparse.family import write_family
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
-from hf_sparse.refit import refit_, refittable
 from hf_sparse.report import Report
-from hf_sparse.results import ResultsMixin
-from hf_sparse.sensitivity import sensitivities
-from hf_sparse.surgery import plain_forward, surgery, unchanged_random_state
-from hf_sparse.teacher import layer_states
+from hf_sparse.surgery import plain_forward, surgery
 
 logger = logging.get_logger(__name__)
-
-SENSITIVITY_ROWS = 128
-"""Rows that sensitivities are estimated on."""
-
-REFIT_ROWS = 1024
-"""Rows that output projections are refitted on."""
 
 STATE = "sparsity_state.json"
 """Beside a checkpoint's weights: which stage it is in, and what earlier ones have removed."""
 
 
-class StagesMixin(ResultsMixin, DistillationMixin):
+class StagesMixin(EstimatesMixin):
     """Adds to a Trainer that its model shrinks while it is trained, target by target."""
 
     _schedules: tuple[Schedule, ...] = ()
@@ -80,31 +64,6 @@ class StagesMixin(ResultsMixin, DistillationMixin):
             self._train_gates()
             self._start_gates()
 
-    def _start_gates(self) -> None:
-        """Let importances start from sensitivities on some rows of the training data; gates stay at 1."""
-        bank = gate_bank(self._model)
-        if bank is None or self.sparsity.warm_start == 0:
-            return
-        training, _ = self._model.training, self._model.eval()
-        with plain_forward(self._model), unchanged_random_state(self.args.device):
-            found = sensitivities(self._model, bank.structure, self._some_rows(SENSITIVITY_ROWS, 1), self._row_loss)
-        self._model.train(training)
-        bank.start_from_(broadcast(found), self.sparsity.warm_start)
-
-    def _some_rows(self, count: int, size: int) -> Iterator[dict[str, Any]]:
-        """Batches of some rows of the training data; the same on all processes, where the data set can be indexed."""
-        loader = self.get_train_dataloader()
-        rows: Any = loader.dataset
-        if has_length(rows):
-            chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
-            rows = torch.utils.data.Subset(loader.dataset, chosen.tolist())
-        chosen_rows = itertools.islice(iter(rows), count)
-        while batch := list(itertools.islice(chosen_rows, size)):
-            yield self._prepare_inputs(loader.collate_fn(batch))
-
-    def _row_loss(self, inputs: Mapping[str, Any]) -> Tensor:
-        return self.compute_loss(self._model, dict(inputs))
-
     def _train_gates(self) -> None:
         """Let the optimizer train the gates that the model has now; its last group is theirs."""
         bank = gate_bank(self._model)
@@ -117,20 +76,6 @@ class StagesMixin(ResultsMixin, DistillationMixin):
             self._compactions.append(compact(self._model, inputs=self._verification_batch()))
             self._refit()
             self._match_layers()
-
-    def _refit(self) -> None:
-        """Fit the output projections that are left to the teacher's, in place, where it has the same ones."""
-        if self.teacher is None or not self.sparsity.refit:
-            return
-        outputs = [block.output for block in self.structure.blocks]
-        names = refittable(self._model, self.teacher.model, outputs)
-        batches = [
-            {name: value for name, value in batch.items() if name not in self.label_names}
-            for batch in self._some_rows(REFIT_ROWS, self.args.eval_batch_size)
-        ]
-        training, _ = self._model.training, self._model.eval()
-        refit_(self._model, self.teacher.model, names, batches)
-        self._model.train(training)
 
     def _member_path(self, target: float) -> Path:
         return Path(str(self.args.output_dir)) / f"removed-{target:g}"
@@ -152,44 +97,6 @@ class StagesMixin(ResultsMixin, DistillationMixin):
         if len(self._schedules) > 1 and self._in_last_form:
             self._finish_stage()
         return output
-
-    # ---- The teacher's layers ----
-
-    def _match_layers(self) -> None:
-        """Find out which layers of the student learn from which of the teacher, on a batch of the evaluation data.
-
-        Each from its own, while there are as many; else those that are left, each from one that it is close to.
-        """
-        if self.teacher is None or not self.teacher.hidden:
-            return
-        batch = self._verification_batch()
-        training, _ = self._model.training, self._model.eval()
-        with torch.no_grad():
-            student = layer_states(self._model(**batch, output_hidden_states=True, return_dict=True))
-            teacher = self.teacher(batch).hidden_states
-        self._model.train(training)
-        left = self._layers_left(len(student))
-        if [state.shape for state in student] == [state.shape for state in teacher] and len(left) == len(student):
-            self._layer_map = tuple((layer, layer) for layer in left)
-        elif len({state.shape for state in (*student, *teacher)}) > 1 or not teacher:
-            logger.warning("Hidden states of model and teacher differ in shape: it learns from the logits alone.")
-            self.teacher.hidden = False
-        else:
-            mask = batch.get("attention_mask")
-            distances = hidden_distances([student[layer] for layer in left], teacher, mask)
-            pairs = layer_pairs(self.accelerator.reduce(distances, "mean").tolist())
-            self._layer_map = tuple((left[student_layer], teacher_layer) for student_layer, teacher_layer in pairs)
-
-    def _layers_left(self, layers: int) -> list[int]:
-        """The layers, counted through all stacks, of which a sublayer is left."""
-        kept = self.plan().kept
-        left: dict[tuple[str, int], bool] = {}
-        for block in self.structure.blocks:
-            place = block.name.split(f".{block.layer}.")[0], block.layer
-            left[place] = left.get(place, False) or bool(kept.get(block.name, (0,)))
-        if len(left) != layers:  # layers that nothing can be removed from, or that were found in another order
-            return list(range(layers))
-        return [index for index, some in enumerate(left.values()) if some] or [layers - 1]
 
     # ---- Checkpoints ----
 

@@ -55,6 +55,7 @@ ORDER = [
     "hub",
     "results",
     "finite",
+    "estimates",
     "stages",
     "trainer",
     "cli",

@@ -97,3 +97,16 @@ def test_the_trainer_refits_to_its_teacher(refit: bool, tmp_path: Path) -> None:
         weights.append(run.model.state_dict())
     same = all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     assert same == (not refit)
+
+
+@pytest.mark.parametrize("sizes", [{"layers": 3}, {"hidden_size": 64}])
+def test_a_teacher_of_another_shape_teaches_by_its_states_and_logits_alone(sizes: dict, tmp_path: Path) -> None:
+    run = SparseTrainer(
+        model=bert(),
+        args=training_arguments(tmp_path, max_steps=40),
+        sparsity=SparsityConfig(),
+        teacher=bert(**sizes),
+        train_dataset=rows(64),
+        eval_dataset=rows(16, seed=1),
+    )
+    assert torch.isfinite(torch.tensor(run.train().training_loss))
