@@ -1,4 +1,4 @@
-"""Replace a checkpoint directory as a whole: whenever the process is killed, the old one is there or the new one."""
+"""Replace a checkpoint directory, or a file, as a whole: a kill at any moment leaves the old one or the new one."""
 
 import ctypes
 import os
@@ -66,6 +66,14 @@ def replaced_directory(path: Path) -> Iterator[Path]:
         raise SparsityError(f"cannot write {path}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, readable by all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    Path(file.name).chmod(0o644)
+    os.replace(file.name, path)
 
 
 def _runs(process: int) -> bool:

@@ -4,7 +4,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from hf_sparse.directories import write_whole
 from hf_sparse.report import Report
+
+FAMILY = "family"
+"""Name of its files, with the suffixes .json, .md and .png."""
 
 
 def write_family(directory: Path, members: Mapping[str, Report]) -> None:
@@ -28,9 +32,9 @@ def write_family(directory: Path, members: Mapping[str, Report]) -> None:
         }
         for name, report in members.items()
     ]
-    (directory / "family.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (directory / "family.md").write_text(family_table(members))
-    plot_family(members, directory / "family.png")
+    write_whole(directory / f"{FAMILY}.json", json.dumps(rows, indent=2) + "\n")
+    write_whole(directory / f"{FAMILY}.md", family_table(members))
+    plot_family(members, directory / f"{FAMILY}.png")
 
 
 def family_table(members: Mapping[str, Report]) -> str:

@@ -4,9 +4,7 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +18,7 @@ from transformers import PreTrainedModel
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs import CostTable
+from hf_sparse.directories import write_whole
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs, undisturbed
 from hf_sparse.probing import FORWARD_ERRORS, fresh, record_calls
@@ -202,6 +201,4 @@ def _remember(key: str, times: Counts) -> None:
     entry = {"key": key, "milliseconds": list(times.values())}
     with suppress(OSError):
         CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=CACHE, delete=False) as file:
-            file.write(json.dumps(entry))
-        os.replace(file.name, _path(key))
+        write_whole(_path(key), json.dumps(entry))

@@ -7,7 +7,6 @@ import re
 import shlex
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from transformers import PreTrainedModel
 from hf_sparse.compaction import CompactionReport
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs import CostTable
+from hf_sparse.directories import write_whole
 from hf_sparse.errors import SparsityError
 from hf_sparse.structure import LayerSizes, ModelStructure, layer_sizes
 from hf_sparse.timing import device_name, times_ms
@@ -108,10 +108,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write the report as JSON, whole or not at all."""
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(json.dumps(asdict(self), indent=2) + "\n")
-        Path(file.name).chmod(0o644)
-        os.replace(file.name, path)
+        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Report":

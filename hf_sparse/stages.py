@@ -15,6 +15,7 @@ from hf_sparse.card import REPORT
 from hf_sparse.compaction import CompactionReport, compact
 from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Schedule
+from hf_sparse.directories import write_whole
 from hf_sparse.errors import SparsityError
 from hf_sparse.estimates import EstimatesMixin
 from hf_sparse.family import write_family
@@ -94,7 +95,8 @@ class StagesMixin(EstimatesMixin):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         output = super()._finalize_training(*args, **kwargs)
-        if len(self._schedules) > 1 and self._in_last_form:
+        if len(self._schedules) > 1 and self._stage == len(self._schedules) - 1:
+            self.compact()  # no change where the structure was found in time
             self._finish_stage()
         return output
 
@@ -112,7 +114,7 @@ class StagesMixin(EstimatesMixin):
                 ],
                 "layer_map": self._layer_map,
             }
-            (Path(str(output_dir)) / STATE).write_text(json.dumps(state))
+            write_whole(Path(str(output_dir)) / STATE, json.dumps(state))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Give the model the form it had at a checkpoint, in place, then load the weights."""

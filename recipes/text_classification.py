@@ -51,6 +51,7 @@ from hf_sparse import (
     load_pruned,
     save_pruned,
 )
+from hf_sparse.family import FAMILY
 from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.report import Origin, command_line
 
@@ -133,8 +134,10 @@ def main() -> None:
     )
     # Where --push_to_hub is given, this uploads it, too.
     trainer.save_model()
-    output = arguments.output_dir
+    output = Path(str(arguments.output_dir))
     print(f"\n{summary(report)}\n\nthe model, its card, report.json and structure.png are in {output}")
+    if sparsity.targets is not None:
+        print(f"\n{(output / FAMILY).with_suffix('.md').read_text()}\nthese models and family.png are in {output}")
 
 
 def _parse() -> tuple[ModelArguments, DataArguments, SparsityConfig, RecipeArguments]:

@@ -137,6 +137,20 @@ def test_the_recipe_leaves_a_small_model_a_report_and_a_picture(
     assert (out / "model.safetensors").read_bytes() == weights
 
 
+def test_several_targets_leave_a_family(
+    run: Run, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets = {"--targets": "0.3", "0.6": None, "--num_train_epochs": 16}
+    assert run({**data, **targets}) == 0
+    shown = capsys.readouterr().out
+    assert "| removed-0.3 |" in shown and "| removed-0.6 |" in shown and "evaluation accuracy" in shown
+    sizes = [
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / name).num_parameters()
+        for name in ("removed-0.3", "removed-0.6", "")
+    ]
+    assert sizes[0] > sizes[1] == sizes[2]
+
+
 def test_a_uniform_layout_leaves_a_stock_model(run: Run, data: dict[str, str], tmp_path: Path) -> None:
     assert run({**data, "--layout": "uniform", "--target": 0.5}) == 0
     config = json.loads((tmp_path / "out/config.json").read_text())
