@@ -95,8 +95,8 @@ class StagesMixin(EstimatesMixin):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         output = super()._finalize_training(*args, **kwargs)
-        if len(self._schedules) > 1 and self._stage == len(self._schedules) - 1:
-            self.compact()  # no change where the structure was found in time
+        if len(self._schedules) > 1 and (self._in_last_form or self.state.global_step == self._schedules[-1].end):
+            self.compact()  # changes nothing where the structure was found in time
             self._finish_stage()
         return output
 
