@@ -1,11 +1,12 @@
 """The last step of the search: the one that takes the density across its target, shortened so that it lands there."""
 
 import torch
+from torch import Tensor
 
 from hf_sparse.bank import GateBank
 
 TOLERANCE = 0.001
-"""A structure is found when its density is this close to the target, or as close as its largest unit allows."""
+"""A step that ends this close to the target is taken as it is."""
 
 HALVINGS = 24
 
@@ -32,20 +33,24 @@ class Landing:
     @torch.no_grad()
     def reached_(self) -> bool:
         """Whether the step reached the target; if it went beyond, gates are moved back to it in place."""
-        tolerance = max(TOLERANCE, self.bank.largest_unit / 2)
         excess = self._excess()
-        if abs(excess) <= tolerance:
-            return True
-        if (excess > 0) == (self.excess > 0):
+        if abs(excess) > TOLERANCE and (excess > 0) == (self.excess > 0):
             return False
         after = [parameter.detach().clone() for parameter in self.bank.parameters()]
-        low, high = 0.0, 1.0
+        low, high, share = 0.0, 1.0, 1.0
+        closest = (abs(excess), share)
         for _ in range(HALVINGS):
-            share = (low + high) / 2
-            for parameter, start, end in zip(self.bank.parameters(), self.before, after):
-                parameter.copy_(torch.lerp(start, end, share))
-            excess = self._excess()
-            if abs(excess) <= tolerance:
+            if closest[0] <= TOLERANCE:
                 break
+            share = (low + high) / 2
+            self._move(after, share)
+            excess = self._excess()
+            closest = min(closest, (abs(excess), share))
             low, high = (share, high) if (excess > 0) == (self.excess > 0) else (low, share)
+        self._move(after, closest[1])
         return True
+
+    def _move(self, after: list[Tensor], share: float) -> None:
+        """Put the gates in place at a share of the step."""
+        for parameter, start, end in zip(self.bank.parameters(), self.before, after):
+            parameter.copy_(torch.lerp(start, end, share))
