@@ -34,7 +34,7 @@ class DistillationConfig:
     )
     distillation_temperature: float = _option(2.0, "Temperature at which student and teacher logits are compared.")
     hidden_distillation_weight: float = _option(
-        1.0, "Weight of the relative squared error to the teacher's hidden states; 0 compares logits alone."
+        20.0, "Weight of the relative squared error to the teacher's hidden states; 0 compares logits alone."
     )
     cache_teacher: bool = _option(
         False, "Remember what the teacher says about each row, for data that is the same in every epoch."
@@ -109,7 +109,7 @@ class SparsityConfig(DistillationConfig):
         True, "Fit output projections to those of the teacher by least squares when the model shrinks."
     )
     sparsity_warmup: float = _option(0.01, "Share of the steps before the penalty starts.")
-    sparsity_ramp: float = _option(0.24, "Share of the steps over which the density descends to its target.")
+    sparsity_ramp: float = _option(0.12, "Share of the steps over which the density descends to its target.")
     sparsity_hold: float = _option(
         0.05, "Share of the steps that may go by until the structure is fixed; the learning rate decays after it."
     )
