@@ -185,7 +185,7 @@ class ResultsMixin(Trainer):
         license: str | None = None,
         tags: str | list[str] | None = None,
     ) -> CommitInfo | None:
-        """Upload the physically smaller model with its card to `hub_model_id`; where it still has gates, measure it.
+        """Upload the physically smaller model with its card to `hub_model_id`; measured, where it is not yet.
 
         Args:
             commit_message: of the commit.
@@ -210,7 +210,8 @@ class ResultsMixin(Trainer):
         repo_id = self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
         self._card_fields = CardFields(repo_id, model_name, language, license, tuple(tags))
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.report is None and gate_bank(self._model) is not None and self.is_world_process_zero():
+        pruned = gate_bank(self._model) is not None or self._compactions
+        if self.report is None and pruned and self.is_world_process_zero():
             self.measure()
         self._save_result(Path(str(self.args.output_dir)))
         if not self.is_world_process_zero():

@@ -8,8 +8,8 @@ SCHEDULE = Schedule.stages(SparsityConfig(target=0.5), total=1000)[0]
 
 
 def test_the_phases_are_shares_of_the_run() -> None:
-    assert Schedule(0, 10, 250, 300, 1000) == SCHEDULE
-    assert [SCHEDULE.progress_at(step) for step in (0, 10, 130, 250, 999)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert Schedule(0, 10, 130, 180, 1000) == SCHEDULE
+    assert [SCHEDULE.progress_at(step) for step in (0, 10, 70, 130, 999)] == pytest.approx([0, 0, 0.5, 1, 1])
 
 
 def test_stages_follow_each_other() -> None:

@@ -163,25 +163,23 @@ def test_the_model_shrinks_as_soon_as_the_structure_is_found_and_goes_on_learnin
     assert trained == {id(parameter) for parameter in run.model.parameters()}
 
 
-def test_shrinking_changes_no_output(tmp_path: Path) -> None:
+def test_shrinking_changes_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = {"input_ids": torch.tensor(rows(4)["input_ids"])}
+    run = trainer(tmp_path)
+    shrink, logits = run._shrink, []
 
-    class Compare(TrainerCallback):
-        """Runs before the trainer's own callback shrinks the model, and again after it."""
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            run.model.eval()
+    def compared() -> None:
+        for step in (None, shrink):
+            if step is not None:
+                step()
             with torch.no_grad():
-                logits.append((gate_bank(run.model) is None, run.model(**batch).logits))
+                logits.append(run.model.eval()(**batch).logits)
+        run.model.train()
 
-    logits: list[tuple[bool, torch.Tensor]] = []
-    run = trainer(tmp_path, callbacks=[Compare()])
-    run.add_callback(Compare())
+    monkeypatch.setattr(run, "_shrink", compared)
     run.train()
-    befores, afters = logits[::2], logits[1::2]
-    shrunk = [index for index in range(len(befores)) if not befores[index][0] and afters[index][0]]
-    assert len(shrunk) == 1
-    torch.testing.assert_close(befores[shrunk[0]][1], afters[shrunk[0]][1], rtol=1e-5, atol=1e-6)
+    assert len(logits) == 2
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-6)
 
 
 def test_gates_have_their_own_learning_rate_and_no_weight_decay(tmp_path: Path) -> None:
@@ -194,7 +192,7 @@ def test_gates_have_their_own_learning_rate_and_no_weight_decay(tmp_path: Path) 
 
 
 def test_the_learning_rate_decays_over_the_recovery_only(tmp_path: Path) -> None:
-    run = trainer(tmp_path, warmup_steps=4)
+    run = trainer(tmp_path, warmup_steps=4, sparsity=SparsityConfig(sparsity_ramp=0.24))
     scheduler = run.create_scheduler(100, run.create_optimizer())
     rates = []
     for _ in range(100):
@@ -213,7 +211,8 @@ def test_the_learning_rate_decays_over_the_recovery_only(tmp_path: Path) -> None
 
 def test_densities_and_lambda_are_logged_and_reach_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
-    run = trainer(tmp_path, report_to=["tensorboard"], logging_steps=5)
+    sparsity = SparsityConfig(sparsity_ramp=0.24)
+    run = trainer(tmp_path, report_to=["tensorboard"], logging_steps=5, sparsity=sparsity)
     run.train()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
