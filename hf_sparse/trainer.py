@@ -1,5 +1,6 @@
 """`SparseTrainer`: a thin `Trainer` that learns which heads and neurons to remove while it fine-tunes."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -152,6 +153,16 @@ class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
         """Trainer's scheduler stretched over the recovery; before it, warm-up and a constant learning rate."""
         self.report = None  # of a model that is trained on from here
         self._schedules = Schedule.stages(self.sparsity, num_training_steps)
+        steps = self._schedules[0].ramp_end - self._schedules[0].warmup_end
+        # Importances start at or above the mean, log(1 / t0) above the threshold; Adam moves them by its learning rate.
+        needed = math.log(1 / self.sparsity.t0) / self.sparsity.gate_learning_rate
+        if steps < needed:
+            logger.warning(
+                "The density descends over %d steps, in which gates can hardly close, so the structure may be found "
+                "late: train for more steps, or set sparsity_ramp to %.2f.",
+                steps,
+                min(0.3, self.sparsity.sparsity_ramp * needed / steps),
+            )
         created = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if created and isinstance(scheduler, LambdaLR):
@@ -237,7 +248,7 @@ class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
         if not self._in_last_form:
             logger.warning(
                 "The structure was not found: its density never reached the target. Train for more steps, or raise "
-                "controller_gain or gate_learning_rate."
+                "sparsity_ramp or gate_learning_rate."
             )
         return output
 
