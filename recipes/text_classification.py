@@ -57,7 +57,7 @@ from hf_sparse.report import Origin, command_line
 
 MEASURED_BATCH = 32
 EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sparsity_ramp": 0.24}
-"""Used with the embedded data unless flags say otherwise; there is little of it, and gates need their steps to close."""
+"""Used with the embedded data unless flags say otherwise: there is little of it, and gates need steps to close."""
 
 
 class DenseTrainer(FiniteLossMixin, Trainer):
