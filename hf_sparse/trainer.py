@@ -125,6 +125,7 @@ class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
         """A fresh model from `model_init`, with gates attached."""
         model = cast(PreTrainedModel, super().call_model_init(trial))
         self._stage, self._compactions, self._members, self._layer_map = 0, [], {}, None
+        self._loss_is_probed = False
         attach_gates(model, self._stage_config)
         return model
 
