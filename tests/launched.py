@@ -11,7 +11,7 @@ from torch import nn
 from hf_sparse import SparseTrainer, SparsityConfig
 
 
-def main(directory: Path, batch: int, targets: list[float]) -> None:
+def main(directory: Path, batch: int, cost: str, targets: list[float]) -> None:
     torch.set_num_threads(1)
     model, teacher = bert().double(), bert(layers=1).double()
     for module in [*model.modules(), *teacher.modules()]:
@@ -20,7 +20,7 @@ def main(directory: Path, batch: int, targets: list[float]) -> None:
     run = SparseTrainer(
         model=model,
         args=training_arguments(directory, per_device_train_batch_size=batch, max_steps=30 * len(targets)),
-        sparsity=SparsityConfig(targets=targets),
+        sparsity=SparsityConfig(targets=targets, cost=cost, cost_sequence_length=16),
         teacher=teacher,
         train_dataset=rows(64),
         eval_dataset=rows(16, seed=1),
@@ -33,4 +33,4 @@ def main(directory: Path, batch: int, targets: list[float]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), [float(target) for target in sys.argv[3:]])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], [float(target) for target in sys.argv[4:]])
