@@ -24,8 +24,8 @@ logger = logging.get_logger(__name__)
 SENSITIVITY_ROWS = 128
 """Rows that sensitivities are estimated on."""
 
-REFIT_ROWS = 1024
-"""Rows that output projections are refitted on."""
+REFIT_ROWS, REFIT_TOKENS = 256, 8192
+"""Rows that output projections are refitted on, and tokens of texts after which there are no more of them."""
 
 
 class EstimatesMixin(ResultsMixin, DistillationMixin):
@@ -65,10 +65,14 @@ class EstimatesMixin(ResultsMixin, DistillationMixin):
             return
         outputs = [block.output for block in self.structure.blocks]
         names = refittable(self._model, self.teacher.model, outputs)
-        batches = [
-            {name: value for name, value in batch.items() if name not in self.label_names}
-            for batch in self._some_rows(REFIT_ROWS, self.args.eval_batch_size)
-        ]
+        batches: list[dict[str, Any]] = []
+        tokens = 0
+        for batch in self._some_rows(REFIT_ROWS, self.args.eval_batch_size):
+            batches.append({name: value for name, value in batch.items() if name not in self.label_names})
+            main = batch[self._model.main_input_name]
+            tokens += main.numel() if main.ndim == 2 else 0
+            if tokens >= REFIT_TOKENS:
+                break
         training, _ = self._model.training, self._model.eval()
         refit_(self._model, self.teacher.model, names, batches)
         self._model.train(training)
