@@ -55,10 +55,15 @@ def measured_costs(
     """
     found: list[Any] = [None]
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        with torch.no_grad(), undisturbed(model):
-            found[0] = _Stopwatch(model, config, inputs or example_inputs(model)).costs(structure, config.round_to)
+        try:
+            with torch.no_grad(), undisturbed(model):
+                found[0] = _Stopwatch(model, config, inputs or example_inputs(model)).costs(structure, config.round_to)
+        except SparsityError as error:
+            found[0] = error  # for all processes, since the others would wait for ever
     if torch.distributed.is_initialized():
         broadcast_object_list(found)
+    if isinstance(found[0], SparsityError):
+        raise found[0]
     return found[0]
 
 
@@ -68,8 +73,10 @@ class _Stopwatch:
     def __init__(self, model: PreTrainedModel, config: SparsityConfig, inputs: Mapping[str, Any]) -> None:
         self.model = model
         self.batch = enlarged(inputs, model, config.cost_batch_size, config.cost_sequence_length)
+        # Of a small batch, since all calls together hold all activations; of the large one, just what is timed.
+        self.calls = record_calls(model, inputs)
         try:
-            self.calls = record_calls(model, self.batch)
+            model(**self.batch)
         except FORWARD_ERRORS as error:
             raise SparsityError(
                 f"{type(model).__name__} cannot be timed on {config.cost_batch_size} sequences of "
@@ -105,7 +112,7 @@ class _Stopwatch:
         return self.measured[key]
 
     def _measure(self, module: nn.Module, path: str, block: Block, counts: Sequence[int]) -> Counts:
-        call = self.calls[path]
+        call = record_calls(self.model, self.batch, {path})[path]
         forms = [smaller_form(module, path, block, torch.arange(count)) for count in counts]
         runs = [functools.partial(form, *fresh(call.args), **fresh(dict(call.kwargs))) for form in forms]
         shortest = [min(times) for times in times_ms(runs, self.model.device, REPEATS)]

@@ -7,7 +7,7 @@ softmaxes away from saturation and ReLUs alive whatever the weights are.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,8 +78,10 @@ def _hooked(handles: list[Any]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def record_calls(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Call]:
-    """The first call of every module in a forward of the model, by path."""
+def record_calls(
+    model: PreTrainedModel, inputs: Mapping[str, Any], paths: Container[str] | None = None
+) -> dict[str, Call]:
+    """The first call of every module in a forward of the model, by path; of all, or of those at some paths."""
     calls: dict[str, Call] = {}
     started: dict[str, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
 
@@ -100,8 +102,9 @@ def record_calls(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str,
 
     handles = []
     for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
-        handles.append(module.register_forward_hook(after(path)))
+        if paths is None or path in paths:
+            handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
+            handles.append(module.register_forward_hook(after(path)))
     with _hooked(handles):
         model(**inputs)
     return calls
