@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.constants import HF_HOME
@@ -31,6 +32,7 @@ POINTS = 16  # numbers of units that are timed; between them, straight lines
 REPEATS = 9
 MULTIPLES = (1, 8, 16, 32, 64)  # of neurons, that a device may like
 WIDTHS = 6  # that multiples are compared on
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of all units, that whole models are timed with
 GAIN = 0.01  # a larger multiple has to be faster by this share
 
 Counts = Mapping[int, float]
@@ -91,12 +93,28 @@ class _Stopwatch:
         self.measured: dict[str, Counts] = {}
 
     def costs(self, structure: ModelStructure, round_to: int) -> CostTable:
-        """The table of all blocks."""
+        """The table of all blocks.
+
+        By itself a block finds its weights in caches that the whole model does not leave them in. So what blocks take
+        beside each other is measured one by one, and what they take together in whole models of several sizes.
+        """
         multiple = round_to or self._preferred_multiple(structure)
         blocks = structure.rounded(multiple).blocks
         tables = {block.name: _table(block, self._times(block, _counts(block))) for block in blocks}
-        whole = min(times_ms([functools.partial(self.model, **self.batch)], self.model.device, REPEATS)[0])
-        return CostTable(tables, max(0.0, whole - sum(table[-1] for table in tables.values())), multiple)
+        sizes = [{block.name: _typical(block, share) for block in blocks} for share in SHARES]
+        models = [
+            smaller_form(self.model, "", blocks, {name: torch.arange(count) for name, count in size.items()})
+            for size in sizes
+        ]
+        runs = [functools.partial(model, **self.batch) for model in models]
+        rest, *times = (min(each) for each in times_ms(runs, self.model.device, REPEATS))
+        alone = [sum(tables[name][count] for name, count in size.items()) for size in sizes]
+        together = list(itertools.accumulate((0.0, *(time - rest for time in times)), max))
+        scaled = {
+            name: tuple(table[-1] * np.interp(np.divide(table, table[-1]), np.divide(alone, alone[-1]), together))
+            for name, table in tables.items()
+        }
+        return CostTable({name: tuple(np.divide(t, alone[-1]).tolist()) for name, t in scaled.items()}, rest, multiple)
 
     def _times(self, block: Block, counts: Sequence[int]) -> Counts:
         """How much longer the module around a block takes with so many of its units than with none."""
@@ -113,7 +131,7 @@ class _Stopwatch:
 
     def _measure(self, module: nn.Module, path: str, block: Block, counts: Sequence[int]) -> Counts:
         call = record_calls(self.model, self.batch, {path})[path]
-        forms = [smaller_form(module, path, block, torch.arange(count)) for count in counts]
+        forms = [smaller_form(module, path, [block], {block.name: torch.arange(count)}) for count in counts]
         runs = [functools.partial(form, *fresh(call.args), **fresh(dict(call.kwargs))) for form in forms]
         shortest = [min(times) for times in times_ms(runs, self.model.device, REPEATS)]
         return {count: max(0.0, time - shortest[0]) for count, time in zip(counts, shortest)}
@@ -152,11 +170,22 @@ def enlarged(inputs: Mapping[str, Any], model: PreTrainedModel, rows: int, token
     return batch
 
 
+def _typical(block: Block, share: float) -> int:
+    """A number of units near a share of them: an odd one, where they are many and need not be a multiple.
+
+    Devices are faster with round numbers, but where any number may stay, those hardly ever come up.
+    """
+    count = round(share * block.units)
+    if block.multiple > 1 or block.units <= POINTS or count in (0, block.units):
+        return block.physical(count)
+    return count | 1
+
+
 def _counts(block: Block) -> list[int]:
     """The numbers of units to time: all, if they are few; else fewer of them, and closer together where few stay."""
-    steps = {round(block.units * (step / POINTS) ** 1.5) for step in range(1, POINTS + 1)}
-    aligned = {min(block.units, max(1, -(-count // 8) * 8)) for count in steps}
-    return [0, *(range(1, block.units + 1) if block.units <= POINTS else sorted({1, *aligned}))]
+    if block.units <= POINTS:
+        return list(range(block.units + 1))
+    return sorted({_typical(block, (step / POINTS) ** 1.5) for step in range(POINTS + 1)})
 
 
 def _looks(block: Block, module: nn.Module) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Sizes that the forward pass reads are found here too: the first set of them with
 import copy
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,18 +59,18 @@ def scope_of(block: Block, calls: Mapping[str, Call]) -> str:
     return scope
 
 
-def smaller_form(module: nn.Module, path: str, block: Block, kept: Tensor) -> nn.Module:
-    """A copy of a module in which a block keeps only some of its units; it shares the parameters that stay whole.
+def smaller_form(module: nn.Module, path: str, blocks: Sequence[Block], kept: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a module in which blocks keep only some of their units; it shares the parameters that stay whole.
 
     Args:
-        module: one that the block is in.
-        path: of that module in the model, which the block's paths are relative to.
-        block: which is to shrink.
-        kept: ascending indices of its units.
+        module: one that the blocks are in.
+        path: of that module in the model, which the blocks' paths are relative to.
+        blocks: which are to shrink.
+        kept: ascending indices of the units that each of them keeps, by block name.
     """
     prefix = f"{path}." if path else ""
     parameters = {prefix + name: parameter for name, parameter in module.named_parameters()}
-    recipe, values = shrink(parameters, [block], {block.name: kept}, {block.name: torch.ones(block.units)})
+    recipe, values = shrink(parameters, blocks, kept, {block.name: torch.ones(block.units) for block in blocks})
     smaller = with_same_parameters(module)
     resize_(smaller, rebased(recipe, path))
     for name, value in values.items():
@@ -107,7 +107,7 @@ class _Trial:
         masked = weight * block.column_scale(mask.to(weight), weight.ndim)
         try:
             reference = tensors(functional_call(self.module, {name: masked}, fresh(self.args), fresh(self.kwargs)))
-            smaller = smaller_form(self.module, self.path, block, kept)
+            smaller = smaller_form(self.module, self.path, [block], {block.name: kept})
             outputs = tensors(smaller(*fresh(self.args), **fresh(self.kwargs)))
         except FORWARD_ERRORS as error:
             return f"its smaller form fails with {str(error).splitlines()[0] if str(error) else type(error).__name__!r}"
