@@ -90,7 +90,7 @@ class _Stopwatch:
             "attention": model.config._attn_implementation,
             "batch": {name: list(value.shape) for name, value in self.batch.items() if isinstance(value, Tensor)},
         }
-        self.measured: dict[str, Counts] = {}
+        self.measured: dict[str, list[float]] = {}
 
     def costs(self, structure: ModelStructure, round_to: int) -> CostTable:
         """The table of all blocks.
@@ -102,39 +102,56 @@ class _Stopwatch:
         blocks = structure.rounded(multiple).blocks
         tables = {block.name: _table(block, self._times(block, _counts(block))) for block in blocks}
         sizes = [{block.name: _typical(block, share) for block in blocks} for share in SHARES]
-        models = [
-            smaller_form(self.model, "", blocks, {name: torch.arange(count) for name, count in size.items()})
-            for size in sizes
-        ]
-        runs = [functools.partial(model, **self.batch) for model in models]
-        rest, *times = (min(each) for each in times_ms(runs, self.model.device, REPEATS))
-        alone = [sum(tables[name][count] for name, count in size.items()) for size in sizes]
+        about = {"shapes": _shapes(self.model), "sizes": sizes}
+        rest, *times = self._shortest(about, self.model, "", blocks, sizes)
         together = list(itertools.accumulate((0.0, *(time - rest for time in times)), max))
+        alone = [sum(tables[name][count] for name, count in size.items()) for size in sizes]
         scaled = {
-            name: tuple(table[-1] * np.interp(np.divide(table, table[-1]), np.divide(alone, alone[-1]), together))
+            name: table[-1] * np.interp(np.divide(table, table[-1]), np.divide(alone, alone[-1]), together) / alone[-1]
             for name, table in tables.items()
         }
-        return CostTable({name: tuple(np.divide(t, alone[-1]).tolist()) for name, t in scaled.items()}, rest, multiple)
+        return CostTable({name: tuple(table.tolist()) for name, table in scaled.items()}, rest, multiple)
 
     def _times(self, block: Block, counts: Sequence[int]) -> Counts:
         """How much longer the module around a block takes with so many of its units than with none."""
         scope = scope_of(block, self.calls)
         module = self.model.get_submodule(scope)
-        key = json.dumps({**self.about, **_looks(block, module), "counts": list(counts)}, sort_keys=True)
-        if key not in self.measured:
-            times = _remembered(key)
-            if times is None:
-                times = self._measure(module, scope, block, counts)
-                _remember(key, times)
-            self.measured[key] = times
-        return self.measured[key]
+        about = {
+            "kind": block.kind,
+            "units": block.units,
+            "columns": block.columns.shape[1],
+            "output": block.output.rpartition(".")[2],
+            "shapes": _shapes(module),
+            "sizes": list(counts),
+        }
+        times = self._shortest(about, module, scope, [block], [{block.name: count} for count in counts])
+        return {count: max(0.0, time - times[0]) for count, time in zip(counts, times)}
 
-    def _measure(self, module: nn.Module, path: str, block: Block, counts: Sequence[int]) -> Counts:
-        call = record_calls(self.model, self.batch, {path})[path]
-        forms = [smaller_form(module, path, [block], {block.name: torch.arange(count)}) for count in counts]
-        runs = [functools.partial(form, *fresh(call.args), **fresh(dict(call.kwargs))) for form in forms]
-        shortest = [min(times) for times in times_ms(runs, self.model.device, REPEATS)]
-        return {count: max(0.0, time - shortest[0]) for count, time in zip(counts, shortest)}
+    def _shortest(
+        self,
+        about: Mapping[str, Any],
+        module: nn.Module,
+        path: str,
+        blocks: Sequence[Block],
+        sizes: Sequence[Mapping[str, int]],
+    ) -> list[float]:
+        """The shortest time of a module, by its path, with each of some numbers of units by block name.
+
+        Remembered by all that it depends on: `about` has what is not the same for the whole model and batch.
+        """
+        key = json.dumps({**self.about, "module": type(module).__qualname__, **about}, sort_keys=True)
+        found = self.measured.get(key) or _remembered(key, len(sizes))
+        if found is None:
+            call = record_calls(self.model, self.batch, {path})[path]
+            forms = [
+                smaller_form(module, path, blocks, {name: torch.arange(count) for name, count in size.items()})
+                for size in sizes
+            ]
+            runs = [functools.partial(form, *fresh(call.args), **fresh(dict(call.kwargs))) for form in forms]
+            found = [min(times) for times in times_ms(runs, self.model.device, REPEATS)]
+            _remember(key, found)
+        self.measured[key] = found
+        return found
 
     def _preferred_multiple(self, structure: ModelStructure) -> int:
         """The multiple that layers are fastest in, when numbers of neurons are rounded up to it; 1 if it is all one."""
@@ -188,16 +205,8 @@ def _counts(block: Block) -> list[int]:
     return sorted({_typical(block, (step / POINTS) ** 1.5) for step in range(POINTS + 1)})
 
 
-def _looks(block: Block, module: nn.Module) -> dict[str, Any]:
-    """All of a block that its time depends on."""
-    return {
-        "module": type(module).__qualname__,
-        "kind": block.kind,
-        "units": block.units,
-        "columns": block.columns.shape[1],
-        "shapes": [[*parameter.shape, str(parameter.dtype)] for parameter in module.parameters()],
-        "output": block.output.rpartition(".")[2],
-    }
+def _shapes(module: nn.Module) -> list[list[Any]]:
+    return [[*parameter.shape, str(parameter.dtype)] for parameter in module.parameters()]
 
 
 def _table(block: Block, measured: Counts) -> tuple[float, ...]:
@@ -219,22 +228,20 @@ def _path(key: str) -> Path:
     return CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
-def _remembered(key: str) -> Counts | None:
+def _remembered(key: str, count: int) -> list[float] | None:
     """What the cache has of a measurement; None if it has nothing, or nothing that can be one."""
-    counts = json.loads(key)["counts"]
     try:
         entry = json.loads(_path(key).read_text())
         times = [float(time) for time in entry["milliseconds"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    if entry.get("key") != key or len(times) != len(counts) or not all(0 <= time < float("inf") for time in times):
+    if entry.get("key") != key or len(times) != count or not all(0 < time < float("inf") for time in times):
         return None
-    return dict(zip(counts, times))
+    return times
 
 
-def _remember(key: str, times: Counts) -> None:
+def _remember(key: str, times: Sequence[float]) -> None:
     """Write a measurement to the cache; a cache that cannot be written costs time, but is no error."""
-    entry = {"key": key, "milliseconds": list(times.values())}
     with suppress(OSError):
         CACHE.mkdir(parents=True, exist_ok=True)
-        write_whole(_path(key), json.dumps(entry))
+        write_whole(_path(key), json.dumps({"key": key, "milliseconds": list(times)}))

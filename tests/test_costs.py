@@ -66,7 +66,7 @@ def test_measured_costs_rise_from_zero_and_are_remembered(make: type, cache: Pat
     for block in structure.blocks:
         table = costs.blocks[block.name]
         assert len(table) == block.units + 1 and table[0] == 0.0 and list(table) == sorted(table)
-    assert len(list(cache.iterdir())) == 2  # layers are alike, so heads and neurons are each timed once
+    assert len(list(cache.iterdir())) == 3  # heads and neurons once, since layers are alike, and whole models
     again = measured_costs(model, structure, config)
     assert again.blocks == costs.blocks
     for path in cache.iterdir():

@@ -62,4 +62,4 @@ def test_processes_share_what_the_first_one_has_measured(tmp_path: Path) -> None
     launch(2, tmp_path / "two", batch=4, cost="latency")
     ranks = [load_file(tmp_path / f"two/rank{rank}.safetensors") for rank in range(2)]
     assert ranks[0].keys() == ranks[1].keys() and all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
-    assert len(list((tmp_path / "two/home/hf_sparse/latency").iterdir())) == 2
+    assert len(list((tmp_path / "two/home/hf_sparse/latency").iterdir())) == 3
