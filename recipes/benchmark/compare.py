@@ -79,7 +79,7 @@ class Task:
 
     def arguments(self, epochs: float, learning_rate: float, seed: int) -> TrainingArguments:
         return TrainingArguments(
-            str(self.flags.output_dir / self.flags.task / "training"),
+            str(self.flags.output_dir / self.flags.task / "training" / str(seed)),
             num_train_epochs=epochs,
             learning_rate=learning_rate,
             per_device_train_batch_size=32,
