@@ -58,7 +58,7 @@ def table(found: Mapping[tuple[str, float], Sequence[Line]]) -> str:
             f"{statistics.fmean(means):.1f}{spread}",
             str(len(means)),
             f"{_mean(lines, 'cpu_seconds'):.0f} s",
-            *(f"{_mean(lines, name):.2f}x" for name in SPEEDUPS),
+            *(f"{_mean(lines, name):.2f}x" if any(name in line for line in lines) else "" for name in SPEEDUPS),
         ]
         rows.append(f"| {' | '.join(row)} |")
     return "\n".join(rows)
