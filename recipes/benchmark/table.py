@@ -31,9 +31,10 @@ def cells(results: Sequence[Line], measurements: Sequence[Line]) -> dict[tuple[s
     measured = {line["model"]: line for line in measurements}
     found: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for line in results:
-        found.setdefault((line["method"], line["target"] or 0.0), []).append(
-            {**measured.get(line["model"], {}), **line}
-        )
+        settings = ", ".join(f"{name} {value}" for name, value in json.loads(line["options"]).items())
+        label = f"{line['method']} ({settings})" if settings else line["method"]
+        target = line.get("member", line["target"]) or 0.0
+        found.setdefault((label, target), []).append({**measured.get(line["model"], {}), **line})
     return dict(sorted(found.items(), key=lambda item: (item[0][1], -_mean(item[1], "mean"))))
 
 
