@@ -37,12 +37,20 @@ def run_of(directory: Path, callbacks: tuple[TrainerCallback, ...] = (), **optio
     )
 
 
-def test_a_run_leaves_a_whole_model_at_every_target(tmp_path: Path) -> None:
-    run = run_of(tmp_path)
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> SparseTrainer:
+    """A run that never stopped."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    run = run_of(tmp_path_factory.mktemp("unbroken"))
     run.train()
-    parameters = []
+    return run
+
+
+def test_a_run_leaves_a_whole_model_at_every_target(unbroken: SparseTrainer) -> None:
+    run, directory, parameters = unbroken, Path(unbroken.args.output_dir), []
     for target in TARGETS:
-        path = tmp_path / f"removed-{target}"
+        path = directory / f"removed-{target}"
         report = json.loads((path / "report.json").read_text())
         assert abs(report["achieved"] - target) <= 0.01 and report["target"] == target
         assert report["max_abs_diff"] <= 1e-4
@@ -51,11 +59,11 @@ def test_a_run_leaves_a_whole_model_at_every_target(tmp_path: Path) -> None:
         parameters.append(member.num_parameters())
         assert (path / "README.md").is_file() and (path / "structure.png").is_file()
     assert parameters == sorted(parameters, reverse=True)
-    family = json.loads((tmp_path / "family.json").read_text())
+    family = json.loads((directory / "family.json").read_text())
     assert [row["model"] for row in family] == [f"removed-{target}" for target in TARGETS]
     assert all("accuracy" in row["metrics"]["evaluation"] for row in family)
-    assert (tmp_path / "family.md").read_text().count("\n") == 2 + len(TARGETS)
-    assert (tmp_path / "family.png").stat().st_size > 0
+    assert (directory / "family.md").read_text().count("\n") == 2 + len(TARGETS)
+    assert (directory / "family.png").stat().st_size > 0
     inputs = torch.tensor(rows(4)["input_ids"])
     assert torch.equal(run.model.eval()(inputs).logits, member.eval()(inputs).logits)
 
@@ -71,21 +79,21 @@ class _StopAt(TrainerCallback):
 
 # In the first search, the first recovery, at the border of two stages, in the second search and the last recovery.
 @pytest.mark.parametrize("step", [8, 30, 50, 58, 140])
-def test_resuming_in_any_stage_gives_the_weights_of_never_stopping(step: int, tmp_path: Path) -> None:
-    unbroken = run_of(tmp_path / "a")
-    unbroken.train()
-    run_of(tmp_path / "b", (_StopAt(step),)).train()
-    resumed = run_of(tmp_path / "b")
+def test_resuming_in_any_stage_gives_the_weights_of_never_stopping(
+    step: int, unbroken: SparseTrainer, tmp_path: Path
+) -> None:
+    run_of(tmp_path, (_StopAt(step),)).train()
+    resumed = run_of(tmp_path)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 150
     assert resumed.plan() == unbroken.plan()
     for name, tensor in unbroken.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
     last = f"removed-{TARGETS[-1]}/model.safetensors"
-    one, other = load_file(tmp_path / "a" / last), load_file(tmp_path / "b" / last)
+    one, other = load_file(Path(unbroken.args.output_dir) / last), load_file(tmp_path / last)
     assert all(torch.equal(one[name], other[name]) for name in one)
     # The picture and table are of all members, also of those from before the stop.
-    assert len(json.loads((tmp_path / "b/family.json").read_text())) == len(TARGETS)
+    assert len(json.loads((tmp_path / "family.json").read_text())) == len(TARGETS)
 
 
 def test_a_finished_model_is_taken_further(tmp_path: Path) -> None:
