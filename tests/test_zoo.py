@@ -34,11 +34,13 @@ def outputs(model: PreTrainedModel, inputs: dict) -> dict[str, torch.Tensor]:
     }
 
 
-def assert_alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], what: str) -> None:
+def assert_alike(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], what: str, tolerance: float = 1e-5
+) -> None:
     assert one.keys() == other.keys() and one, what
     for name, tensor in one.items():
         scale = tensor[tensor.isfinite()].abs().max()
-        assert (tensor == other[name]).logical_or((tensor - other[name]).abs() <= 1e-5 * scale).all(), (what, name)
+        assert (tensor == other[name]).logical_or((tensor - other[name]).abs() <= tolerance * scale).all(), (what, name)
 
 
 def random_plans(structure: ModelStructure) -> dict[str, PruningPlan]:
@@ -77,10 +79,22 @@ def test_random_plans_are_exact(name: str) -> None:
     assert structure.refused or ("attention" in kinds and kinds & {"ffn", "experts"})
     for kind, plan in random_plans(structure).items():
         if structure.blocks:
-            expected = masked(model, structure, plan)
-            small = copy.deepcopy(model)
-            compact(small, plan, inputs)
-            assert_alike(outputs(expected, inputs), outputs(small, inputs), kind)
+            try:
+                _assert_exact(model, structure, plan, inputs, kind, 1e-5)
+            except AssertionError:  # rounding, which differs between processors, is gone in double precision
+                _assert_exact(copy.deepcopy(model).double(), structure, plan, _doubled(inputs), kind, 1e-9)
+
+
+def _assert_exact(
+    model: PreTrainedModel, structure: ModelStructure, plan: PruningPlan, inputs: dict, kind: str, tolerance: float
+) -> None:
+    expected, small = masked(model, structure, plan), copy.deepcopy(model)
+    compact(small, plan, inputs)
+    assert_alike(outputs(expected, inputs), outputs(small, inputs), kind, tolerance)
+
+
+def _doubled(inputs: dict) -> dict:
+    return {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
 
 
 # These generate codes of several codebooks, by a `generate` that needs the model around them.
