@@ -69,7 +69,8 @@ class Call:
 
 
 @contextmanager
-def _hooked(handles: list[Any]) -> Iterator[None]:
+def hooked(handles: list[Any]) -> Iterator[None]:
+    """Removes hooks that were registered when the block ends."""
     try:
         yield
     finally:
@@ -105,7 +106,7 @@ def record_calls(
         if paths is None or path in paths:
             handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
             handles.append(module.register_forward_hook(after(path)))
-    with _hooked(handles):
+    with hooked(handles):
         model(**inputs)
     return calls
 
@@ -264,7 +265,7 @@ def _probe(model: PreTrainedModel, inputs: Mapping[str, Any], projections: set[s
         owner = name.rpartition(".")[0]
         if owner not in projections and id(parameter) not in vocabulary and parameter.numel() < _LARGEST_TABLE:
             found.parameters[name] = parameter
-    with torch.enable_grad(), _hooked(handles):
+    with torch.enable_grad(), hooked(handles):
         model(**inputs)
     return found
 

@@ -5,8 +5,7 @@ is linear in its last projection, so the squared error to the teacher's output h
 recovery then starts from there (He et al., arXiv:1707.06168, section 3.2, for channels of convolutions).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_sparse.modeling_hf_sparse import BiasOnly
-from hf_sparse.probing import sizes
+from hf_sparse.probing import hooked, sizes
 
 RIDGE = 1e-2
 """Pull towards the weights that are there, in units of the mean square of the inputs."""
@@ -84,15 +83,6 @@ def _seen(model: nn.Module, names: Sequence[str], batch: Mapping[str, Any]) -> d
 
         return hook
 
-    with _hooks([model.get_submodule(name).register_forward_hook(keep(name)) for name in names]):
+    with hooked([model.get_submodule(name).register_forward_hook(keep(name)) for name in names]):
         model(**batch)
     return seen
-
-
-@contextmanager
-def _hooks(handles: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
