@@ -106,8 +106,9 @@ class _Stopwatch:
         rest, *times = self._shortest(about, self.model, "", blocks, sizes)
         together = list(itertools.accumulate((0.0, *(time - rest for time in times)), max))
         alone = [sum(tables[name][count] for name, count in size.items()) for size in sizes]
+        total = alone[-1] or 1.0  # 0 where all is too fast to be told from nothing
         scaled = {
-            name: table[-1] * np.interp(np.divide(table, table[-1]), np.divide(alone, alone[-1]), together) / alone[-1]
+            name: table[-1] * np.interp(np.divide(table, table[-1] or 1.0), np.divide(alone, total), together) / total
             for name, table in tables.items()
         }
         return CostTable({name: tuple(table.tolist()) for name, table in scaled.items()}, rest, multiple)

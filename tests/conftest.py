@@ -8,6 +8,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -131,3 +133,14 @@ def training_arguments(directory: Path, **options: object) -> TrainingArguments:
         "dataloader_pin_memory": False,
     }
     return TrainingArguments(**{**defaults, **options})
+
+
+class StopAt(TrainerCallback):
+    """Saves and stops at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True

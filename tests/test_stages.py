@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert, rows, training_arguments
+from conftest import StopAt, bert, rows, training_arguments
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback
 
@@ -68,21 +68,12 @@ def test_a_run_leaves_a_whole_model_at_every_target(unbroken: SparseTrainer) -> 
     assert torch.equal(run.model.eval()(inputs).logits, member.eval()(inputs).logits)
 
 
-class _StopAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            control.should_save = control.should_training_stop = True
-
-
 # In the first search, the first recovery, at the border of two stages, in the second search and the last recovery.
 @pytest.mark.parametrize("step", [8, 30, 50, 58, 140])
 def test_resuming_in_any_stage_gives_the_weights_of_never_stopping(
     step: int, unbroken: SparseTrainer, tmp_path: Path
 ) -> None:
-    run_of(tmp_path, (_StopAt(step),)).train()
+    run_of(tmp_path, (StopAt(step),)).train()
     resumed = run_of(tmp_path)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 150
@@ -127,7 +118,7 @@ def test_sublayers_may_compete_as_a_whole(gates: str, tmp_path: Path) -> None:
 
 
 def test_a_state_that_is_not_one_is_refused(tmp_path: Path) -> None:
-    run_of(tmp_path, (_StopAt(10),)).train()
+    run_of(tmp_path, (StopAt(10),)).train()
     (tmp_path / "checkpoint-10" / STATE).write_text(
         '{"stage": 7, "searching": true, "compactions": [], "layer_map": null}'
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bart, bert, gpt2, llama, rows, training_arguments
+from conftest import StopAt, bart, bert, gpt2, llama, rows, training_arguments
 from datasets import Dataset
 from torch import nn
 from transformers import (
@@ -112,22 +112,13 @@ def test_one_times_eight_is_eight_times_one(tmp_path: Path) -> None:
             torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
-class _StopAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            control.should_save = control.should_training_stop = True
-
-
 @pytest.mark.parametrize("step", [1, 5, 11, 13, 30])
 def test_resuming_gives_the_weights_of_never_stopping(tmp_path: Path, step: int) -> None:
     """Stops in warm-up, ramp, hold (before and after the structure is fixed) and recovery; dropout is on."""
     sparsity = SparsityConfig(sparsity_warmup=0.05)
     unbroken, resumed = bert(), bert()
     trainer(tmp_path / "a", unbroken, sparsity=sparsity, teacher=bert(layers=1)).train()
-    with_stop = trainer(tmp_path / "b", bert(), sparsity=sparsity, teacher=bert(layers=1), callbacks=[_StopAt(step)])
+    with_stop = trainer(tmp_path / "b", bert(), sparsity=sparsity, teacher=bert(layers=1), callbacks=[StopAt(step)])
     with_stop.train()
     run = trainer(tmp_path / "b", resumed, sparsity=sparsity, teacher=bert(layers=1))
     run.train(resume_from_checkpoint=True)
@@ -268,7 +259,7 @@ def test_early_stopping_waits_for_the_structure(tmp_path: Path) -> None:
 
 
 def test_bf16_keeps_the_gates_in_float32(tmp_path: Path) -> None:
-    run = trainer(tmp_path, bf16=True, teacher=bert(layers=1), callbacks=[_StopAt(8)])
+    run = trainer(tmp_path, bf16=True, teacher=bert(layers=1), callbacks=[StopAt(8)])
     run.train()
     assert {tensor.dtype for name, tensor in require_bank(run.model).named_parameters()} == {torch.float32}
     run = trainer(tmp_path, bf16=True, teacher=bert(layers=1))
@@ -348,7 +339,7 @@ def test_seq2seq_and_other_trainers_prune_too(tmp_path: Path) -> None:
 
 def test_saving_while_there_are_gates_writes_the_small_model_and_training_can_go_on(tmp_path: Path) -> None:
     sparsity = SparsityConfig(sparsity_warmup=0, sparsity_ramp=0.9, sparsity_hold=0.05)
-    run = trainer(tmp_path, callbacks=[_StopAt(30)], sparsity=sparsity)
+    run = trainer(tmp_path, callbacks=[StopAt(30)], sparsity=sparsity)
     run.train()
     batch = {"input_ids": torch.tensor(rows(4)["input_ids"])}
     run.model.eval()
