@@ -140,6 +140,11 @@ class GateBank(nn.Module):
             scale, ndim = self._scales[block.name]
             scale.value = block.column_scale(gates[block.name], ndim)
 
+    def forget_scales_(self) -> None:
+        """Let projections be read unscaled until the next forward, in place."""
+        for scale, _ in self._scales.values():
+            scale.value = None
+
     # ---- How dense they are ----
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ class EstimatesMixin(ResultsMixin, DistillationMixin):
         if bank is None or self.sparsity.warm_start == 0:
             return
         training, _ = self._model.training, self._model.eval()
-        with plain_forward(self._model), unchanged_random_state(self.args.device):
+        with self._whole(), plain_forward(self._model), unchanged_random_state(self.args.device):
             found = sensitivities(self._model, bank.structure, self._some_rows(SENSITIVITY_ROWS, 1), self._row_loss)
         self._model.train(training)
         bank.start_from_(broadcast(found), self.sparsity.warm_start)

@@ -3,12 +3,13 @@
 import copy
 import functools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import CommitInfo
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
@@ -24,6 +25,7 @@ from hf_sparse.hub import upload
 from hf_sparse.patching import current_plan, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.report import Metrics, Origin, Report, command_line, hub_id, make_report
+from hf_sparse.sharding import gather_, whole
 from hf_sparse.structure import ModelStructure
 from hf_sparse.surgery import plain_forward, skeleton, with_random_weights_
 
@@ -77,15 +79,21 @@ class ResultsMixin(Trainer):
     def compact(self) -> CompactionReport:
         """Replace a model that still has gates by the smaller one it has become, in place, checked on a batch of data.
 
+        Where FSDP shards the model, it is whole on every process afterwards.
+
         Returns:
             What was removed in the whole run, in units of the model that it began with.
 
         Raises:
             SparsityError: there never were gates, or the compact model would compute something else.
         """
-        if gate_bank(self._model) is not None:
+        sharded, gated = isinstance(self._model, FSDPModule), gate_bank(self._model) is not None
+        if sharded:
+            gather_(self._model, self.optimizer)
+        if gated:
             with plain_forward(self._model):
                 self._compactions.append(compact(self._model, inputs=self._verification_batch()))
+        if sharded or gated:
             self.model_wrapped = self._model
             self.optimizer = self.lr_scheduler = None
         if not self._compactions:
@@ -115,12 +123,17 @@ class ResultsMixin(Trainer):
         if pushing:
             self.push_to_hub(commit_message="Model save")
 
+    def _whole(self) -> AbstractContextManager[None]:
+        """Where FSDP shards the model, it is whole on every process inside this context, in place."""
+        return whole(self._model, self.optimizer, self.accelerator)
+
     def _save_result(self, path: Path) -> None:
-        if self.args.should_save:
-            with self._compacted(), replaced_directory(path) as directory:
-                super().save_model(str(directory), _internal_call=True)
-                (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-                complete(directory, path, self.report, self._card_fields)
+        with self._whole():
+            if self.args.should_save:
+                with self._compacted(), replaced_directory(path) as directory:
+                    self._save(str(directory))
+                    (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+                    complete(directory, path, self.report, self._card_fields)
 
     def measure(
         self,
@@ -130,6 +143,8 @@ class ResultsMixin(Trainer):
     ) -> Report:
         """Measure the model before and after pruning, and keep that as `report`; gates, if any, stay on the model.
 
+        One process is enough, unless FSDP shards the model: then all have to call this, or `compact()` before.
+
         Args:
             inputs: a batch to measure both on; of the evaluation data by default.
             metrics: of the model before and after, by data split; by default what it reached at the last evaluation.
@@ -138,7 +153,12 @@ class ResultsMixin(Trainer):
         Raises:
             SparsityError: there never were gates, or the compact model would compute something else.
         """
-        inputs = inputs if inputs is not None else self._verification_batch()
+        with self._whole():
+            return self._measure(inputs if inputs is not None else self._verification_batch(), metrics, origin)
+
+    def _measure(
+        self, inputs: Mapping[str, Tensor], metrics: tuple[Metrics, Metrics] | None, origin: Origin | None
+    ) -> Report:
         gated, earlier = self._model, list(self._compactions)
         try:
             if gate_bank(gated) is not None:
@@ -211,9 +231,10 @@ class ResultsMixin(Trainer):
         self._card_fields = CardFields(repo_id, model_name, language, license, tuple(tags))
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         pruned = gate_bank(self._model) is not None or self._compactions
-        if self.report is None and pruned and self.is_world_process_zero():
-            self.measure()
-        self._save_result(Path(str(self.args.output_dir)))
+        with self._whole():
+            if self.report is None and pruned and self.is_world_process_zero():
+                self.measure()
+            self._save_result(Path(str(self.args.output_dir)))
         if not self.is_world_process_zero():
             return None
         return upload(

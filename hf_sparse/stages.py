@@ -5,6 +5,7 @@ trains only what is left, and leaves a whole model behind where there are severa
 """
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hf_sparse.family import write_family
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.report import Report
+from hf_sparse.sharding import average_gradients_
 from hf_sparse.surgery import plain_forward, surgery
 
 logger = logging.get_logger(__name__)
@@ -60,20 +62,25 @@ class StagesMixin(EstimatesMixin):
                 self._shrink()
             self._finish_stage()
             self._stage += 1
-            with surgery(self._model, self.model_wrapped, self.optimizer):
+            with self._surgery():
                 attach_gates(self._model, self._stage_config, self._verification_batch(), self.costs)
             self._train_gates()
             self._start_gates()
+
+    def _surgery(self) -> AbstractContextManager[None]:
+        return surgery(self._model, self.model_wrapped, self.optimizer, self.accelerator)
 
     def _train_gates(self) -> None:
         """Let the optimizer train the gates that the model has now; its last group is theirs."""
         bank = gate_bank(self._model)
         assert self.optimizer is not None
         self.optimizer.param_groups[-1]["params"] = list(bank.parameters()) if bank is not None else []
+        if bank is not None and self.is_fsdp_enabled:
+            average_gradients_(bank, self.accelerator)
 
     def _shrink(self) -> None:
         """Make the model physically smaller in place, and go on training what is left."""
-        with surgery(self._model, self.model_wrapped, self.optimizer):
+        with self._surgery():
             self._compactions.append(compact(self._model, inputs=self._verification_batch()))
             self._refit()
             self._match_layers()
@@ -86,9 +93,10 @@ class StagesMixin(EstimatesMixin):
         if self.eval_dataset is not None:
             self.evaluate()
         path = self._member_path(self._stage_config.target)
-        if self.is_world_process_zero():
-            self._members[path.name] = self.measure()
-        self._save_result(path)
+        with self._whole():
+            if self.is_world_process_zero():
+                self._members[path.name] = self.measure()
+            self._save_result(path)
         self.report = None
         if self.args.should_save:
             write_family(Path(str(self.args.output_dir)), self._members)
@@ -102,8 +110,15 @@ class StagesMixin(EstimatesMixin):
 
     # ---- Checkpoints ----
 
+    def _forget_scales(self) -> None:
+        """FSDP reads parameters as attributes, when it starts and when it saves: shards, which have no scale."""
+        bank = gate_bank(self._model)
+        if bank is not None:
+            bank.forget_scales_()
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the physically smaller model; a checkpoint to resume from also gets the state of its stage."""
+        self._forget_scales()
         super().save_model(output_dir, _internal_call)
         if _internal_call and self.args.should_save and self._schedules:
             state = {
@@ -118,7 +133,19 @@ class StagesMixin(EstimatesMixin):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Give the model the form it had at a checkpoint, in place, then load the weights."""
-        path = Path(resume_from_checkpoint) / STATE
+        if not self.is_fsdp_enabled:
+            self._take_form_of_(Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _prepare_for_training(self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if self.is_fsdp_enabled and resume_from_checkpoint is not None:  # it loads weights once they are sharded
+            self._take_form_of_(Path(resume_from_checkpoint))
+        self._forget_scales()
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _take_form_of_(self, checkpoint: Path) -> None:
+        """Give the model the form it had at a checkpoint, in place: its gates and sizes, not its weights."""
+        path = checkpoint / STATE
         try:
             state = json.loads(path.read_text())
             reports = [
@@ -151,4 +178,3 @@ class StagesMixin(EstimatesMixin):
             self._members = {path.name: Report.read(path / REPORT) for path in finished if (path / REPORT).is_file()}
             if searching and gate_bank(self._model) is None:
                 attach_gates(self._model, self._stage_config, batch, self.costs)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -6,35 +6,40 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from hf_sparse.sharding import whole
+
 
 @contextmanager
-def surgery(model: PreTrainedModel, wrapped: nn.Module, optimizer: Any) -> Iterator[None]:
+def surgery(model: PreTrainedModel, wrapped: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterator[None]:
     """Change parameters of a model inside this context; on leaving it, in place, the optimizer trains the new ones.
 
     Parameters are matched by name: one that stays itself keeps its state, one that was replaced starts a new one, one
     that is gone is forgotten. Inside, the model's forward is its own, without the mixed precision that accelerate puts
-    around it, and random numbers drawn leave those of the training as they are.
+    around it, random numbers drawn leave those of the training as they are, and a model that FSDP shards is whole.
 
     Args:
         model: the bare model.
         wrapped: what accelerate made of it; DistributedDataParallel registers the new parameters.
         optimizer: of its parameters.
+        accelerator: that wrapped it.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
-    with plain_forward(model), unchanged_random_state(model.device):
-        yield
-    parameters = dict(model.named_parameters())
-    state = optimizer.state
-    for group, members in zip(optimizer.param_groups, groups):
-        group["params"] = [parameters[name] for name in members if name in parameters]
-    alive = {id(parameter) for parameter in parameters.values()}
-    for parameter in [parameter for parameter in state if id(parameter) not in alive]:
-        del state[parameter]
+    with whole(model, optimizer, accelerator):
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+        with plain_forward(model), unchanged_random_state(model.device):
+            yield
+        parameters = dict(model.named_parameters())
+        state = optimizer.state
+        for group, members in zip(optimizer.param_groups, groups):
+            group["params"] = [parameters[name] for name in members if name in parameters]
+        alive = {id(parameter) for parameter in parameters.values()}
+        for parameter in [parameter for parameter in state if id(parameter) not in alive]:
+            del state[parameter]
     if isinstance(wrapped, DistributedDataParallel):
         _register_again_(wrapped)
 

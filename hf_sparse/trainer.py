@@ -25,6 +25,7 @@ from hf_sparse.errors import SparsityError, UnknownInputsError
 from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.landing import Landing
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank, require_bank
+from hf_sparse.sharding import prepare_sharding_
 from hf_sparse.stages import StagesMixin
 from hf_sparse.surgery import plain_forward, skeleton, unchanged_random_state
 
@@ -85,10 +86,13 @@ class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
                 "DataParallel would train a copy of the gates on every GPU: start with `accelerate launch`, which uses "
                 "one process per GPU, or show one GPU with CUDA_VISIBLE_DEVICES=0"
             )
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled:
             raise SparsityError(
-                "gates are not sharded yet: use plain data parallelism (DDP) instead of FSDP or DeepSpeed"
+                "DeepSpeed keeps flat copies of the parameters that it starts with, and these are replaced when the "
+                "model shrinks: use FSDP2 (`accelerate launch --use_fsdp --fsdp_version 2`), which shards as much"
             )
+        if self.is_fsdp_enabled:
+            prepare_sharding_(self.accelerator)
         if self.args.fp16 and self.args.max_grad_norm <= 0:
             raise SparsityError("fp16 without gradient clipping leaves gradients scaled: set max_grad_norm or use bf16")
         bank = gate_bank(self._model) or self._attach_gates()

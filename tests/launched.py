@@ -1,36 +1,83 @@
-"""Started by `accelerate launch` in test_launch.py: trains tiny BERT and writes what every rank ends with."""
+"""Started by `accelerate launch` in tests: trains tiny BERT and writes what every process ends with."""
 
-import sys
+import argparse
+import os
 from pathlib import Path
 
 import torch
-from conftest import bert, rows, training_arguments
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from conftest import StopAt, bert, rows, training_arguments
 from safetensors.torch import save_file
 from torch import nn
 
 from hf_sparse import SparseTrainer, SparsityConfig
 
 
-def main(directory: Path, batch: int, cost: str, targets: list[float]) -> None:
-    torch.set_num_threads(1)
-    model, teacher = bert().double(), bert(layers=1).double()
-    for module in [*model.modules(), *teacher.modules()]:
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--cost", default="params")
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--dtype", default="float64")
+    parser.add_argument("--stop", type=int, help="save and stop at a step, as if interrupted")
+    parser.add_argument("--save_steps", type=int)
+    parser.add_argument("--resume", action="store_true")
+    return parser.parse_args()
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    return model
+
+
+def main() -> None:
+    flags = parse()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    saving = {"save_strategy": "steps", "save_steps": flags.save_steps} if flags.save_steps else {}
+    arguments = training_arguments(
+        flags.directory,
+        per_device_train_batch_size=flags.batch,
+        gradient_accumulation_steps=flags.accumulation,
+        max_steps=30 * len(flags.targets),
+        logging_steps=1,
+        **saving,
+    )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # accelerate shards on accelerators alone, though torch's fully_shard works on CPUs as well.
+        assert arguments.world_size > 1
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    dtype = getattr(torch, flags.dtype)
     run = SparseTrainer(
-        model=model,
-        args=training_arguments(directory, per_device_train_batch_size=batch, max_steps=30 * len(targets)),
-        sparsity=SparsityConfig(targets=targets, cost=cost, cost_sequence_length=16),
-        teacher=teacher,
+        model=without_dropout(bert()).to(dtype),
+        args=arguments,
+        sparsity=SparsityConfig(targets=flags.targets, cost=flags.cost, cost_sequence_length=16),
+        teacher=without_dropout(bert(layers=1)).to(dtype),
         train_dataset=rows(64),
         eval_dataset=rows(16, seed=1),
+        callbacks=[StopAt(flags.stop)] if flags.stop else [],
     )
-    run.train()
-    save_file(model.state_dict(), directory / f"rank{run.args.process_index}.safetensors")
-    run.save_model(str(directory / "gated"))  # compacts a copy
-    run.compact()
-    run.save_model(str(directory / "out"))
+    run.train(resume_from_checkpoint=flags.resume)
+    if not flags.stop:
+        run.save_model(str(flags.directory / "gated"))  # where it still has gates, a copy is compacted
+        run.compact()
+        save_file(
+            {name: value.contiguous() for name, value in run.model.state_dict().items()},
+            flags.directory / f"rank{arguments.process_index}.safetensors",
+        )
+        run.save_model(str(flags.directory / "out"))
+        if run.is_world_process_zero():
+            (flags.directory / "plan.json").write_text(run.plan().to_json())
+            run.state.save_to_json(str(flags.directory / "state.json"))
+    run.accelerator.end_training()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], [float(target) for target in sys.argv[4:]])
+    main()

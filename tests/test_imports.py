@@ -45,6 +45,7 @@ ORDER = [
     "report",
     "plot",
     "family",
+    "sharding",
     "surgery",
     "teacher",
     "distilling",

@@ -1,0 +1,140 @@
+"""FSDP2: a sharded model is put together, changed, and sharded again; gates are whole on every process at all times.
+
+Sharding cannot be undone through torch's public interface: this file, and no other, uses its private one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
+from torch import Tensor, nn
+from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+from torch.distributed._composable_state import _module_state_mapping
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.module import _WrappedHook
+from transformers import GenerationMixin
+
+from hf_sparse.errors import SparsityError
+from hf_sparse.patching import BANK, gate_bank
+
+_MARKS = (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params")
+
+
+def prepare_sharding_(accelerator: Accelerator) -> None:
+    """Change accelerate's plugin in place, so that it leaves gates whole when it shards the model.
+
+    Raises:
+        SparsityError: settings of FSDP with which gates would not be exact.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    if not accelerator.is_fsdp2:
+        raise SparsityError("FSDP's first version flattens the weights that gates scale: set fsdp_version to 2")
+    if plugin.cpu_ram_efficient_loading:
+        raise SparsityError(
+            "fsdp_cpu_ram_efficient_loading leaves all processes but the first without weights, but each of them looks "
+            "for heads and neurons: set it to false"
+        )
+    ignored = plugin.ignored_modules
+    if ignored is not None and not isinstance(ignored, str):
+        raise SparsityError("ignored_modules of FSDP are given as modules, which will change: give their names")
+    gates = rf"{BANK}(\..*)?"
+    if ignored is None or gates not in ignored:
+        plugin.ignored_modules = gates if ignored is None else f"{ignored}|{gates}"
+
+
+def average_gradients_(gates: nn.Module, accelerator: Accelerator) -> None:
+    """Hook the parameters of gates, so that their gradients, once complete, become the average over all processes.
+
+    FSDP does that for what it shards. It has to be done before gradients are clipped, all together.
+    """
+
+    def average(parameter: Tensor) -> None:
+        if accelerator.sync_gradients and parameter.grad is not None:
+            parameter.grad.copy_(accelerator.reduce(parameter.grad, "mean"))
+
+    for parameter in gates.parameters():
+        parameter.register_post_accumulate_grad_hook(average)
+
+
+@contextmanager
+def whole(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterator[None]:
+    """Inside this context a sharded model, and its optimizer's state, are whole on every process, in place.
+
+    One that is not sharded stays as it is. All processes must come here together.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    gather_(model, optimizer)
+    try:
+        yield
+    finally:
+        shard_(model, optimizer, accelerator)
+
+
+@torch.no_grad()
+def gather_(model: nn.Module, optimizer: Any) -> None:
+    """Make a sharded model and its optimizer's state whole in place on every process, one tensor after the other."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+    shards = {id(parameter): parameter for parameter in model.parameters() if isinstance(parameter, DTensor)}
+    wholes = {key: nn.Parameter(shard.full_tensor(), shard.requires_grad) for key, shard in shards.items()}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            module._parameters[name] = wholes.get(id(parameter), parameter)
+    for group in optimizer.param_groups:
+        group["params"] = [wholes.get(id(parameter), parameter) for parameter in group["params"]]
+    for key, shard in shards.items():
+        if shard in optimizer.state:
+            optimizer.state[wholes[key]] = {
+                name: value.full_tensor() if isinstance(value, DTensor) else value
+                for name, value in optimizer.state.pop(shard).items()
+            }
+    vars(model).pop("generate", None)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.__class__ = type(module).__bases__[1]
+            _module_state_mapping.pop(module, None)
+        for mark in _MARKS:
+            vars(module).pop(mark, None)
+        tables = [table for name, table in vars(module).items() if "_hooks" in name and isinstance(table, dict)]
+        ours = {key for table in tables for key, hook in table.items() if _is_fsdps(hook)}
+        for table in tables:
+            for key in ours & set(table):
+                del table[key]
+
+
+def _is_fsdps(hook: Any) -> bool:
+    function = hook.hook if isinstance(hook, _WrappedHook) else hook
+    return str(function.__module__).startswith("torch.distributed.fsdp") if callable(function) else False
+
+
+@torch.no_grad()
+def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
+    """Shard a whole model and its optimizer's state in place, as accelerate does by its plugin."""
+    bank = gate_bank(model)
+    if bank is not None:
+        bank.forget_scales_()  # of whole parameters
+    before = {id(parameter): name for name, parameter in model.named_parameters()}
+    fsdp2_prepare_model(accelerator, model)
+    after = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        for index, parameter in enumerate(group["params"]):
+            shard = group["params"][index] = after[before[id(parameter)]]
+            if isinstance(shard, DTensor) and parameter in optimizer.state:
+                state = optimizer.state.pop(parameter)
+                optimizer.state[shard] = {
+                    # Every process has all of it, so each takes its part and nothing is sent.
+                    name: distribute_tensor(value, shard.device_mesh, shard.placements, src_data_rank=None)
+                    if isinstance(value, Tensor) and value.shape == parameter.shape
+                    else value
+                    for name, value in state.items()
+                }
+    if isinstance(model, GenerationMixin):
+        register_fsdp_forward_method(model, "generate")

@@ -1,0 +1,51 @@
+"""Real launches of scripts in this directory."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parent
+FSDP = {
+    "fsdp_version": 2,
+    "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "fsdp_transformer_layer_cls_to_wrap": "BertLayer",
+    "fsdp_cpu_ram_efficient_loading": "false",
+}
+
+
+def command(processes: int, script: str, *arguments: Any, fsdp: str | None = None) -> list[str]:
+    """An `accelerate launch`; `fsdp` is how checkpoints of shards are kept."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    engine = ["--cpu"] if processes == 1 else ["--multi_gpu", "--main_process_port", str(port)]
+    if fsdp is not None:
+        engine = ["--use_fsdp", "--main_process_port", str(port), "--fsdp_state_dict_type", fsdp]
+        engine += [word for name, value in FSDP.items() for word in (f"--{name}", str(value))]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *engine, "--num_processes", str(processes)]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*launcher, str(TESTS / script), *map(str, arguments)]
+
+
+def environment(directory: Path) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(directory / "home")}
+
+
+def launch(processes: int, directory: Path, *arguments: Any, fsdp: str | None = None) -> str:
+    """Run launched.py to its end; returns what it printed.
+
+    Raises:
+        AssertionError: it failed.
+    """
+    directory.mkdir(exist_ok=True)
+    run = subprocess.run(
+        command(processes, "launched.py", directory, *arguments, fsdp=fsdp),
+        capture_output=True,
+        text=True,
+        env=environment(directory),
+    )
+    assert run.returncode == 0, run.stderr[-6000:]
+    return run.stdout + run.stderr
