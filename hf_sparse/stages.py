@@ -20,9 +20,11 @@ from hf_sparse.directories import write_whole
 from hf_sparse.errors import SparsityError
 from hf_sparse.estimates import EstimatesMixin
 from hf_sparse.family import write_family
+from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.report import Report
+from hf_sparse.resuming import PROCESSES, ResumingMixin
 from hf_sparse.sharding import average_gradients_
 from hf_sparse.surgery import plain_forward, surgery
 
@@ -32,8 +34,10 @@ STATE = "sparsity_state.json"
 """Beside a checkpoint's weights: which stage it is in, and what earlier ones have removed."""
 
 
-class StagesMixin(EstimatesMixin):
+class StagesMixin(EstimatesMixin, ResumingMixin, FiniteLossMixin):
     """Adds to a Trainer that its model shrinks while it is trained, target by target."""
+
+    _state_name = STATE
 
     _schedules: tuple[Schedule, ...] = ()
     _stage: int = 0
@@ -55,6 +59,7 @@ class StagesMixin(EstimatesMixin):
     def _end_step(self, structure_found: bool) -> None:
         """Shrink the model in place once its structure is found; at the end of a stage, go on to the next."""
         if structure_found:
+            self._require_finite()  # else it would be the shrinking that looks wrong
             self._shrink()
         if self.state.global_step == self._schedule.end and self._stage < len(self._schedules) - 1:
             if gate_bank(self._model) is not None:
@@ -123,6 +128,7 @@ class StagesMixin(EstimatesMixin):
         if _internal_call and self.args.should_save and self._schedules:
             state = {
                 "stage": self._stage,
+                PROCESSES: self.args.world_size,
                 "searching": gate_bank(self._model) is not None,
                 "compactions": [
                     {**vars(report), "plan": json.loads(report.plan.to_json())} for report in self._compactions

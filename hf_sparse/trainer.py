@@ -22,9 +22,9 @@ from hf_sparse.bank import GateBank
 from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Schedule
 from hf_sparse.errors import SparsityError, UnknownInputsError
-from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.landing import Landing
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank, require_bank
+from hf_sparse.preemption import PreemptionMixin
 from hf_sparse.sharding import prepare_sharding_
 from hf_sparse.stages import StagesMixin
 from hf_sparse.surgery import plain_forward, skeleton, unchanged_random_state
@@ -55,7 +55,7 @@ class _SparsityCallback(TrainerCallback):
         self.trainer._end_step(structure_found=landing is not None and landing.reached_())
 
 
-class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
+class SparseTrainerMixin(PreemptionMixin, StagesMixin):
     """What `SparseTrainer` adds to `Trainer`, for any other subclass of it: `class Mine(SparseTrainerMixin, Base)`.
 
     The constructor attaches gates to the model in place. During the search for the structure the learning rate stays
@@ -248,12 +248,23 @@ class SparseTrainerMixin(StagesMixin, FiniteLossMixin):
                         logs.update({f"density_{name}": value.item() for name, value in densities.items()})
         super().log(logs, start_time)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's; data of unknown length that have come to their end also end the training."""
+        try:
+            super()._run_epoch(*args, **kwargs)
+        except ValueError as error:
+            if "does not contain any data" not in str(error):  # accelerate's words for an empty iterator
+                raise
+            self.control.should_training_stop = True
+
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         output = super()._finalize_training(*args, **kwargs)
         if not self._in_last_form:
+            early = self.state.global_step < self.state.max_steps
             logger.warning(
-                "The structure was not found: its density never reached the target. Train for more steps, or raise "
-                "sparsity_ramp or gate_learning_rate."
+                "%sThe structure was not found: its density never reached the target. Train for more steps, or raise "
+                "sparsity_ramp or gate_learning_rate.",
+                f"Training ended at step {self.state.global_step} of {self.state.max_steps}. " if early else "",
             )
         return output
 

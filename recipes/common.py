@@ -1,7 +1,6 @@
 """What every recipe shares: training defaults, the rules of output directories, metrics, and the closing table."""
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -14,12 +13,13 @@ from typing import Any, NoReturn
 import evaluate
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import EvalPrediction, HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_sparse import SparsityError
 from hf_sparse.report import ModelMeasurements, Report
+from hf_sparse.resuming import defect, newest_whole_checkpoint
+from hf_sparse.stages import STATE
 
 METRICS = Path(__file__).parent / "metrics"
 
@@ -136,22 +136,14 @@ def checkpoint_to_resume(arguments: RecipeArguments, directory: Path) -> str | N
     if wanted is None:
         return None
     if wanted != "auto":
-        if not is_whole(Path(wanted)):
-            raise SparsityError(f"--resume_from_checkpoint {wanted} is not a whole checkpoint: give another, or 'auto'")
+        reason = defect(Path(wanted), STATE)
+        if reason is not None:
+            raise SparsityError(
+                f"--resume_from_checkpoint {wanted} is not a whole checkpoint ({reason}): give another, or 'auto'"
+            )
         return wanted
-    found = [path for path in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_whole(path)]
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: Trainer writes its state last."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-        with safe_open(checkpoint / "model.safetensors", framework="pt") as file:
-            file.keys()
-    except (OSError, ValueError, SafetensorError):
-        return False
-    return (checkpoint / "optimizer.pt").is_file() and (checkpoint / "scheduler.pt").is_file()
+    found = newest_whole_checkpoint(directory, STATE)
+    return None if found is None else str(found)
 
 
 # ---- Metrics and tables ----

@@ -53,15 +53,17 @@ from hf_sparse import (
 )
 from hf_sparse.family import FAMILY
 from hf_sparse.finite import FiniteLossMixin
+from hf_sparse.preemption import PreemptionMixin
 from hf_sparse.report import Origin, command_line
+from hf_sparse.resuming import ResumingMixin
 
 MEASURED_BATCH = 32
 EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sparsity_ramp": 0.24}
 """Used with the embedded data unless flags say otherwise: there is little of it, and gates need steps to close."""
 
 
-class DenseTrainer(FiniteLossMixin, Trainer):
-    """Trainer that stops at a NaN."""
+class DenseTrainer(PreemptionMixin, ResumingMixin, FiniteLossMixin, Trainer):
+    """Trainer that stops at a NaN, saves at SIGTERM, and goes on from checkpoints that are whole."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,12 @@ def main() -> None:
     detach_gates(dense)
     if arguments.process_index == 0:
         clear_output_dir(arguments)
+    other_teacher = None
+    if model_arguments.teacher_name_or_path is not None:
+        other_teacher = _model(model_arguments.teacher_name_or_path, model_arguments, data, tokenizer)[0]
     if not has_head:
         dense = _fine_tune(dense, splits, tokenizer, arguments)
-    teacher = copy.deepcopy(dense)
-    if model_arguments.teacher_name_or_path is not None:
-        teacher = _model(model_arguments.teacher_name_or_path, model_arguments, data, tokenizer)[0]
+    teacher = other_teacher or copy.deepcopy(dense)
 
     trainer = SparseTrainer(
         model=copy.deepcopy(dense),

@@ -2,7 +2,11 @@
 
 import argparse
 import os
+import resource
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -10,8 +14,39 @@ from accelerate.utils import DistributedType
 from conftest import StopAt, bert, rows, training_arguments
 from safetensors.torch import save_file
 from torch import nn
+from transformers import TrainerCallback
 
 from hf_sparse import SparseTrainer, SparsityConfig
+
+
+def _killed(model: nn.Module, rank: int) -> None:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _nan(model: nn.Module, rank: int) -> None:
+    if rank == 1:
+        with torch.no_grad():
+            next(model.parameters()).fill_(float("nan"))
+
+
+def _disk(model: nn.Module, rank: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+
+FAULTS = {"killed": _killed, "nan": _nan, "disk": _disk}
+
+
+class Trouble(TrainerCallback):
+    """Makes steps slow, and causes a fault after step 20."""
+
+    def __init__(self, fault: str | None, pause: float) -> None:
+        self.fault, self.pause = fault, pause
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        time.sleep(self.pause)
+        if state.global_step == 20 and self.fault is not None:
+            FAULTS[self.fault](model, args.process_index)
 
 
 def parse() -> argparse.Namespace:
@@ -25,6 +60,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stop", type=int, help="save and stop at a step, as if interrupted")
     parser.add_argument("--save_steps", type=int)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--fault", choices=FAULTS, help="what goes wrong after step 20")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds that a step takes longer")
     return parser.parse_args()
 
 
@@ -60,7 +97,7 @@ def main() -> None:
         teacher=without_dropout(bert(layers=1)).to(dtype),
         train_dataset=rows(64),
         eval_dataset=rows(16, seed=1),
-        callbacks=[StopAt(flags.stop)] if flags.stop else [],
+        callbacks=[Trouble(flags.fault, flags.pause), *([StopAt(flags.stop)] if flags.stop else [])],
     )
     run.train(resume_from_checkpoint=flags.resume)
     if not flags.stop:

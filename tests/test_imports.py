@@ -57,6 +57,8 @@ ORDER = [
     "results",
     "finite",
     "estimates",
+    "resuming",
+    "preemption",
     "stages",
     "trainer",
     "cli",

@@ -26,6 +26,9 @@ sys.path.insert(0, str(RECIPES))
 import common  # noqa: E402
 import text_classification  # noqa: E402
 
+from hf_sparse.resuming import defect  # noqa: E402
+from hf_sparse.stages import STATE  # noqa: E402
+
 ABSENT = "this flag is not given"
 WORDS = [f"word{index}" for index in range(95)]
 
@@ -165,7 +168,7 @@ def test_a_broken_newest_checkpoint_is_passed_over(run: Run, data: dict[str, str
     weights = (out / "model.safetensors").read_bytes()
     newest = out / "checkpoint-48"
     (newest / "trainer_state.json").unlink()
-    assert common.is_whole(out / "checkpoint-36") and not common.is_whole(newest)
+    assert defect(out / "checkpoint-36", STATE) is None and defect(newest, STATE) is not None
     assert run({**data, "--resume_from_checkpoint": "auto"}) == 0
     assert (out / "model.safetensors").read_bytes() == weights
 

@@ -125,7 +125,7 @@ def test_a_state_that_is_not_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SparsityError, match="in stage 7"):
         run_of(tmp_path).train(resume_from_checkpoint=True)
     (tmp_path / "checkpoint-10" / STATE).write_text("{")
-    with pytest.raises(SparsityError, match="which stage"):
+    with pytest.raises(SparsityError, match="no whole checkpoint"):
         run_of(tmp_path).train(resume_from_checkpoint=True)
 
 

@@ -1,0 +1,142 @@
+"""Which checkpoint a run goes on from: the newest that was written to its end."""
+
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from transformers import Trainer
+from transformers.trainer import FSDP_MODEL_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+
+from hf_sparse.errors import SparsityError
+
+logger = logging.get_logger(__name__)
+
+PROCESSES = "processes"
+"""How many processes wrote a checkpoint, in the state of its stage: each has left its random numbers."""
+
+
+def defect(checkpoint: Path, state: str) -> str | None:
+    """Why a checkpoint cannot be resumed from exactly: a file is missing, cut off or damaged. None if it is whole.
+
+    Nothing in it is unpickled.
+
+    Args:
+        checkpoint: the directory.
+        state: name of the file that says what stage it is in; it may be missing.
+    """
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+        stage = json.loads((checkpoint / state).read_text()) if (checkpoint / state).is_file() else {}
+        for path in _weights(checkpoint):
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        names = ["scheduler.pt", *_optimizer(checkpoint)]
+        names += [f"rng_state_{rank}.pth" for rank in range(stage.get(PROCESSES, 1)) if stage.get(PROCESSES, 1) > 1]
+        for path in [checkpoint / name for name in names]:
+            if not path.is_file():
+                return f"{path.name} is missing"
+        for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")]:
+            if path.name != "training_args.bin":
+                with zipfile.ZipFile(path) as archive:
+                    if archive.testzip() is not None:
+                        return f"{path.name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, zipfile.BadZipFile) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _weights(checkpoint: Path) -> Iterable[Path]:
+    """The safetensors of a checkpoint; none where FSDP keeps its shards in another form."""
+    index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file():
+        return [checkpoint / name for name in set(json.loads(index.read_text())["weight_map"].values())]
+    sharded = checkpoint / f"{FSDP_MODEL_NAME}_0"
+    if sharded.is_dir():
+        (sharded / ".metadata").stat()  # written last
+        return []
+    return [checkpoint / SAFE_WEIGHTS_NAME]
+
+
+def _optimizer(checkpoint: Path) -> list[str]:
+    """Files that an optimizer's state needs."""
+    if (checkpoint / "optimizer_0").is_dir():
+        return ["optimizer_0/.metadata"]
+    return ["optimizer.bin" if (checkpoint / "optimizer.bin").is_file() else "optimizer.pt"]
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first."""
+    numbered = [(path.name.rpartition("-")[2], path) for path in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    return [path for _, path in sorted(((int(n), path) for n, path in numbered if n.isdecimal()), reverse=True)]
+
+
+def newest_whole_checkpoint(directory: Path, state: str) -> Path | None:
+    """The newest checkpoint of a run that can be resumed from; warns of newer ones that cannot."""
+    for path in checkpoints(directory):
+        reason = defect(path, state)
+        if reason is None:
+            return path
+        logger.warning("%s is not whole (%s): going on from the one before.", path, reason)
+    return None
+
+
+class ResumingMixin(Trainer):
+    """Adds to a Trainer that it goes on from checkpoints that are whole, and says so when one could not be written."""
+
+    _state_name: str = ""
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> Any:
+        """Trainer's; `resume_from_checkpoint=True` takes the newest whole checkpoint of `output_dir`.
+
+        Raises:
+            SparsityError: the one that was given is not whole, or none is.
+        """
+        if resume_from_checkpoint:
+            wanted = None if resume_from_checkpoint is True else Path(resume_from_checkpoint)
+            resume_from_checkpoint = self._checked(wanted)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _checked(self, wanted: Path | None) -> str:
+        """A whole checkpoint, the newest by default; the first process chooses for all."""
+        chosen: list[Any] = [None]
+        if self.is_world_process_zero():
+            if wanted is None:
+                chosen = [newest_whole_checkpoint(Path(str(self.args.output_dir)), self._state_name)]
+            else:
+                chosen = [defect(wanted, self._state_name) or wanted]
+        [path] = broadcast_object_list(chosen)
+        if path is None:
+            raise SparsityError(f"no whole checkpoint in {self.args.output_dir}: start without resume_from_checkpoint")
+        if isinstance(path, str):
+            raise SparsityError(f"{wanted} is not a whole checkpoint ({path}): give another, or True for the newest")
+        return str(path)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        directory = Path(str(self.args.output_dir))
+        if self.args.should_save:
+            _order_times(checkpoints(directory))
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError, SparsityError) as error:
+            raise SparsityError(
+                f"the checkpoint of step {self.state.global_step} could not be written to {directory} "
+                f"({str(error).splitlines()[0]}): make room and resume; it goes on from the one before"
+            ) from error
+
+
+def _order_times(newest_first: list[Path]) -> None:
+    """Trainer deletes the oldest checkpoints by their times: let a clock that was set back not make a new one old."""
+    now = time.time()
+    for age, path in enumerate(newest_first, start=1):
+        if path.stat().st_mtime > now - age:
+            os.utime(path, (now - age, now - age))
