@@ -2,14 +2,17 @@
 
     python recipes/benchmark/overhead.py
     python recipes/benchmark/overhead.py --model_name_or_path google-bert/bert-base-uncased --tokens 128
+    accelerate launch --multi_gpu --num_processes 2 recipes/benchmark/overhead.py --use_cpu
 
 Both trainers take turns in one process, so that a noisy machine is noisy for both; the figure is the ratio of the
-medians. Peak memory is measured in a process of its own for each: on a GPU what torch allocated, else resident memory.
+medians. Peak memory is measured in a process of its own for each: on a GPU what torch allocated, else resident memory;
+with several processes it is left out, and a step is that of the first.
 """
 
 import argparse
 import copy
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -70,6 +73,7 @@ def train(kind: str, model: PreTrainedModel, data: Dataset, flags: argparse.Name
                 max_steps=flags.steps,
                 save_strategy="no",
                 report_to=[],
+                use_cpu=flags.use_cpu,
                 disable_tqdm=True,
                 logging_strategy="no",
                 dataloader_pin_memory=torch.cuda.is_available(),
@@ -101,6 +105,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens per sequence")
     parser.add_argument("--steps", type=int, default=13, help="steps per round, of which the first three do not count")
     parser.add_argument("--rounds", type=int, default=6, help="rounds of each trainer, in turns")
+    parser.add_argument("--use_cpu", action="store_true", help="as TrainingArguments has it, for processes on CPUs")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     parser.add_argument("--only", choices=KINDS, help=argparse.SUPPRESS)
     flags = parser.parse_args()
@@ -121,18 +126,20 @@ def main() -> None:
         for kind in KINDS:
             times[kind] += train(kind, model, data, flags)
     medians = {kind: statistics.median(times[kind]) for kind in KINDS}
-    memory = {
-        kind: int(subprocess.run([sys.executable, *sys.argv, "--only", kind], capture_output=True, check=True).stdout)
-        for kind in KINDS
-    }
-    result = {
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    result: dict[str, Any] = {
+        "processes": processes,
         "step_ms": {kind: round(1000 * median, 1) for kind, median in medians.items()},
         "step_ratio": round(medians["gated"] / medians["plain"], 3),
-        "peak_bytes": memory,
-        "peak_ratio": round(memory["gated"] / memory["plain"], 3),
         "batch": [flags.batch, flags.tokens],
         "steps": len(times["plain"]),
     }
+    if processes == 1:
+        command = [sys.executable, *sys.argv, "--only"]
+        memory = {kind: int(subprocess.run([*command, kind], capture_output=True, check=True).stdout) for kind in KINDS}
+        result |= {"peak_bytes": memory, "peak_ratio": round(memory["gated"] / memory["plain"], 3)}
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
     print(json.dumps(result, indent=2))
     if flags.output:
         flags.output.write_text(json.dumps(result, indent=2) + "\n")
