@@ -1,7 +1,8 @@
-"""`hf-sparse`: look at checkpoints, upload them, renew their cards, and rewrite them for serving engines."""
+"""`hf-sparse`: look at checkpoints, upload them, renew their cards, rewrite them for serving, and plan memory."""
 
 import argparse
 import sys
+import typing
 from pathlib import Path
 
 from hf_sparse.anymodel import export_anymodel
@@ -9,6 +10,7 @@ from hf_sparse.card import CardFields, write_card
 from hf_sparse.errors import SparsityError
 from hf_sparse.hub import push_to_hub
 from hf_sparse.inspection import inspect_checkpoint
+from hf_sparse.memory import Engine, estimate_memory, load_config
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +51,24 @@ def _parser() -> argparse.ArgumentParser:
         run=lambda given: write_card(given.directory, given.directory, _card_fields(given, given.model_id))
     )
 
+    estimate = commands.add_parser(
+        "estimate",
+        help="print what a pruning run takes of every device's memory, from a config alone",
+        description="Prints bytes per device for weights, gates, optimizer, teacher and activations under an engine, "
+        "without allocating the model. Flags are named as those of training scripts.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    estimate.add_argument("source", metavar="PATH_OR_REPO", help="a directory, or a repository such as me/my-model")
+    estimate.add_argument("--engine", choices=typing.get_args(Engine), default="single", help="fsdp is FSDP2")
+    estimate.add_argument("--num_processes", type=int, default=1, help="devices, as given to accelerate launch")
+    estimate.add_argument("--per_device_train_batch_size", type=int, default=8, help="sequences of one step")
+    estimate.add_argument("--max_seq_length", type=int, default=512, help="tokens of a sequence")
+    estimate.add_argument("--bf16", action="store_true", help="mixed precision")
+    estimate.add_argument("--gradient_checkpointing", action="store_true", help="keep inputs of layers only")
+    estimate.add_argument("--teacher_name_or_path", help="a dense teacher, such as the model itself")
+    estimate.add_argument("--target", type=float, default=0.5, help="share of the prunable parameters to remove")
+    estimate.set_defaults(run=_estimate)
+
     anymodel = commands.add_parser(
         "anymodel",
         help="rewrite a pruned decoder for engines that serve layers of different sizes (vLLM's AnyModel)",
@@ -59,6 +79,21 @@ def _parser() -> argparse.ArgumentParser:
     anymodel.add_argument("output", metavar="OUTPUT", type=Path, help="where the rewritten copy goes")
     anymodel.set_defaults(run=lambda given: export_anymodel(given.directory, given.output))
     return parser
+
+
+def _estimate(given: argparse.Namespace) -> None:
+    found = estimate_memory(
+        load_config(given.source),
+        given.engine,
+        given.num_processes,
+        given.per_device_train_batch_size,
+        given.max_seq_length,
+        given.bf16,
+        given.gradient_checkpointing,
+        load_config(given.teacher_name_or_path) if given.teacher_name_or_path else None,
+        given.target,
+    )
+    print(f"{found}\n{found.units:,} heads and neurons get gates; leave a tenth for allocators and communication")
 
 
 def _add_card_fields(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
 from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import _WrappedHook
 from transformers import GenerationMixin
 
@@ -62,7 +62,7 @@ def average_gradients_(gates: nn.Module, accelerator: Accelerator) -> None:
 
 @contextmanager
 def whole(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterator[None]:
-    """Inside this context a sharded model, and its optimizer's state, are whole on every process, in place.
+    """Inside this context a sharded model is whole on every process, in place.
 
     One that is not sharded stays as it is. All processes must come here together.
     """
@@ -78,11 +78,13 @@ def whole(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterato
 
 @torch.no_grad()
 def gather_(model: nn.Module, optimizer: Any) -> None:
-    """Make a sharded model and its optimizer's state whole in place on every process, one tensor after the other."""
+    """Make a sharded model whole in place on every process, one tensor after the other.
+
+    The optimizer's state stays in shards: they are of use again to parameters that are the same afterwards.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
     shards = {id(parameter): parameter for parameter in model.parameters() if isinstance(parameter, DTensor)}
     wholes = {key: nn.Parameter(shard.full_tensor(), shard.requires_grad) for key, shard in shards.items()}
     for module in model.modules():
@@ -92,10 +94,7 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
         group["params"] = [wholes.get(id(parameter), parameter) for parameter in group["params"]]
     for key, shard in shards.items():
         if shard in optimizer.state:
-            optimizer.state[wholes[key]] = {
-                name: value.full_tensor() if isinstance(value, DTensor) else value
-                for name, value in optimizer.state.pop(shard).items()
-            }
+            optimizer.state[wholes[key]] = optimizer.state.pop(shard)
     vars(model).pop("generate", None)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -117,7 +116,7 @@ def _is_fsdps(hook: Any) -> bool:
 
 @torch.no_grad()
 def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
-    """Shard a whole model and its optimizer's state in place, as accelerate does by its plugin."""
+    """Shard a whole model in place, as accelerate does by its plugin; the optimizer gets back its parameters."""
     bank = gate_bank(model)
     if bank is not None:
         bank.forget_scales_()  # of whole parameters
@@ -127,14 +126,7 @@ def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
     for group in optimizer.param_groups:
         for index, parameter in enumerate(group["params"]):
             shard = group["params"][index] = after[before[id(parameter)]]
-            if isinstance(shard, DTensor) and parameter in optimizer.state:
-                state = optimizer.state.pop(parameter)
-                optimizer.state[shard] = {
-                    # Every process has all of it, so each takes its part and nothing is sent.
-                    name: distribute_tensor(value, shard.device_mesh, shard.placements, src_data_rank=None)
-                    if isinstance(value, Tensor) and value.shape == parameter.shape
-                    else value
-                    for name, value in state.items()
-                }
+            if shard is not parameter and parameter in optimizer.state:
+                optimizer.state[shard] = optimizer.state.pop(parameter)
     if isinstance(model, GenerationMixin):
         register_fsdp_forward_method(model, "generate")

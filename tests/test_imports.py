@@ -40,6 +40,7 @@ ORDER = [
     "refit",
     "bank",
     "landing",
+    "memory",
     "patching",
     "compaction",
     "report",

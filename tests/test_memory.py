@@ -1,0 +1,82 @@
+"""Estimates of memory against what torch allocates."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import TESTS, environment
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, T5Config, T5ForConditionalGeneration
+
+from hf_sparse import SparsityError, discover
+from hf_sparse.cli import main
+from hf_sparse.memory import estimate_memory
+
+GIB = 2**30
+BERT = BertConfig(
+    hidden_size=256,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    intermediate_size=1024,
+    vocab_size=8000,
+    architectures=["BertForSequenceClassification"],
+)
+LLAMA = LlamaConfig(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    vocab_size=128256,
+    architectures=["LlamaForCausalLM"],
+)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_estimate_is_the_peak_of_a_step_or_a_little_more(checkpointing: bool, tmp_path: Path) -> None:
+    BERT.save_pretrained(tmp_path)
+    script = [sys.executable, str(TESTS / "trained_for_memory.py"), str(tmp_path), "16", "128"]
+    script += ["checkpointing"] if checkpointing else []
+    run = subprocess.run(script, capture_output=True, text=True, env=environment(tmp_path))
+    assert run.returncode == 0, run.stderr[-3000:]
+    estimate = estimate_memory(BERT, batch_size=16, sequence_length=128, gradient_checkpointing=checkpointing)
+    assert 1.0 <= estimate.training / int(run.stdout.split()[-1]) <= 1.2
+
+
+def test_units_of_a_twin_are_those_of_the_model() -> None:
+    t5 = T5Config(
+        d_model=32, d_kv=8, d_ff=64, num_layers=3, num_decoder_layers=4, num_heads=4, vocab_size=100,
+        decoder_start_token_id=0, architectures=["T5ForConditionalGeneration"],
+    )  # fmt: skip
+    for config, architecture in ((BERT, BertForSequenceClassification), (t5, T5ForConditionalGeneration)):
+        blocks = discover(architecture(config).eval()).blocks
+        assert estimate_memory(config, sequence_length=16).units == sum(block.units for block in blocks)
+
+
+def test_a_large_model_is_planned_without_its_memory() -> None:
+    given = {"processes": 8, "batch_size": 1, "bf16": True, "gradient_checkpointing": True}
+    sharded = estimate_memory(LLAMA, "fsdp", **given)
+    copied = estimate_memory(LLAMA, "ddp", **given)
+    assert sharded.units == copied.units == 32 * (8 + 14336)
+    for name in ("weights", "gradients", "optimizer"):
+        assert sharded.parts[name] == copied.parts[name] // 8
+    assert sharded.parts["gates and their optimizer"] < 0.02 * GIB
+    assert sharded.training < 20 * GIB < 100 * GIB < copied.training
+    # FSDP puts the whole model together to shrink it.
+    assert 30 * GIB < sharded.shrinking < copied.shrinking
+
+
+def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    BERT.save_pretrained(tmp_path)
+    given = ["--engine", "fsdp", "--num_processes", "4", "--bf16", "--teacher_name_or_path", str(tmp_path)]
+    main(["estimate", str(tmp_path), *given])
+    printed = capsys.readouterr().out
+    assert "teacher" in printed and "peak of a step" in printed and "6,192 heads and neurons" in printed
+    with pytest.raises(SystemExit) as raised:
+        main(["estimate", str(tmp_path / "missing")])
+    assert raised.value.code == 2 and "cannot read the config" in capsys.readouterr().err
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(SparsityError, match="names BertForNothing"):
+        estimate_memory(BertConfig(architectures=["BertForNothing"]))
