@@ -78,7 +78,7 @@ def whole(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterato
 
 @torch.no_grad()
 def gather_(model: nn.Module, optimizer: Any) -> None:
-    """Make a sharded model whole in place on every process, one tensor after the other.
+    """Make a sharded model whole in place on every process, one tensor after the other; another is left as it is.
 
     The optimizer's state stays in shards: they are of use again to parameters that are the same afterwards.
     """

@@ -14,6 +14,7 @@ import dataclasses
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import transformers
 from common import (
@@ -56,6 +57,7 @@ from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.preemption import PreemptionMixin
 from hf_sparse.report import Origin, command_line
 from hf_sparse.resuming import ResumingMixin
+from hf_sparse.sharding import gather_, prepare_sharding_
 
 MEASURED_BATCH = 32
 EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sparsity_ramp": 0.24}
@@ -64,6 +66,11 @@ EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sp
 
 class DenseTrainer(PreemptionMixin, ResumingMixin, FiniteLossMixin, Trainer):
     """Trainer that stops at a NaN, saves at SIGTERM, and goes on from checkpoints that are whole."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            prepare_sharding_(self.accelerator)  # what the pruning would refuse is refused before hours are spent
 
 
 @dataclass(frozen=True)
@@ -223,6 +230,7 @@ def _fine_tune(
         compute_metrics=classification_metrics(),
     )
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(dense, directory))
+    gather_(model, trainer.optimizer)
     if trainer.is_world_process_zero():
         save_pruned(model, finished)
         for checkpoint in directory.glob("checkpoint-*"):
@@ -240,6 +248,7 @@ def _evaluate(
         processing_class=tokenizer,
         compute_metrics=classification_metrics(),
     )
+    evaluator.model_wrapped = evaluator.accelerator.prepare_model(model, evaluation_mode=True)
     return {split: scores(evaluator.evaluate(rows)) for split, rows in splits.items()}
 
 

@@ -2,12 +2,15 @@
 
 import json
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import bert
+from launching import command, environment
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -26,10 +29,12 @@ sys.path.insert(0, str(RECIPES))
 import common  # noqa: E402
 import text_classification  # noqa: E402
 
+from hf_sparse import load_pruned  # noqa: E402
 from hf_sparse.resuming import defect  # noqa: E402
 from hf_sparse.stages import STATE  # noqa: E402
 
 ABSENT = "this flag is not given"
+SHORT = {"--learning_rate": 1e-3, "--per_device_train_batch_size": 4, "--dense_epochs": 2, "--report_to": "none"}
 WORDS = [f"word{index}" for index in range(95)]
 
 
@@ -275,3 +280,25 @@ def test_help_teaches(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         "Fraction of the prunable",
     ):
         assert part in shown
+
+
+# ---- Engines ----
+
+
+def test_the_recipe_runs_sharded(tiny: Path, data: dict[str, str], tmp_path: Path) -> None:
+    flags = {**data, "--model_name_or_path": tiny, "--output_dir": tmp_path / "out", **SHORT}
+    words = [str(word) for flag in flags.items() for word in flag]
+    launch = command(2, "launched_recipe.py", *words, "--use_cpu", "--targets", 0.3, 0.6, fsdp="SHARDED_STATE_DICT")
+    run = subprocess.run(launch, capture_output=True, text=True, env=environment(tmp_path))
+    assert run.returncode == 0, run.stderr[-5000:]
+    assert "of the prunable parameters removed (target 60%)" in run.stdout
+    for member in (".", "removed-0.3", "removed-0.6", "dense/model"):
+        assert load_pruned(tmp_path / "out" / member).num_parameters() > 0
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_configs(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.mixed_precision == "bf16" and config.num_processes >= 1
+    if path.stem == "fsdp":
+        assert config.distributed_type == "FSDP" and config.fsdp_config["fsdp_version"] == 2
