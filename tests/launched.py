@@ -57,6 +57,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cost", default="params")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5])
     parser.add_argument("--dtype", default="float64")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--torch_compile", action="store_true")
     parser.add_argument("--stop", type=int, help="save and stop at a step, as if interrupted")
     parser.add_argument("--save_steps", type=int)
     parser.add_argument("--resume", action="store_true")
@@ -83,6 +86,10 @@ def main() -> None:
         gradient_accumulation_steps=flags.accumulation,
         max_steps=30 * len(flags.targets),
         logging_steps=1,
+        bf16=flags.bf16,
+        gradient_checkpointing=flags.gradient_checkpointing,
+        torch_compile_backend="eager" if flags.torch_compile else None,  # traced, without the minutes of a compiler
+        ddp_find_unused_parameters=False,
         **saving,
     )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":

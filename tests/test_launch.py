@@ -79,6 +79,19 @@ def test_a_sharded_run_resumes_in_any_stage(step: int, fsdp: str, one_process: P
     assert_same(one_process, tmp_path)
 
 
+def test_compiled_steps_learn_the_same(one_process: Path, tmp_path: Path) -> None:
+    launch(1, tmp_path, "--batch", 16, *STAGES, "--torch_compile")
+    assert_same(one_process, tmp_path)
+
+
+@pytest.mark.parametrize("fsdp", [None, "FULL_STATE_DICT"])
+def test_mixed_precision_and_gradient_checkpointing(fsdp: str | None, tmp_path: Path) -> None:
+    settings = ("--dtype", "float32", "--bf16", "--gradient_checkpointing")
+    launch(2, tmp_path, "--batch", 4, *settings, fsdp=fsdp)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path).values())
+    assert any("lambda" in line for line in logs(tmp_path)) and load_pruned(tmp_path / "out").num_parameters() > 0
+
+
 def test_processes_share_what_the_first_one_has_measured(tmp_path: Path) -> None:
     launch(2, tmp_path, "--batch", 4, "--cost", "latency")
     weights(tmp_path)
