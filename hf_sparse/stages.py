@@ -135,6 +135,7 @@ class StagesMixin(EstimatesMixin, ResumingMixin, FiniteLossMixin):
                 ],
                 "layer_map": self._layer_map,
             }
+            Path(str(output_dir)).mkdir(parents=True, exist_ok=True)  # shards are written into it later
             write_whole(Path(str(output_dir)) / STATE, json.dumps(state))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -17,13 +17,15 @@ FSDP = {
 
 
 def command(processes: int, script: str, *arguments: Any, fsdp: str | None = None) -> list[str]:
-    """An `accelerate launch`; `fsdp` is how checkpoints of shards are kept."""
+    """An `accelerate launch`, unless it is of one process; `fsdp` is how checkpoints of shards are kept."""
+    if processes == 1:
+        return [sys.executable, str(TESTS / script), *map(str, arguments)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    engine = ["--cpu"] if processes == 1 else ["--multi_gpu", "--main_process_port", str(port)]
+    engine = ["--multi_gpu", "--main_process_port", str(port)]
     if fsdp is not None:
-        engine = ["--use_fsdp", "--main_process_port", str(port), "--fsdp_state_dict_type", fsdp]
+        engine = ["--use_fsdp", *engine[1:], "--fsdp_state_dict_type", fsdp]
         engine += [word for name, value in FSDP.items() for word in (f"--{name}", str(value))]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *engine, "--num_processes", str(processes)]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -68,8 +68,8 @@ def test_a_run_leaves_a_whole_model_at_every_target(unbroken: SparseTrainer) -> 
     assert torch.equal(run.model.eval()(inputs).logits, member.eval()(inputs).logits)
 
 
-# In the first search, the first recovery, at the border of two stages, in the second search and the last recovery.
-@pytest.mark.parametrize("step", [8, 30, 50, 58, 140])
+# In a recovery, at the border of two stages, and in the second search.
+@pytest.mark.parametrize("step", [30, 50, 58])
 def test_resuming_in_any_stage_gives_the_weights_of_never_stopping(
     step: int, unbroken: SparseTrainer, tmp_path: Path
 ) -> None:
