@@ -69,8 +69,8 @@ class StagesMixin(EstimatesMixin, ResumingMixin, FiniteLossMixin):
             self._stage += 1
             with self._surgery():
                 attach_gates(self._model, self._stage_config, self._verification_batch(), self.costs)
+                self._start_gates()
             self._train_gates()
-            self._start_gates()
 
     def _surgery(self) -> AbstractContextManager[None]:
         return surgery(self._model, self.model_wrapped, self.optimizer, self.accelerator)

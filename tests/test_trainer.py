@@ -1,9 +1,11 @@
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from conftest import StopAt, bart, bert, gpt2, llama, rows, training_arguments
 from datasets import Dataset
 from torch import nn
@@ -28,6 +30,7 @@ from hf_sparse import (
     load_pruned,
 )
 from hf_sparse.patching import gate_bank, require_bank
+from hf_sparse.sharding import prepare_sharding_
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
@@ -406,6 +409,33 @@ def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
     arguments._n_gpu = 2
     with pytest.raises(SparsityError, match="accelerate launch"):
         SparseTrainer(model=bert(), args=arguments, sparsity=SparsityConfig(), train_dataset=rows(8))
+
+
+def test_deepspeed_is_refused(tmp_path: Path) -> None:
+    class WithDeepSpeed(SparseTrainer):
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            self.is_deepspeed_enabled = True
+
+    with pytest.raises(SparsityError, match="replaced when the model shrinks: use FSDP2"):
+        WithDeepSpeed(model=bert(), args=training_arguments(tmp_path), sparsity=SparsityConfig())
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"fsdp_version": 1}, "set fsdp_version to 2"),
+        ({"cpu_ram_efficient_loading": True}, "set it to false"),
+        ({"ignored_modules": [nn.Linear(1, 1)]}, "give their names"),
+    ],
+)
+def test_settings_of_fsdp_that_would_not_be_exact_are_refused(settings: dict[str, Any], reason: str) -> None:
+    plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, "cpu_ram_efficient_loading": False, **settings})
+    accelerator: Any = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin), is_fsdp2=settings.get("fsdp_version") != 1
+    )
+    with pytest.raises(SparsityError, match=reason):
+        prepare_sharding_(accelerator)
 
 
 def test_fp16_without_clipping_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
