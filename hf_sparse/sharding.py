@@ -11,17 +11,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import fsdp2_prepare_model
 from torch import Tensor, nn
-from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
-from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from torch.nn.modules.module import _WrappedHook
 from transformers import GenerationMixin
 
 from hf_sparse.errors import SparsityError
 from hf_sparse.patching import BANK, gate_bank
-
-_MARKS = (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params")
 
 
 def prepare_sharding_(accelerator: Accelerator) -> None:
@@ -82,6 +77,10 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
 
     The optimizer's state stays in shards: they are of use again to parameters that are the same afterwards.
     """
+    # Private names of torch: imported here, so that nobody depends on them who does not shard.
+    from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+    from torch.distributed._composable_state import _module_state_mapping
+
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -100,7 +99,7 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
         if isinstance(module, FSDPModule):
             module.__class__ = type(module).__bases__[1]
             _module_state_mapping.pop(module, None)
-        for mark in _MARKS:
+        for mark in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
             vars(module).pop(mark, None)
         tables = [table for name, table in vars(module).items() if "_hooks" in name and isinstance(table, dict)]
         ours = {key for table in tables for key, hook in table.items() if _is_fsdps(hook)}
@@ -110,6 +109,8 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
 
 
 def _is_fsdps(hook: Any) -> bool:
+    from torch.nn.modules.module import _WrappedHook
+
     function = hook.hook if isinstance(hook, _WrappedHook) else hook
     return str(function.__module__).startswith("torch.distributed.fsdp") if callable(function) else False
 

@@ -255,16 +255,19 @@ class SparseTrainerMixin(PreemptionMixin, StagesMixin):
         except ValueError as error:
             if "does not contain any data" not in str(error):  # accelerate's words for an empty iterator
                 raise
+            logger.warning(
+                "The training data have ended at step %d of %d, and with them the training.",
+                self.state.global_step,
+                self.state.max_steps,
+            )
             self.control.should_training_stop = True
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         output = super()._finalize_training(*args, **kwargs)
         if not self._in_last_form:
-            early = self.state.global_step < self.state.max_steps
             logger.warning(
-                "%sThe structure was not found: its density never reached the target. Train for more steps, or raise "
-                "sparsity_ramp or gate_learning_rate.",
-                f"Training ended at step {self.state.global_step} of {self.state.max_steps}. " if early else "",
+                "The structure was not found: its density never reached the target. Train for more steps, or raise "
+                "sparsity_ramp or gate_learning_rate."
             )
         return output
 

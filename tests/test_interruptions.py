@@ -217,5 +217,5 @@ def test_data_that_ends_early_ends_the_run_and_says_so(tmp_path: Path, warnings:
     run = run_of(tmp_path, train_dataset=Once(), save_strategy="no")
     run.train()
     assert run.state.global_step < 40
-    assert f"Training ended at step {run.state.global_step} of 40" in warnings.text
+    assert f"The training data have ended at step {run.state.global_step} of 40" in warnings.text
     assert run.compact().max_abs_diff <= 1e-4
