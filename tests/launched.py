@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from conftest import StopAt, bert, rows, training_arguments
+from conftest import MODELS, StopAt, bert, rows, training_arguments
 from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
@@ -52,6 +52,7 @@ class Trouble(TrainerCallback):
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
+    parser.add_argument("--model", choices=MODELS, default="bert")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--cost", default="params")
@@ -97,13 +98,18 @@ def main() -> None:
         assert arguments.world_size > 1
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     dtype = getattr(torch, flags.dtype)
+    train, test = rows(64), rows(16, seed=1)
+    teacher: Any = bert(layers=1)
+    if flags.model != "bert":
+        teacher = MODELS[flags.model]()
+        train, test = (data.map(lambda row: {"labels": row["input_ids"]}) for data in (train, test))
     run = SparseTrainer(
-        model=without_dropout(bert()).to(dtype),
+        model=without_dropout(MODELS[flags.model]()).to(dtype),
         args=arguments,
         sparsity=SparsityConfig(targets=flags.targets, cost=flags.cost, cost_sequence_length=16),
-        teacher=without_dropout(bert(layers=1)).to(dtype),
-        train_dataset=rows(64),
-        eval_dataset=rows(16, seed=1),
+        teacher=without_dropout(teacher).to(dtype),
+        train_dataset=train,
+        eval_dataset=test,
         callbacks=[Trouble(flags.fault, flags.pause), *([StopAt(flags.stop)] if flags.stop else [])],
     )
     run.train(resume_from_checkpoint=flags.resume)
@@ -111,7 +117,7 @@ def main() -> None:
         run.save_model(str(flags.directory / "gated"))  # where it still has gates, a copy is compacted
         run.compact()
         save_file(
-            {name: value.contiguous() for name, value in run.model.state_dict().items()},
+            {name: value.clone() for name, value in run.model.state_dict().items()},
             flags.directory / f"rank{arguments.process_index}.safetensors",
         )
         run.save_model(str(flags.directory / "out"))

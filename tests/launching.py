@@ -11,9 +11,12 @@ TESTS = Path(__file__).parent
 FSDP = {
     "fsdp_version": 2,
     "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-    "fsdp_transformer_layer_cls_to_wrap": "BertLayer",
     "fsdp_cpu_ram_efficient_loading": "false",
 }
+
+
+LAYERS = {"llama": "LlamaDecoderLayer", "gpt2": "GPT2Block", "bart": "BartEncoderLayer,BartDecoderLayer"}
+"""Classes that are sharded on their own, by --model; of BERT otherwise."""
 
 
 def command(processes: int, script: str, *arguments: Any, fsdp: str | None = None) -> list[str]:
@@ -26,6 +29,8 @@ def command(processes: int, script: str, *arguments: Any, fsdp: str | None = Non
     engine = ["--multi_gpu", "--main_process_port", str(port)]
     if fsdp is not None:
         engine = ["--use_fsdp", *engine[1:], "--fsdp_state_dict_type", fsdp]
+        layers = next((layers for model, layers in LAYERS.items() if model in arguments), "BertLayer")
+        engine += ["--fsdp_transformer_layer_cls_to_wrap", layers]
         engine += [word for name, value in FSDP.items() for word in (f"--{name}", str(value))]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *engine, "--num_processes", str(processes)]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]

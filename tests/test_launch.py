@@ -75,6 +75,12 @@ def test_a_sharded_run_resumes_in_any_stage(
     assert_same(one_process, tmp_path)
 
 
+def test_tied_weights_are_sharded(tmp_path: Path) -> None:
+    launch(1, tmp_path / "one", "--model", "gpt2", "--batch", 8)
+    launch(2, tmp_path / "two", "--model", "gpt2", "--batch", 4, fsdp="FULL_STATE_DICT")
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
 def test_compiled_steps_learn_the_same(one_process: Path, tmp_path: Path) -> None:
     launch(1, tmp_path, "--batch", 16, *STAGES, "--torch_compile")
     assert_same(one_process, tmp_path)
