@@ -3,7 +3,6 @@
 import argparse
 import os
 import resource
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,6 @@ from transformers import TrainerCallback
 from hf_sparse import SparseTrainer, SparsityConfig
 
 
-def _killed(model: nn.Module, rank: int) -> None:
-    if rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _nan(model: nn.Module, rank: int) -> None:
     if rank == 1:
         with torch.no_grad():
@@ -34,7 +28,7 @@ def _disk(model: nn.Module, rank: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
 
-FAULTS = {"killed": _killed, "nan": _nan, "disk": _disk}
+FAULTS = {"nan": _nan, "disk": _disk}
 
 
 class Trouble(TrainerCallback):
@@ -58,7 +52,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cost", default="params")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5])
     parser.add_argument("--dtype", default="float64")
-    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--torch_compile", action="store_true")
     parser.add_argument("--stop", type=int, help="save and stop at a step, as if interrupted")
@@ -87,7 +80,6 @@ def main() -> None:
         gradient_accumulation_steps=flags.accumulation,
         max_steps=30 * len(flags.targets),
         logging_steps=1,
-        bf16=flags.bf16,
         gradient_checkpointing=flags.gradient_checkpointing,
         torch_compile_backend="eager" if flags.torch_compile else None,  # traced, without the minutes of a compiler
         ddp_find_unused_parameters=False,

@@ -16,7 +16,7 @@ from zoo import ZOO
 
 from hf_sparse import PruningPlan, compact, discover, save_pruned
 
-PARTS = 6
+PARTS = 4
 
 
 def save(name: str, directory: Path) -> PreTrainedModel | None:

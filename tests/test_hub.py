@@ -136,9 +136,7 @@ def test_the_recipe_pushes_with_the_flags_of_training_arguments(tmp_path: Path) 
     ("request_", "failure"),
     [
         (("POST", "create"), 401),
-        (("POST", "preupload"), 413),
         (("PUT", "upload"), 403),
-        (("POST", "commit"), 500),
         (("POST", "commit"), 507),  # the server's disk is full
         (("POST", "commit"), "gone"),
     ],

@@ -60,17 +60,10 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixt
 
 
 def test_killed_runs_end_as_the_one_that_was_not(tmp_path: Path) -> None:
-    script = [sys.executable, str(TESTS / "killed_while_training.py"), str(tmp_path / "runs"), "6"]
+    script = [sys.executable, str(TESTS / "killed_while_training.py"), str(tmp_path / "runs"), "4"]
     run = subprocess.run(script, capture_output=True, text=True, env=environment(tmp_path))
     assert run.returncode == 0, run.stdout + run.stderr[-3000:]
-    assert run.stdout.count("3 kills") == 2
-
-
-def test_a_process_that_dies_ends_the_launch(tmp_path: Path) -> None:
-    script = command(2, "launched.py", tmp_path, "--batch", 4, "--fault", "killed")
-    run = subprocess.run(script, capture_output=True, text=True, env=environment(tmp_path), timeout=PATIENCE)
-    assert run.returncode != 0 and "SIGKILL" in run.stderr
-    assert not (tmp_path / "out").exists()
+    assert run.stdout.count("2 kills") == 2
 
 
 # ---- SIGTERM ----

@@ -288,7 +288,18 @@ def test_help_teaches(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_recipe_runs_sharded(tiny: Path, data: dict[str, str], tmp_path: Path) -> None:
     flags = {**data, "--model_name_or_path": tiny, "--output_dir": tmp_path / "out", **SHORT}
     words = [str(word) for flag in flags.items() for word in flag]
-    launch = command(2, "launched_recipe.py", *words, "--use_cpu", "--targets", 0.3, 0.6, fsdp="SHARDED_STATE_DICT")
+    launch = command(
+        2,
+        "launched_recipe.py",
+        *words,
+        "--use_cpu",
+        "--bf16",
+        "--gradient_checkpointing",
+        "--targets",
+        0.3,
+        0.6,
+        fsdp="SHARDED_STATE_DICT",
+    )
     run = subprocess.run(launch, capture_output=True, text=True, env=environment(tmp_path))
     assert run.returncode == 0, run.stderr[-5000:]
     assert "of the prunable parameters removed (target 60%)" in run.stdout

@@ -77,7 +77,9 @@ def test_random_plans_are_exact(name: str) -> None:
     structure = discover(model, inputs)
     kinds = {block.kind for block in structure.blocks}
     assert structure.refused or ("attention" in kinds and kinds & {"ffn", "experts"})
-    for kind, plan in random_plans(structure).items():
+    plans = random_plans(structure)
+    other = ("one", "some gone", "all gone")[list(ZOO).index(name) % 3]  # all of them, for all, would take minutes more
+    for kind, plan in (("uneven", plans["uneven"]), (other, plans[other])):
         if structure.blocks:
             try:
                 _assert_exact(model, structure, plan, inputs, kind, 1e-5)
