@@ -86,7 +86,7 @@ def _magnitude(
         score = torch.zeros(block.units)
         for part in block.slices:
             weight = model.get_parameter(part.parameter).detach()
-            squares = weight.square().movedim(part.dim, 0).flatten(1).sum(1)
+            squares = weight.square().movedim(part.dim, 0).reshape(weight.shape[part.dim], -1).sum(1)  # of biases, too
             score += squares[part.index].sum(1)
         scores[block.name] = score
     return scores

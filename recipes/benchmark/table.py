@@ -30,9 +30,11 @@ def cells(results: Sequence[Line], measurements: Sequence[Line]) -> dict[tuple[s
     """Results with their measurements, by method and target."""
     measured = {line["model"]: line for line in measurements}
     found: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    usual = statistics.mode([line["epochs"] for line in results] or [0.0])
     for line in results:
-        settings = ", ".join(f"{name} {value}" for name, value in json.loads(line["options"]).items())
-        label = f"{line['method']} ({settings})" if settings else line["method"]
+        settings = [f"{name} {value}" for name, value in json.loads(line["options"]).items()]
+        settings += [f"{line['epochs']:g} epochs"] if line["epochs"] != usual else []
+        label = f"{line['method']} ({', '.join(settings)})" if settings else line["method"]
         target = line.get("member", line["target"]) or 0.0
         found.setdefault((label, target), []).append({**measured.get(line["model"], {}), **line})
     return dict(sorted(found.items(), key=lambda item: (item[0][1], -_mean(item[1], "mean"))))
@@ -45,7 +47,8 @@ def _mean(lines: Sequence[Line], name: str) -> float:
 
 def table(found: Mapping[tuple[str, float], Sequence[Line]]) -> str:
     """Rows in Markdown."""
-    header = ["target", "method", "removed", "dev", "test", "mean", "seeds", "training", *SPEEDUPS]
+    speedups = [name for name in SPEEDUPS if any(name in line for lines in found.values() for line in lines)]
+    header = ["target", "method", "removed", "dev", "test", "mean", "seeds", "training", *speedups]
     rows = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for (method, target), lines in found.items():
         means = [line["mean"] for line in lines]
@@ -59,7 +62,7 @@ def table(found: Mapping[tuple[str, float], Sequence[Line]]) -> str:
             f"{statistics.fmean(means):.1f}{spread}",
             str(len(means)),
             f"{_mean(lines, 'cpu_seconds'):.0f} s",
-            *(f"{_mean(lines, name):.2f}x" if any(name in line for line in lines) else "" for name in SPEEDUPS),
+            *(f"{_mean(lines, name):.2f}x" if any(name in line for line in lines) else "" for name in speedups),
         ]
         rows.append(f"| {' | '.join(row)} |")
     return "\n".join(rows)
