@@ -99,15 +99,15 @@ def main() -> None:
     with arguments.main_process_first(desc="tokenizing"):
         splits = _tokenize(data, tokenizer, data_arguments.max_seq_length)
 
-    # Before hours are spent: is there something to prune, and can the target be met?
+    # Before hours are spent: is there the teacher, is there something to prune, and can the target be met?
+    other_teacher = None
+    if model_arguments.teacher_name_or_path is not None:
+        other_teacher = _model(model_arguments.teacher_name_or_path, model_arguments, data, tokenizer)[0]
     nn.Module.to(dense, arguments.device)  # where latencies are measured, if that is the cost
     attach_gates(dense, sparsity)
     detach_gates(dense)
     if arguments.process_index == 0:
         clear_output_dir(arguments)
-    other_teacher = None
-    if model_arguments.teacher_name_or_path is not None:
-        other_teacher = _model(model_arguments.teacher_name_or_path, model_arguments, data, tokenizer)[0]
     if not has_head:
         dense = _fine_tune(dense, splits, tokenizer, arguments)
     teacher = other_teacher or copy.deepcopy(dense)

@@ -228,6 +228,7 @@ def test_other_files_and_columns(run: Run, tmp_path: Path, suffix: str, separato
         ({"--output_dir": ABSENT}, "--output_dir is missing"),
         ({"--model_name_or_path": "unprunable"}, "has no attention heads or FFN neurons"),
         ({"--model_name_or_path": "no/such_model"}, "cannot load the"),
+        ({"--teacher_name_or_path": "no/such_teacher"}, "cannot load the model no/such_teacher"),
         ({"--resume_from_checkpoint": "checkpoint-7"}, "is not a whole checkpoint"),
         ({"--no_such_flag": 1}, "unknown flag --no_such_flag"),
     ],
