@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import fsdp2_prepare_model
+from accelerate.utils import DynamoBackend, fsdp2_prepare_model
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import GenerationMixin
 
@@ -33,12 +33,34 @@ def prepare_sharding_(accelerator: Accelerator) -> None:
             "fsdp_cpu_ram_efficient_loading leaves all processes but the first without weights, but each of them looks "
             "for heads and neurons: set it to false"
         )
+    if plugin.activation_checkpointing:
+        raise SparsityError(
+            "fsdp_activation_checkpointing wraps layers in others, under other names: set it to false and give "
+            "gradient_checkpointing to TrainingArguments"
+        )
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise SparsityError("fsdp_offload_params keeps shards where they cannot be put together: set it to false")
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise SparsityError("torch.compile and FSDP do not go together here: leave one of them out")
     ignored = plugin.ignored_modules
     if ignored is not None and not isinstance(ignored, str):
         raise SparsityError("ignored_modules of FSDP are given as modules, which will change: give their names")
     gates = rf"{BANK}(\..*)?"
     if ignored is None or gates not in ignored:
         plugin.ignored_modules = gates if ignored is None else f"{ignored}|{gates}"
+
+
+def require_whole(model: nn.Module) -> None:
+    """Refuse a model that was sharded before a Trainer has it.
+
+    Raises:
+        SparsityError: it has shards for parameters.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise SparsityError(
+            "the model is sharded already (tensor parallelism, or loaded in shards): load it whole, and let "
+            "`accelerate launch` shard it by FSDP2"
+        )
 
 
 def average_gradients_(gates: nn.Module, accelerator: Accelerator) -> None:

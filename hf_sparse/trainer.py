@@ -25,7 +25,7 @@ from hf_sparse.errors import SparsityError, UnknownInputsError
 from hf_sparse.landing import Landing
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank, require_bank
 from hf_sparse.preemption import PreemptionMixin
-from hf_sparse.sharding import prepare_sharding_
+from hf_sparse.sharding import prepare_sharding_, require_whole
 from hf_sparse.stages import StagesMixin
 from hf_sparse.surgery import plain_forward, skeleton, unchanged_random_state
 
@@ -91,6 +91,7 @@ class SparseTrainerMixin(PreemptionMixin, StagesMixin):
                 "DeepSpeed keeps flat copies of the parameters that it starts with, and these are replaced when the "
                 "model shrinks: use FSDP2 (`accelerate launch --use_fsdp --fsdp_version 2`), which shards as much"
             )
+        require_whole(self._model)
         if self.is_fsdp_enabled:
             prepare_sharding_(self.accelerator)
         if self.args.fp16 and self.args.max_grad_norm <= 0:

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import DynamoBackend, FullyShardedDataParallelPlugin
 from conftest import StopAt, bart, bert, gpt2, llama, rows, training_arguments
 from datasets import Dataset
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.tensor import distribute_tensor
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -427,15 +428,30 @@ def test_deepspeed_is_refused(tmp_path: Path) -> None:
         ({"fsdp_version": 1}, "set fsdp_version to 2"),
         ({"cpu_ram_efficient_loading": True}, "set it to false"),
         ({"ignored_modules": [nn.Linear(1, 1)]}, "give their names"),
+        ({"activation_checkpointing": True}, "give gradient_checkpointing to TrainingArguments"),
+        ({"cpu_offload": True}, "fsdp_offload_params"),
+        ({"dynamo": DynamoBackend.EAGER}, "torch.compile and FSDP"),
     ],
 )
 def test_settings_of_fsdp_that_would_not_be_exact_are_refused(settings: dict[str, Any], reason: str) -> None:
+    dynamo = SimpleNamespace(backend=settings.pop("dynamo", DynamoBackend.NO))
     plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, "cpu_ram_efficient_loading": False, **settings})
-    accelerator: Any = SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin), is_fsdp2=settings.get("fsdp_version") != 1
-    )
+    state = SimpleNamespace(fsdp_plugin=plugin, dynamo_plugin=dynamo)
+    accelerator: Any = SimpleNamespace(state=state, is_fsdp2=settings.get("fsdp_version") != 1)
     with pytest.raises(SparsityError, match=reason):
         prepare_sharding_(accelerator)
+
+
+def test_a_model_in_shards_is_refused(tmp_path: Path) -> None:
+    model = bert()
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = distributed.init_device_mesh("cpu", (1,))
+        model.classifier.weight = nn.Parameter(distribute_tensor(model.classifier.weight.detach(), mesh))
+        with pytest.raises(SparsityError, match="load it whole"):
+            SparseTrainer(model=model, args=training_arguments(tmp_path), sparsity=SparsityConfig())
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_fp16_without_clipping_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
