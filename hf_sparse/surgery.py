@@ -65,14 +65,16 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
 def _register_again_(wrapped: DistributedDataParallel) -> None:
     """Let DistributedDataParallel start over in place, for its buckets hold the parameters of its construction."""
     module = wrapped.module
+    # The default is not said, as newer versions of torch call it otherwise.
+    buffers = {} if wrapped.broadcast_buffers else {"broadcast_buffers": False}
     wrapped.__init__(  # type: ignore[misc]
         module,
         device_ids=wrapped.device_ids,
         output_device=wrapped.output_device,
-        broadcast_buffers=wrapped.broadcast_buffers,
         find_unused_parameters=wrapped.find_unused_parameters,
         gradient_as_bucket_view=wrapped.gradient_as_bucket_view,
         static_graph=wrapped.static_graph,
+        **buffers,
     )
 
 

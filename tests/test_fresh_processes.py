@@ -48,6 +48,7 @@ def test_every_model_type_loads_both_ways(part: int, tmp_path: Path) -> None:
     assert len(paths) > 0.9 * len(list(ZOO)[part::PARTS])
     options = {**os.environ, "HF_HOME": str(tmp_path / "huggingface"), "HF_HUB_OFFLINE": "1"}
     for way in ("with", "without"):
-        command = [sys.executable, Path(__file__).parent / "loaded.py", way, *paths]
+        chosen = paths if way == "without" else paths[::2]  # test_zoo.py loads all of them with it
+        command = [sys.executable, Path(__file__).parent / "loaded.py", way, *chosen]
         run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=options)
         assert run.returncode == 0 and not run.stdout, f"{way} the library:\n{run.stdout}\n{run.stderr[-1000:]}"
