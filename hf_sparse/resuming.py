@@ -19,22 +19,21 @@ from hf_sparse.errors import SparsityError
 
 logger = logging.get_logger(__name__)
 
+STATE = "sparsity_state.json"
+"""Beside a checkpoint's weights: which stage it is in, and what earlier ones have removed."""
+
 PROCESSES = "processes"
 """How many processes wrote a checkpoint, in the state of its stage: each has left its random numbers."""
 
 
-def defect(checkpoint: Path, state: str) -> str | None:
+def defect(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be resumed from exactly: a file is missing, cut off or damaged. None if it is whole.
 
-    Nothing in it is unpickled.
-
-    Args:
-        checkpoint: the directory.
-        state: name of the file that says what stage it is in; it may be missing.
+    Nothing in it is unpickled. A Trainer without stages leaves no state of one.
     """
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-        stage = json.loads((checkpoint / state).read_text()) if (checkpoint / state).is_file() else {}
+        stage = json.loads((checkpoint / STATE).read_text()) if (checkpoint / STATE).is_file() else {}
         for path in _weights(checkpoint):
             with safe_open(path, framework="pt") as file:
                 file.keys()
@@ -78,10 +77,10 @@ def checkpoints(directory: Path) -> list[Path]:
     return [path for _, path in sorted(((int(n), path) for n, path in numbered if n.isdecimal()), reverse=True)]
 
 
-def newest_whole_checkpoint(directory: Path, state: str) -> Path | None:
+def newest_whole_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint of a run that can be resumed from; warns of newer ones that cannot."""
     for path in checkpoints(directory):
-        reason = defect(path, state)
+        reason = defect(path)
         if reason is None:
             return path
         logger.warning("%s is not whole (%s): going on from the one before.", path, reason)
@@ -90,8 +89,6 @@ def newest_whole_checkpoint(directory: Path, state: str) -> Path | None:
 
 class ResumingMixin(Trainer):
     """Adds to a Trainer that it goes on from checkpoints that are whole, and says so when one could not be written."""
-
-    _state_name: str = ""
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
@@ -111,9 +108,9 @@ class ResumingMixin(Trainer):
         chosen: list[Any] = [None]
         if self.is_world_process_zero():
             if wanted is None:
-                chosen = [newest_whole_checkpoint(Path(str(self.args.output_dir)), self._state_name)]
+                chosen = [newest_whole_checkpoint(Path(str(self.args.output_dir)))]
             else:
-                chosen = [defect(wanted, self._state_name) or wanted]
+                chosen = [defect(wanted) or wanted]
         [path] = broadcast_object_list(chosen)
         if path is None:
             raise SparsityError(f"no whole checkpoint in {self.args.output_dir}: start without resume_from_checkpoint")

@@ -24,20 +24,15 @@ from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.report import Report
-from hf_sparse.resuming import PROCESSES, ResumingMixin
+from hf_sparse.resuming import PROCESSES, STATE, ResumingMixin
 from hf_sparse.sharding import average_gradients_
 from hf_sparse.surgery import plain_forward, surgery
 
 logger = logging.get_logger(__name__)
 
-STATE = "sparsity_state.json"
-"""Beside a checkpoint's weights: which stage it is in, and what earlier ones have removed."""
-
 
 class StagesMixin(EstimatesMixin, ResumingMixin, FiniteLossMixin):
     """Adds to a Trainer that its model shrinks while it is trained, target by target."""
-
-    _state_name = STATE
 
     _schedules: tuple[Schedule, ...] = ()
     _stage: int = 0

@@ -19,7 +19,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_sparse import SparsityError
 from hf_sparse.report import ModelMeasurements, Report
 from hf_sparse.resuming import defect, newest_whole_checkpoint
-from hf_sparse.stages import STATE
 
 METRICS = Path(__file__).parent / "metrics"
 
@@ -98,8 +97,9 @@ def check_output_dir(arguments: RecipeArguments) -> None:
         SparsityError: it cannot be written, or holds another run, or the checkpoint to go on from is not whole.
     """
     path = Path(arguments.output_dir or "")
-    checkpoint_to_resume(arguments, path)
     resuming = arguments.resume_from_checkpoint is not None
+    if resuming and arguments.resume_from_checkpoint != "auto":
+        checkpoint_to_resume(arguments, path)
     if path.exists() and not path.is_dir():
         raise SparsityError(f"--output_dir {path} is a file: give a directory")
     if path.is_dir() and any(path.iterdir()) and not (arguments.overwrite_output_dir or resuming):
@@ -136,13 +136,13 @@ def checkpoint_to_resume(arguments: RecipeArguments, directory: Path) -> str | N
     if wanted is None:
         return None
     if wanted != "auto":
-        reason = defect(Path(wanted), STATE)
+        reason = defect(Path(wanted))
         if reason is not None:
             raise SparsityError(
                 f"--resume_from_checkpoint {wanted} is not a whole checkpoint ({reason}): give another, or 'auto'"
             )
         return wanted
-    found = newest_whole_checkpoint(directory, STATE)
+    found = newest_whole_checkpoint(directory)
     return None if found is None else str(found)
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, load_pruned
 from hf_sparse.patching import gate_bank
-from hf_sparse.stages import STATE
+from hf_sparse.resuming import STATE
 
 TARGETS = [0.3, 0.5, 0.7]
 
