@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any, cast
 
-import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, PushToHubMixin
 
 from hf_sparse.card import NO_FIELDS, PICTURE, REPORT, CardFields, write_card
 from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
-from hf_sparse.inspection import read_config
+from hf_sparse.inspection import read_config, stock_class
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, model_class
 from hf_sparse.patching import gate_bank
 from hf_sparse.report import Report
@@ -80,9 +79,7 @@ def load_pruned(path: str | Path) -> PreTrainedModel:
         config: Any = AutoConfig.from_pretrained(path)
         pruned = config.model_type.startswith(MODEL_TYPE_PREFIX)
         architecture = config.base_architecture if pruned else (config.architectures or ["?"])[0]
-        stock = getattr(transformers, architecture, None)
-        if not isinstance(stock, type) or not issubclass(stock, PreTrainedModel):
-            raise SparsityError(f"{path} holds a {architecture}, which transformers {transformers.__version__} lacks")
+        stock = stock_class(architecture, f"{path} holds a")
         model = model_class(stock, config.base_model_type) if pruned else stock
         return model.from_pretrained(path, use_safetensors=True)
     except SparsityError:

@@ -47,9 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     card.add_argument("directory", metavar="PATH", type=Path, help="where save_model or a recipe has written it")
     card.add_argument("--model_id", help="the repository that its examples load; the directory's name by default")
     _add_card_fields(card)
-    card.set_defaults(
-        run=lambda given: write_card(given.directory, given.directory, _card_fields(given, given.model_id))
-    )
+    card.set_defaults(run=_card)
 
     estimate = commands.add_parser(
         "estimate",

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -16,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs
+from hf_sparse.inspection import stock_class
 
 Engine = Literal["single", "ddp", "fsdp"]
 FEW_TOKENS = 1000
@@ -126,10 +126,7 @@ def _bytes(config: PreTrainedConfig) -> int:
 
 
 def _on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    name = (config.architectures or ["?"])[0]
-    architecture = getattr(transformers, name, None)
-    if not isinstance(architecture, type) or not issubclass(architecture, PreTrainedModel):
-        raise SparsityError(f"its config names {name}, which transformers {transformers.__version__} lacks")
+    architecture: Any = stock_class((config.architectures or ["?"])[0], "its config names")
     with torch.device("meta"):
         return architecture(copy.deepcopy(config))
 
