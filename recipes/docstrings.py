@@ -33,7 +33,7 @@ LIBRARIES = {
 }
 MASK = "library"
 PER_LIBRARY = 320
-READ_FOR_EACH = 3  # of those that are used; parsing all would take minutes
+READ_FIRST, READ_FOR_EACH = 40, 3  # so many, and for each that is used; parsing all would take minutes
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 LONGEST = 240  # characters
 
@@ -51,7 +51,7 @@ def docstrings(seed: int, per_library: int = PER_LIBRARY) -> DatasetDict:
     texts: dict[str, str] = {}
     generator = random.Random(seed)
     for library in LIBRARIES:
-        for docstring in itertools.islice(_docstrings_of(library, generator), 40 + READ_FOR_EACH * per_library):
+        for docstring in itertools.islice(_docstrings_of(library, generator), READ_FIRST + READ_FOR_EACH * per_library):
             text = " ".join(names.sub(MASK, docstring).split())[:LONGEST]
             key = re.sub(r"[\W\d_]+", " ", text).lower().strip()
             if len(key.split()) >= 8:

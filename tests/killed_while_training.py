@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -20,11 +19,11 @@ from pathlib import Path
 import torch
 import transformers
 from conftest import bert, rows, training_arguments
+from launching import free_port
 from safetensors.torch import load_file, save_file
 
 from hf_sparse import SparseTrainer, SparsityConfig
 from hf_sparse.resuming import newest_whole_checkpoint
-from hf_sparse.stages import STATE
 
 STEPS = 40
 PATIENCE = 120  # seconds until a process whose other one died must have ended, too
@@ -58,10 +57,8 @@ def train(directory: Path, resume: bool, processes: int) -> None:
 
 def start(directory: Path, processes: int) -> list[int]:
     """Fork the processes of a run, which goes on from what is on the disk."""
-    resume = newest_whole_checkpoint(directory, STATE) is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    resume = newest_whole_checkpoint(directory) is not None
+    port = free_port()
     children = []
     for rank in range(processes):
         child = os.fork()

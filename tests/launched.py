@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
 from conftest import MODELS, StopAt, bert, rows, training_arguments
+from launching import shard_on_cpus
 from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
@@ -86,9 +85,8 @@ def main() -> None:
         **saving,
     )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        # accelerate shards on accelerators alone, though torch's fully_shard works on CPUs as well.
         assert arguments.world_size > 1
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        shard_on_cpus()
     dtype = getattr(torch, flags.dtype)
     train, test = rows(64), rows(16, seed=1)
     teacher: Any = bert(layers=1)

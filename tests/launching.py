@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
 TESTS = Path(__file__).parent
 FSDP = {
     "fsdp_version": 2,
@@ -19,14 +22,23 @@ LAYERS = {"llama": "LlamaDecoderLayer", "gpt2": "GPT2Block", "bart": "BartEncode
 """Classes that are sharded on their own, by --model; of BERT otherwise."""
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def shard_on_cpus() -> None:
+    """Let accelerate shard, which it does on accelerators alone, though torch's fully_shard works on CPUs as well."""
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
 def command(processes: int, script: str, *arguments: Any, fsdp: str | None = None) -> list[str]:
     """An `accelerate launch`, unless it is of one process; `fsdp` is how checkpoints of shards are kept."""
     if processes == 1:
         return [sys.executable, str(TESTS / script), *map(str, arguments)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    engine = ["--multi_gpu", "--main_process_port", str(port)]
+    engine = ["--multi_gpu", "--main_process_port", str(free_port())]
     if fsdp is not None:
         engine = ["--use_fsdp", *engine[1:], "--fsdp_state_dict_type", fsdp]
         layers = next((layers for model, layers in LAYERS.items() if model in arguments), "BertLayer")

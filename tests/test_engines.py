@@ -1,0 +1,71 @@
+"""Engines and their settings with which gates would not be exact."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from accelerate.utils import DynamoBackend, FullyShardedDataParallelPlugin
+from conftest import bert, rows, training_arguments
+from torch import distributed, nn
+from torch.distributed.tensor import distribute_tensor
+from transformers import TrainingArguments
+
+from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
+from hf_sparse.sharding import prepare_sharding_
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
+    arguments: TrainingArguments = training_arguments(tmp_path)
+    arguments._n_gpu = 2
+    with pytest.raises(SparsityError, match="accelerate launch"):
+        SparseTrainer(model=bert(), args=arguments, sparsity=SparsityConfig(), train_dataset=rows(8))
+
+
+def test_deepspeed_is_refused(tmp_path: Path) -> None:
+    class WithDeepSpeed(SparseTrainer):
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            self.is_deepspeed_enabled = True
+
+    with pytest.raises(SparsityError, match="replaced when the model shrinks: use FSDP2"):
+        WithDeepSpeed(model=bert(), args=training_arguments(tmp_path), sparsity=SparsityConfig())
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"fsdp_version": 1}, "set fsdp_version to 2"),
+        ({"cpu_ram_efficient_loading": True}, "set it to false"),
+        ({"ignored_modules": [nn.Linear(1, 1)]}, "give their names"),
+        ({"activation_checkpointing": True}, "give gradient_checkpointing to TrainingArguments"),
+        ({"cpu_offload": True}, "fsdp_offload_params"),
+        ({"dynamo": DynamoBackend.EAGER}, "torch.compile and FSDP"),
+    ],
+)
+def test_settings_of_fsdp_that_would_not_be_exact_are_refused(settings: dict[str, Any], reason: str) -> None:
+    dynamo = SimpleNamespace(backend=settings.pop("dynamo", DynamoBackend.NO))
+    plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, "cpu_ram_efficient_loading": False, **settings})
+    state = SimpleNamespace(fsdp_plugin=plugin, dynamo_plugin=dynamo)
+    accelerator: Any = SimpleNamespace(state=state, is_fsdp2=settings.get("fsdp_version") != 1)
+    with pytest.raises(SparsityError, match=reason):
+        prepare_sharding_(accelerator)
+
+
+def test_a_model_in_shards_is_refused(tmp_path: Path) -> None:
+    model = bert()
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = distributed.init_device_mesh("cpu", (1,))
+        model.classifier.weight = nn.Parameter(distribute_tensor(model.classifier.weight.detach(), mesh))
+        with pytest.raises(SparsityError, match="load it whole"):
+            SparseTrainer(model=model, args=training_arguments(tmp_path), sparsity=SparsityConfig())
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_fp16_without_clipping_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = training_arguments(tmp_path, max_grad_norm=0.0)
+    arguments.fp16 = True
+    with pytest.raises(SparsityError, match="max_grad_norm"):
+        SparseTrainer(model=bert(), args=arguments, sparsity=SparsityConfig(), train_dataset=rows(8))
