@@ -1,10 +1,9 @@
 """`GateBank`: the gates of a model, in groups that compete, and how dense they leave it."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.controller import Controller
@@ -12,15 +11,16 @@ from hf_sparse.costs import CostTable
 from hf_sparse.gates import GateGroup
 from hf_sparse.layout import uniform_counts
 from hf_sparse.objective import DENSITIES
-from hf_sparse.scaling import ParameterScale
+from hf_sparse.sensitivity import Pools
+from hf_sparse.steering import SteeredGates, log_importances
 from hf_sparse.structure import Block, ModelStructure
 
 SUBLAYERS = "sublayers"
 """Name of the group whose gates scale whole sublayers."""
 
 
-class GateBank(nn.Module):
-    """The gates of a model, in groups that compete, with the controller that steers their penalty.
+class GateBank(SteeredGates):
+    """The gates of heads and neurons, in groups that compete.
 
     A unit's gate is its own, times that of its sublayer where those have gates, too. Densities are shares of
     `costs.prunable`, so those of a model that was pruned before start below 1.
@@ -31,6 +31,7 @@ class GateBank(nn.Module):
         costs: of these blocks, or of those that they were cut from.
     """
 
+    config: SparsityConfig
     tables: Tensor
     fixed_shares: Tensor
 
@@ -69,7 +70,6 @@ class GateBank(nn.Module):
         self.register_buffer("tables", tables, persistent=False)
         self.start_density = sum(costs.blocks[block.name][block.units] for block in structure.blocks) / costs.prunable
         self.controller = Controller(config.controller_gain, *self._descent())
-        self._scales: dict[str, tuple[ParameterScale, int]] = {}
 
     def _share(self, block: Block) -> float:
         return self.unit_costs[block.name] / self.costs.prunable
@@ -120,10 +120,12 @@ class GateBank(nn.Module):
         """
         for name, group in self.groups.items():
             scores = torch.cat([sensitivities[block.name] for block in self.members[name]])
-            known = scores > 0  # what no row depends on starts as the least of the others
-            if known.any():
-                least = scores[known].min()
-                group.open_(power * scores.clamp(min=least).log().to(group.alpha))
+            if scores.any():
+                group.open_(log_importances(scores, power).to(group.alpha))
+
+    def pools(self) -> Pools:
+        """By block, the weight of its output projection, and the sums over the columns of every unit."""
+        return {block.name: (block.weight.parameter, block.column_sums) for block in self.structure.blocks}
 
     def block_gates(self) -> dict[str, Tensor]:
         """The gates of every block, shape (units,)."""
@@ -133,17 +135,13 @@ class GateBank(nn.Module):
             gates.update({block.name: part for block, part in zip(self.members[name], parts)})
         return gates
 
-    def open(self, module: nn.Module, args: Any) -> None:
-        """Forward pre-hook of the model: compute the gates and hand each projection its scale."""
+    def scales(self) -> dict[str, Tensor]:
+        """What every block's output projection is scaled with."""
         gates = self.block_gates()
-        for block in self.structure.blocks:
-            scale, ndim = self._scales[block.name]
-            scale.value = block.column_scale(gates[block.name], ndim)
-
-    def forget_scales_(self) -> None:
-        """Let projections be read unscaled until the next forward, in place."""
-        for scale, _ in self._scales.values():
-            scale.value = None
+        return {
+            block.name: block.column_scale(gates[block.name], self._scales[block.name].ndim)
+            for block in self.structure.blocks
+        }
 
     # ---- How dense they are ----
 
@@ -196,7 +194,3 @@ class GateBank(nn.Module):
             sublayers = self._sublayer_gates()
             parts.append(DENSITIES["relative"](sublayers, self.fixed_shares, self.config.p))
         return torch.stack(parts).sum(0, keepdim=True)
-
-    def penalty(self, gates: dict[str, Tensor]) -> Tensor:
-        """R: the effective densities of the groups, weighted by their share of the cost, shape ()."""
-        return self.penalties(gates).sum()

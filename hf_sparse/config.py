@@ -52,7 +52,56 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True)
-class SparsityConfig(DistillationConfig):
+class SearchConfig(DistillationConfig):
+    """How gates find out what goes: the schedule and how they learn; `HfArgumentParser` turns every field into a flag.
+
+    Raises:
+        SparsityError: a value is outside its range.
+    """
+
+    target: float = _option(0.5, "Fraction of what can be pruned to remove, between 0 and 1.")
+    t0: float = _option(0.05, "Threshold every gate starts from, between 0 and 1; gates are exactly 1 whatever it is.")
+    p: float = _option(0.5, "Exponent of the p-norm penalty, between 0 and 1.")
+    gate_learning_rate: float = _option(0.1, "Learning rate of the gates; their weight decay is always 0.")
+    warm_start: float = _option(
+        0.5,
+        "Power of the sensitivity of the loss to what a gate scales, estimated on a few rows, that its importance "
+        "starts from; 0 starts all alike.",
+    )
+    sparsity_warmup: float = _option(0.01, "Share of the steps before the penalty starts.")
+    sparsity_ramp: float = _option(0.12, "Share of the steps over which the density descends to its target.")
+    sparsity_hold: float = _option(
+        0.05, "Share of the steps that may go by until the structure is fixed; the learning rate decays after it."
+    )
+    controller_gain: float = _option(
+        40.0, "How strongly the multiplier lambda answers a density above its schedule, integrated over the ramp."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("target", "t0", "p"):
+            if not 0 < getattr(self, name) < 1:
+                raise SparsityError(f"{name} is {getattr(self, name)}: give a number between 0 and 1, both excluded")
+        if not self.warm_start >= 0:
+            raise SparsityError(f"warm_start is {self.warm_start}: give 0 or a number above it")
+        for name in ("gate_learning_rate", "controller_gain"):
+            if not getattr(self, name) > 0:
+                raise SparsityError(f"{name} is {getattr(self, name)}: give a number above 0")
+        shares = (self.sparsity_warmup, self.sparsity_ramp, self.sparsity_hold)
+        if min(shares) < 0 or self.sparsity_ramp == 0 or not sum(shares) < 1:
+            raise SparsityError(
+                f"sparsity_warmup, sparsity_ramp and sparsity_hold are {shares}: give shares of the steps, not "
+                "negative, with a ramp above 0 and a sum below 1 (the rest is recovery)"
+            )
+
+    @property
+    def descent(self) -> tuple[float, ...]:
+        """The targets that a run goes through, ascending."""
+        return (self.target,)
+
+
+@dataclass(frozen=True)
+class SparsityConfig(SearchConfig):
     """What to remove and how the gates learn it; `HfArgumentParser` turns every field into a flag.
 
     Raises:
@@ -97,32 +146,13 @@ class SparsityConfig(DistillationConfig):
         "free",
         "Sizes of layers: each its own, or the same in all, so that the stock class loads them; then --group is layer.",
     )
-    t0: float = _option(0.05, "Threshold every gate starts from, between 0 and 1; gates are exactly 1 whatever it is.")
-    p: float = _option(0.5, "Exponent of the p-norm penalty, between 0 and 1.")
-    gate_learning_rate: float = _option(0.1, "Learning rate of the gates; their weight decay is always 0.")
-    warm_start: float = _option(
-        0.5,
-        "Power of the sensitivity of the loss to a head or neuron, estimated on a few rows, that its importance starts "
-        "from; 0 starts all alike.",
-    )
     refit: bool = _option(
         True, "Fit output projections to those of the teacher by least squares when the model shrinks."
-    )
-    sparsity_warmup: float = _option(0.01, "Share of the steps before the penalty starts.")
-    sparsity_ramp: float = _option(0.12, "Share of the steps over which the density descends to its target.")
-    sparsity_hold: float = _option(
-        0.05, "Share of the steps that may go by until the structure is fixed; the learning rate decays after it."
-    )
-    controller_gain: float = _option(
-        40.0, "How strongly the multiplier lambda answers a density above its schedule, integrated over the ramp."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self)
-        for name in ("target", "t0", "p"):
-            if not 0 < getattr(self, name) < 1:
-                raise SparsityError(f"{name} is {getattr(self, name)}: give a number between 0 and 1, both excluded")
         if (
             not self.descent
             or list(self.descent) != sorted(set(self.descent))
@@ -139,17 +169,9 @@ class SparsityConfig(DistillationConfig):
             raise SparsityError(
                 f"round_to is {self.round_to}: give a number of at least 1, or 0 with cost='latency', which measures it"
             )
-        if not self.warm_start >= 0:
-            raise SparsityError(f"warm_start is {self.warm_start}: give 0 or a number above it")
-        for name in ("gate_learning_rate", "controller_gain", "cost_batch_size", "cost_sequence_length"):
+        for name in ("cost_batch_size", "cost_sequence_length"):
             if not getattr(self, name) > 0:
                 raise SparsityError(f"{name} is {getattr(self, name)}: give a number above 0")
-        shares = (self.sparsity_warmup, self.sparsity_ramp, self.sparsity_hold)
-        if min(shares) < 0 or self.sparsity_ramp == 0 or not sum(shares) < 1:
-            raise SparsityError(
-                f"sparsity_warmup, sparsity_ramp and sparsity_hold are {shares}: give shares of the steps, not "
-                "negative, with a ramp above 0 and a sum below 1 (the rest is recovery)"
-            )
 
     @property
     def descent(self) -> tuple[float, ...]:
@@ -159,3 +181,28 @@ class SparsityConfig(DistillationConfig):
     def stage(self, index: int) -> "SparsityConfig":
         """The settings of one stage: its target alone."""
         return replace(self, target=self.descent[index], targets=None)
+
+
+@dataclass(frozen=True)
+class WeightSparsityConfig(SearchConfig):
+    """Which weights of linear layers become zero, while their shapes stay; `HfArgumentParser` makes flags of it.
+
+    Raises:
+        SparsityError: a value is outside its range or not among its choices.
+    """
+
+    target: float = _option(0.5, "Fraction of the weights of linear layers that become zero, between 0 and 1.")
+    pattern: Literal["unstructured", "block", "2:4"] = _option(
+        "unstructured", "What a gate is for: a weight, a square block of them, or a weight of which 2 in 4 stay."
+    )
+    block_size: int = _option(32, "Rows and columns of a block, for --pattern block.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self)
+        if self.pattern == "2:4" and self.target != 0.5:
+            raise SparsityError(
+                f"target is {self.target}: of four weights two stay with pattern='2:4', so leave it 0.5"
+            )
+        if self.block_size < 1:
+            raise SparsityError(f"block_size is {self.block_size}: give a number of at least 1")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_sparse.config import SparsityConfig
+from hf_sparse.config import SearchConfig
 from hf_sparse.gates import Float32Module
 
 
@@ -20,14 +20,14 @@ class Schedule:
     end: int
 
     @classmethod
-    def stages(cls, config: SparsityConfig, total: int) -> tuple["Schedule", ...]:
+    def stages(cls, config: SearchConfig, total: int) -> tuple["Schedule", ...]:
         """The stages of a run of `total` optimizer steps, of equal lengths, one for each target."""
         count = len(config.descent)
         ends = [round(total * (stage + 1) / count) for stage in range(count)]
         return tuple(cls._stage(config, start, end) for start, end in zip([0, *ends], ends))
 
     @classmethod
-    def _stage(cls, config: SparsityConfig, start: int, end: int) -> "Schedule":
+    def _stage(cls, config: SearchConfig, start: int, end: int) -> "Schedule":
         steps = end - start
         warmup = start + round(config.sparsity_warmup * steps)
         ramp = warmup + max(1, round(config.sparsity_ramp * steps))

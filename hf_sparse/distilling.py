@@ -8,10 +8,11 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_sparse.config import DistillationConfig
 from hf_sparse.distillation import hidden_distillation, logit_distillation
+from hf_sparse.model import ModelMixin
 from hf_sparse.teacher import Teacher, TeacherOutputs, layer_states
 
 
-class DistillationMixin(Trainer):
+class DistillationMixin(ModelMixin):
     """Adds to a Trainer that its model learns from a teacher, once `_learn_from` was called."""
 
     distillation: DistillationConfig
@@ -26,9 +27,8 @@ class DistillationMixin(Trainer):
             SparsityError: it is the student itself, or predicts something else.
         """
         hidden = distillation.hidden_distillation_weight > 0
-        assert self.model is not None
         self.distillation = distillation
-        self.teacher = Teacher(teacher, self.model, self.args.device, hidden, distillation.cache_teacher)
+        self.teacher = Teacher(teacher, self._model, self.args.device, hidden, distillation.cache_teacher)
 
     def compute_loss(
         self,

@@ -1,60 +1,27 @@
-"""What some rows of data tell a Trainer at the borders of a stage: sensitivities, a refit, and who learns from whom."""
+"""What some rows of data tell a Trainer at the borders of a stage: a refit, and who learns from whom."""
 
-import itertools
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast
-from torch import Tensor
-from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from hf_sparse.config import SparsityConfig
 from hf_sparse.distillation import hidden_distances, layer_pairs
-from hf_sparse.distilling import DistillationMixin
-from hf_sparse.patching import gate_bank
 from hf_sparse.refit import refit_, refittable
 from hf_sparse.results import ResultsMixin
-from hf_sparse.sensitivity import sensitivities
-from hf_sparse.surgery import plain_forward, unchanged_random_state
+from hf_sparse.searching import SearchingMixin
 from hf_sparse.teacher import layer_states
 
 logger = logging.get_logger(__name__)
-
-SENSITIVITY_ROWS = 128
-"""Rows that sensitivities are estimated on."""
 
 REFIT_ROWS, REFIT_TOKENS = 256, 8192
 """Rows that output projections are refitted on, and tokens of texts after which there are no more of them."""
 
 
-class EstimatesMixin(ResultsMixin, DistillationMixin):
+class EstimatesMixin(SearchingMixin, ResultsMixin):
     """Adds to a Trainer with gates, and perhaps a teacher, what it has to find out before it trains on."""
 
-    def _start_gates(self) -> None:
-        """Let importances start from sensitivities on some rows of the training data; gates stay at 1."""
-        bank = gate_bank(self._model)
-        if bank is None or self.sparsity.warm_start == 0:
-            return
-        training, _ = self._model.training, self._model.eval()
-        with self._whole(), plain_forward(self._model), unchanged_random_state(self.args.device):
-            found = sensitivities(self._model, bank.structure, self._some_rows(SENSITIVITY_ROWS, 1), self._row_loss)
-        self._model.train(training)
-        bank.start_from_(broadcast(found), self.sparsity.warm_start)
-
-    def _some_rows(self, count: int, size: int) -> Iterator[dict[str, Any]]:
-        """Batches of some rows of the training data; the same on all processes, where the data set can be indexed."""
-        loader = self.get_train_dataloader()
-        rows: Any = loader.dataset
-        if has_length(rows):
-            chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
-            rows = torch.utils.data.Subset(loader.dataset, chosen.tolist())
-        chosen_rows = itertools.islice(iter(rows), count)
-        while batch := list(itertools.islice(chosen_rows, size)):
-            yield self._prepare_inputs(loader.collate_fn(batch))
-
-    def _row_loss(self, inputs: Mapping[str, Any]) -> Tensor:
-        return self.compute_loss(self._model, dict(inputs))
+    sparsity: SparsityConfig
 
     def _refit(self) -> None:
         """Fit the output projections that are left to the teacher's, in place, where it has the same ones."""

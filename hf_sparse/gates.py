@@ -19,7 +19,7 @@ LEAST_MARGIN = 0.5
 
 
 def _log_threshold_ratio(alpha: Tensor, beta: Tensor) -> Tensor:
-    """log(tau / gamma), shape (n,); logarithms keep it finite however far the importances drift apart."""
+    """log(tau / gamma), the shape of alpha; logarithms keep it finite however far the importances drift apart."""
     return F.logsigmoid(beta) + torch.logsumexp(alpha, 0) - alpha
 
 
@@ -27,11 +27,11 @@ def relative_gate(alpha: Tensor, beta: Tensor) -> Tensor:
     """g_i = relu(1 - tau / gamma_i): bounded by 1, and 1 - t0 for equal components at the start.
 
     Args:
-        alpha: log importances, shape (n,).
-        beta: threshold logit, shape ().
+        alpha: log importances, shape (n,), or (n, groups) for many groups at once.
+        beta: threshold logit, shape (), or (groups,).
 
     Returns:
-        The gates, shape (n,).
+        The gates, of the shape of alpha.
     """
     # relu(1 - exp(x)) without the cancellation near x = 0 and without exp overflowing where the gate is closed.
     return -torch.expm1(_log_threshold_ratio(alpha, beta).clamp(max=0.0))
@@ -76,7 +76,8 @@ class GateGroup(Float32Module):
     """Owns alpha and beta of n components that compete; fp32 whatever dtype the surrounding model is cast to.
 
     Args:
-        shares: what every component costs, as a share of all that can be pruned, shape (n,).
+        shares: what every component costs, as a share of all that can be pruned, shape (n,); or (n, groups) for
+            many groups of relative gates, each with a threshold of its own.
         gate: "relative" or "simplex".
         t0: initial threshold in units of the mean initial importance.
     """
@@ -90,27 +91,30 @@ class GateGroup(Float32Module):
         self.function = GATES[gate]
         self.share = float(shares.sum())
         """The cost of all components together."""
-        self.alpha = nn.Parameter(torch.zeros(n, dtype=torch.float32))
+        self.alpha = nn.Parameter(torch.zeros(shares.shape, dtype=torch.float32))
         share = t0 / n
-        self.beta = nn.Parameter(torch.tensor(math.log(share) - math.log1p(-share), dtype=torch.float32))
-        self.register_buffer("weights", shares.float() / (self.share or 1.0))
-        self.register_buffer("opening", torch.ones(n))
-        self.open_(torch.zeros(n))
+        logit = math.log(share) - math.log1p(-share)
+        self.beta = nn.Parameter(torch.full(shares.shape[1:], logit, dtype=torch.float32))
+        total = shares.sum(0)
+        self.register_buffer("weights", (shares / torch.where(total > 0, total, 1.0)).float())
+        self.register_buffer("opening", torch.ones(shares.shape))
+        self.open_(torch.zeros(shares.shape))
 
     @torch.no_grad()
     def open_(self, alpha: Tensor) -> None:
         """Set the log importances in place and every gate to exactly 1.
 
         Args:
-            alpha: shape (n,); those below the threshold, log(t0) under the mean importance, are lifted above it.
+            alpha: of the shape of the gates; those below the threshold, log(t0) under the mean importance, are lifted
+                above it.
         """
         n = len(alpha)
         alpha = alpha - torch.logsumexp(alpha, 0) + math.log(n)
-        threshold = float(F.logsigmoid(self.beta)) + math.log(n)
+        threshold = F.logsigmoid(self.beta) + math.log(n)
         self.alpha.copy_(alpha.clamp(min=threshold + LEAST_MARGIN))
         # Computed by the gate's own arithmetic, so that the division gives exactly 1 and not 1 up to rounding.
         self.opening.copy_(self.function(self.alpha, self.beta))
 
     def forward(self) -> Tensor:
-        """The gates, shape (n,)."""
+        """The gates, shape (n,) or (n, groups)."""
         return self.function(self.alpha, self.beta) / self.opening

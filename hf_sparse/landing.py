@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hf_sparse.bank import GateBank
+from hf_sparse.steering import SteeredGates
 
 TOLERANCE = 0.001
 """A step that ends this close to the target is taken as it is."""
@@ -21,7 +21,7 @@ class Landing:
         bank: the gates, before the step.
     """
 
-    def __init__(self, bank: GateBank) -> None:
+    def __init__(self, bank: SteeredGates) -> None:
         self.bank = bank
         self.before = [parameter.detach().clone() for parameter in bank.parameters()]
         self.excess = self._excess()

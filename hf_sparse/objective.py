@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def _moment(gates: Tensor, weights: Tensor, p: float) -> Tensor:
-    """sum_i w_i g_i^p, shape (); a closed gate adds 0 and has gradient 0, where x^p itself has none."""
+    """sum_i w_i g_i^p over the first dimension; a closed gate adds 0 and has gradient 0, where x^p itself has none."""
     alive = gates > 0
-    return torch.where(alive, weights * torch.where(alive, gates, 1.0) ** p, 0.0).sum()
+    return torch.where(alive, weights * torch.where(alive, gates, 1.0) ** p, 0.0).sum(0)
 
 
 def relative_density(gates: Tensor, weights: Tensor, p: float) -> Tensor:
@@ -19,12 +19,12 @@ def relative_density(gates: Tensor, weights: Tensor, p: float) -> Tensor:
     while they close.
 
     Args:
-        gates: shape (n,), not negative.
-        weights: cost share of every gate, shape (n,), summing to 1.
+        gates: shape (n,), not negative; or (n, groups) for many groups at once.
+        weights: cost share of every gate in its group, of the same shape, summing to 1.
         p: exponent, 0 < p < 1.
 
     Returns:
-        The effective density, shape ().
+        The effective density, shape (), or (groups,).
     """
     return _moment(gates, weights, p)
 

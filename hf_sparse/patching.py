@@ -19,16 +19,14 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.latency import measured_costs
 from hf_sparse.layout import filled
 from hf_sparse.plan import PruningPlan
-from hf_sparse.scaling import scale_parameter_, unscale_parameter_
+from hf_sparse.scaling import attach_scaler_, detach_scaler_
+from hf_sparse.steering import BANK, attached_gates
 from hf_sparse.stock import expressible
-
-BANK = "sparsity_gates"
-"""Name of the submodule that holds the gates of a model; their parameters start with it in checkpoints."""
 
 
 def gate_bank(model: nn.Module) -> GateBank | None:
-    """The gates attached to a model, or None."""
-    bank = model._modules.get(BANK)
+    """The gates of heads and neurons attached to a model, or None."""
+    bank = attached_gates(model)
     return bank if isinstance(bank, GateBank) else None
 
 
@@ -53,7 +51,7 @@ def attach_gates(
     Raises:
         SparsityError: gates are attached already, or there is nothing to prune, or the target would leave nothing.
     """
-    if gate_bank(model) is not None:
+    if attached_gates(model) is not None:
         raise SparsityError("this model has gates already: call detach_gates(model) first")
     structure = discover(model, inputs)
     if config.layout == "uniform":
@@ -78,12 +76,10 @@ def attach_gates(
             f"target {bank.target:g} would remove everything: the most expensive unit alone is "
             f"{bank.largest_unit:.2%} of the prunable cost, so give a target of at most {1 - bank.largest_unit:.4f}"
         )
-    for block in bank.structure.blocks:
-        name = block.weight.parameter.rpartition(".")[2]
-        module = model.get_submodule(block.output)
-        bank._scales[block.name] = scale_parameter_(module, name), module.get_parameter(name).ndim
-    model.add_module(BANK, bank.to(next(model.parameters()).device))
-    model.register_forward_pre_hook(bank.open)
+    paths = {
+        block.name: f"{block.output}.{block.weight.parameter.rpartition('.')[2]}" for block in bank.structure.blocks
+    }
+    attach_scaler_(model, BANK, bank, paths)
     return bank
 
 
@@ -93,14 +89,8 @@ def detach_gates(model: PreTrainedModel) -> None:
     Raises:
         SparsityError: no gates are attached.
     """
-    bank = require_bank(model)
-    for block in bank.structure.blocks:
-        unscale_parameter_(model.get_submodule(block.output))
-    # A handle does not survive copying the model, so the hook is found by the bank that it belongs to.
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if getattr(hook, "__self__", None) is bank:
-            del model._forward_pre_hooks[key]
-    del model._modules[BANK]
+    require_bank(model)
+    detach_scaler_(model, BANK)
 
 
 def require_bank(model: nn.Module) -> GateBank:

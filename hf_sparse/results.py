@@ -3,14 +3,14 @@
 import copy
 import functools
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import CommitInfo
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 
@@ -22,6 +22,7 @@ from hf_sparse.costs import CostTable
 from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
 from hf_sparse.hub import upload
+from hf_sparse.model import ModelMixin
 from hf_sparse.patching import current_plan, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.report import Metrics, Origin, Report, command_line, hub_id, make_report
@@ -30,10 +31,9 @@ from hf_sparse.structure import ModelStructure
 from hf_sparse.surgery import plain_forward, skeleton, with_random_weights_
 
 
-class ResultsMixin(Trainer):
+class ResultsMixin(ModelMixin):
     """Adds to a Trainer whose model has gates that the smaller model is what it measures, saves and uploads."""
 
-    sparsity: SparsityConfig
     structure: ModelStructure
     """What could be pruned in the model that the run began with."""
     costs: CostTable
@@ -46,11 +46,6 @@ class ResultsMixin(Trainer):
     _compactions: list[CompactionReport]
     _card_fields: CardFields = NO_FIELDS
     _hub_token: str | None = None
-
-    @property
-    def _model(self) -> PreTrainedModel:
-        # Trainer allows any module and, before its constructor has run, none.
-        return cast(PreTrainedModel, self.model)
 
     def _prepare_hub(self) -> None:
         """Take the token out of the arguments, since checkpoints have those in them, and upload only at the end.
@@ -123,12 +118,8 @@ class ResultsMixin(Trainer):
         if pushing:
             self.push_to_hub(commit_message="Model save")
 
-    def _whole(self) -> AbstractContextManager[None]:
-        """Where FSDP shards the model, it is whole on every process inside this context, in place."""
-        return whole(self._model, self.optimizer, self.accelerator)
-
     def _save_result(self, path: Path) -> None:
-        with self._whole():
+        with whole(self._model, self.optimizer, self.accelerator):
             if self.args.should_save:
                 with self._compacted(), replaced_directory(path) as directory:
                     self._save(str(directory))
@@ -153,7 +144,7 @@ class ResultsMixin(Trainer):
         Raises:
             SparsityError: there never were gates, or the compact model would compute something else.
         """
-        with self._whole():
+        with whole(self._model, self.optimizer, self.accelerator):
             return self._measure(inputs if inputs is not None else self._verification_batch(), metrics, origin)
 
     def _measure(
@@ -231,7 +222,7 @@ class ResultsMixin(Trainer):
         self._card_fields = CardFields(repo_id, model_name, language, license, tuple(tags))
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         pruned = gate_bank(self._model) is not None or self._compactions
-        with self._whole():
+        with whole(self._model, self.optimizer, self.accelerator):
             if self.report is None and pruned and self.is_world_process_zero():
                 self.measure()
             self._save_result(Path(str(self.args.output_dir)))

@@ -6,6 +6,7 @@ layer serves linear and transposed linear layers, 1x1 convolutions, modules that
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -15,13 +16,17 @@ class ParameterScale:
     """The scale that one parameter is read with, of a shape that broadcasts over it; None leaves it as it is.
 
     It belongs to a forward and its backward, so copies of a model start without it.
+
+    Args:
+        ndim: dimensions of the parameter.
     """
 
-    def __init__(self, value: Tensor | None = None) -> None:
-        self.value = value
+    def __init__(self, ndim: int) -> None:
+        self.ndim = ndim
+        self.value: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ParameterScale":
-        return ParameterScale()
+        return ParameterScale(self.ndim)
 
 
 @functools.cache
@@ -38,7 +43,7 @@ def _scaled_class(stock: Any, name: str) -> Any:
 
 def scale_parameter_(module: nn.Module, name: str) -> ParameterScale:
     """Change the class of a module in place so that its parameter `name` is read with the scale that is returned."""
-    scale = ParameterScale()
+    scale = ParameterScale(module.get_parameter(name).ndim)
     changed, kind = cast(Any, module), cast(Any, type(module))
     changed.__class__ = _scaled_class(kind, name)
     changed.parameter_scale = scale
@@ -50,3 +55,55 @@ def unscale_parameter_(module: nn.Module) -> None:
     kind: Any = type(module)
     module.__class__ = kind.stock_class
     del module.parameter_scale
+
+
+class Scaler(nn.Module):
+    """Scales parameters of the model that it is attached to, anew in every forward; subclasses say by what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scales: dict[str, ParameterScale] = {}
+        self._paths: dict[str, str] = {}
+
+    def scales(self) -> dict[str, Tensor]:
+        """By name, what its parameter is read with, of a shape that broadcasts over it."""
+        raise NotImplementedError
+
+    def open(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook of the model: compute the scales and hand each parameter its own."""
+        for name, value in self.scales().items():
+            self._scales[name].value = value
+
+    def forget_scales_(self) -> None:
+        """Let parameters be read unscaled until the next forward, in place."""
+        for scale in self._scales.values():
+            scale.value = None
+
+
+def attach_scaler_(model: nn.Module, place: str, scaler: Scaler, paths: Mapping[str, str]) -> None:
+    """Make a scaler a submodule of a model, in place, which from now on is read with its scales.
+
+    Args:
+        model: is changed.
+        place: name of the submodule.
+        scaler: on the device of the model afterwards.
+        paths: by the scaler's names, those of the parameters.
+    """
+    for name, path in paths.items():
+        module, _, parameter = path.rpartition(".")
+        scaler._scales[name] = scale_parameter_(model.get_submodule(module), parameter)
+    scaler._paths = dict(paths)
+    model.add_module(place, scaler.to(next(model.parameters()).device))
+    model.register_forward_pre_hook(scaler.open)
+
+
+def detach_scaler_(model: nn.Module, place: str) -> None:
+    """Undo `attach_scaler_` in place; parameters are left as they are, unscaled."""
+    scaler = cast(Scaler, model._modules[place])
+    for path in scaler._paths.values():
+        unscale_parameter_(model.get_submodule(path.rpartition(".")[0]))
+    # A handle does not survive copying the model, so the hook is found by the scaler that it belongs to.
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if getattr(hook, "__self__", None) is scaler:
+            del model._forward_pre_hooks[key]
+    del model._modules[place]

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import GenerationMixin
 
 from hf_sparse.errors import SparsityError
-from hf_sparse.patching import BANK, gate_bank
+from hf_sparse.steering import BANK, attached_gates
 
 
 def prepare_sharding_(accelerator: Accelerator) -> None:
@@ -140,7 +140,7 @@ def _is_fsdps(hook: Any) -> bool:
 @torch.no_grad()
 def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
     """Shard a whole model in place, as accelerate does by its plugin; the optimizer gets back its parameters."""
-    bank = gate_bank(model)
+    bank = attached_gates(model)
     if bank is not None:
         bank.forget_scales_()  # of whole parameters
     before = {id(parameter): name for name, parameter in model.named_parameters()}

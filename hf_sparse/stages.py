@@ -5,51 +5,54 @@ trains only what is left, and leaves a whole model behind where there are severa
 """
 
 import json
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers.utils import logging
 
 from hf_sparse.card import REPORT
 from hf_sparse.compaction import CompactionReport, compact
 from hf_sparse.config import SparsityConfig
-from hf_sparse.controller import Schedule
-from hf_sparse.directories import write_whole
 from hf_sparse.errors import SparsityError
 from hf_sparse.estimates import EstimatesMixin
 from hf_sparse.family import write_family
-from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.report import Report
-from hf_sparse.resuming import PROCESSES, STATE, ResumingMixin
-from hf_sparse.sharding import average_gradients_
-from hf_sparse.surgery import plain_forward, surgery
+from hf_sparse.resuming import STATE
+from hf_sparse.surgery import plain_forward, unchanged_random_state
 
 logger = logging.get_logger(__name__)
 
 
-class StagesMixin(EstimatesMixin, ResumingMixin, FiniteLossMixin):
+class StagesMixin(EstimatesMixin):
     """Adds to a Trainer that its model shrinks while it is trained, target by target."""
 
-    _schedules: tuple[Schedule, ...] = ()
-    _stage: int = 0
     _members: dict[str, Report]
-
-    @property
-    def _schedule(self) -> Schedule:
-        return self._schedules[self._stage]
 
     @property
     def _stage_config(self) -> SparsityConfig:  # type: ignore[override]
         return self.sparsity.stage(self._stage)
 
-    @property
-    def _in_last_form(self) -> bool:
-        """Whether the model has the structure that the run ends with."""
-        return gate_bank(self._model) is None and self._stage == len(self.sparsity.descent) - 1
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """As above; a report that was there is of a model that is trained on from here."""
+        self.report = None
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """As above, once it is known which layers learn from which."""
+        if self._layer_map is None:
+            with plain_forward(self._model), unchanged_random_state(self.args.device):
+                self._match_layers()
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def _end_step(self, structure_found: bool) -> None:
         """Shrink the model in place once its structure is found; at the end of a stage, go on to the next."""
@@ -66,17 +69,6 @@ class StagesMixin(EstimatesMixin, ResumingMixin, FiniteLossMixin):
                 attach_gates(self._model, self._stage_config, self._verification_batch(), self.costs)
                 self._start_gates()
             self._train_gates()
-
-    def _surgery(self) -> AbstractContextManager[None]:
-        return surgery(self._model, self.model_wrapped, self.optimizer, self.accelerator)
-
-    def _train_gates(self) -> None:
-        """Let the optimizer train the gates that the model has now; its last group is theirs."""
-        bank = gate_bank(self._model)
-        assert self.optimizer is not None
-        self.optimizer.param_groups[-1]["params"] = list(bank.parameters()) if bank is not None else []
-        if bank is not None and self.is_fsdp_enabled:
-            average_gradients_(bank, self.accelerator)
 
     def _shrink(self) -> None:
         """Make the model physically smaller in place, and go on training what is left."""
@@ -110,40 +102,15 @@ class StagesMixin(EstimatesMixin, ResumingMixin, FiniteLossMixin):
 
     # ---- Checkpoints ----
 
-    def _forget_scales(self) -> None:
-        """FSDP reads parameters as attributes, when it starts and when it saves: shards, which have no scale."""
-        bank = gate_bank(self._model)
-        if bank is not None:
-            bank.forget_scales_()
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the physically smaller model; a checkpoint to resume from also gets the state of its stage."""
-        self._forget_scales()
-        super().save_model(output_dir, _internal_call)
-        if _internal_call and self.args.should_save and self._schedules:
-            state = {
-                "stage": self._stage,
-                PROCESSES: self.args.world_size,
-                "searching": gate_bank(self._model) is not None,
-                "compactions": [
-                    {**vars(report), "plan": json.loads(report.plan.to_json())} for report in self._compactions
-                ],
-                "layer_map": self._layer_map,
-            }
-            Path(str(output_dir)).mkdir(parents=True, exist_ok=True)  # shards are written into it later
-            write_whole(Path(str(output_dir)) / STATE, json.dumps(state))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Give the model the form it had at a checkpoint, in place, then load the weights."""
-        if not self.is_fsdp_enabled:
-            self._take_form_of_(Path(resume_from_checkpoint))
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _prepare_for_training(self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        if self.is_fsdp_enabled and resume_from_checkpoint is not None:  # it loads weights once they are sharded
-            self._take_form_of_(Path(resume_from_checkpoint))
-        self._forget_scales()
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+    def _state(self) -> dict[str, Any]:
+        return {
+            "stage": self._stage,
+            "searching": gate_bank(self._model) is not None,
+            "compactions": [
+                {**vars(report), "plan": json.loads(report.plan.to_json())} for report in self._compactions
+            ],
+            "layer_map": self._layer_map,
+        }
 
     def _take_form_of_(self, checkpoint: Path) -> None:
         """Give the model the form it had at a checkpoint, in place: its gates and sizes, not its weights."""

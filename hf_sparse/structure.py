@@ -107,6 +107,11 @@ class Block:
         flat = self.columns.flatten()
         return None if torch.equal(flat, torch.arange(len(flat))) else flat.argsort()
 
+    def column_sums(self, values: Tensor) -> Tensor:
+        """Sums of values of the shape of the weight over what each gate scales, shape (units,)."""
+        columns = values.movedim(self.weight.dim, 0).flatten(1).sum(1)
+        return columns[self.columns.to(columns.device)].sum(1)
+
     def column_scale(self, gates: Tensor, ndim: int) -> Tensor:
         """One scale per column from one gate per unit, shaped to broadcast over a weight of `ndim` dimensions."""
         scale = gates.unsqueeze(1).expand(self.columns.shape).reshape(-1)

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from hf_sparse import SparsityConfig, SparsityError, attach_gates, current_plan, detach_gates
 from hf_sparse.inputs import example_inputs
-from hf_sparse.patching import BANK, gate_bank
+from hf_sparse.patching import gate_bank
 from hf_sparse.scaling import scale_parameter_
+from hf_sparse.steering import BANK
 
 
 @pytest.mark.parametrize("group", ["kind", "layer"])

@@ -15,10 +15,11 @@ from hf_sparse.sensitivity import sensitivities
 def test_they_are_squared_slopes_of_the_loss_by_every_gate() -> None:
     model = bert().double()
     structure = discover(model)
+    pools = {block.name: (block.weight.parameter, block.column_sums) for block in structure.blocks}
     batches = [
         {"input_ids": torch.tensor([row["input_ids"]]), "labels": torch.tensor([row["labels"]])} for row in rows(3)
     ]
-    found = sensitivities(model, structure, batches, lambda batch: model(**batch).loss)
+    found = sensitivities(model, pools, batches, lambda batch: model(**batch).loss)
     step = 1e-5
     with torch.no_grad():
         for block in structure.blocks:

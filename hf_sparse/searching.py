@@ -1,0 +1,350 @@
+"""The search for what goes, as a Trainer runs it: the gates' optimizer group, penalty, schedule and landing."""
+
+import itertools
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
+from transformers.utils import logging
+
+from hf_sparse.config import SearchConfig
+from hf_sparse.controller import Schedule
+from hf_sparse.directories import write_whole
+from hf_sparse.distilling import DistillationMixin
+from hf_sparse.errors import SparsityError
+from hf_sparse.finite import FiniteLossMixin
+from hf_sparse.landing import Landing
+from hf_sparse.preemption import PreemptionMixin
+from hf_sparse.resuming import PROCESSES, STATE, ResumingMixin
+from hf_sparse.sensitivity import sensitivities
+from hf_sparse.sharding import average_gradients_, whole
+from hf_sparse.steering import attached_gates
+from hf_sparse.surgery import plain_forward, surgery, unchanged_random_state
+
+logger = logging.get_logger(__name__)
+
+MOST_LOGGED_GROUPS = 4
+"""Groups whose densities are logged one by one; more would drown the rest."""
+
+SENSITIVITY_ROWS = 128
+"""Rows that sensitivities are estimated on."""
+
+
+class _SearchCallback(TrainerCallback):
+    """Adds lambda * dR to the gates' gradients, once per optimizer step, and lets stages follow each other.
+
+    Not through the loss: there it would be counted once per micro-batch and process, and clipped with the task's
+    gradients. Here the trajectory does not depend on how a batch is split.
+    """
+
+    def __init__(self, trainer: "SearchingMixin") -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer._penalize(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        landing, self.trainer._landing = self.trainer._landing, None
+        self.trainer._end_step(structure_found=landing is not None and landing.reached_())
+
+
+class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, DistillationMixin, ABC):
+    """Adds to a Trainer that gates on its model find out what goes; subclasses say what, and then take it out."""
+
+    sparsity: SearchConfig
+    _schedules: tuple[Schedule, ...] = ()
+    _stage: int = 0
+    _loss_is_probed = False
+    _has_gate_group = False
+    _landing: Landing | None = None
+
+    # ---- What subclasses say ----
+
+    @abstractmethod
+    def _end_step(self, structure_found: bool) -> None:
+        """Change the model in place where a step has ended the search, or a stage."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint has to say beside the weights, as JSON."""
+
+    @abstractmethod
+    def _take_form_of_(self, checkpoint: Path) -> None:
+        """Give the model the form it had at a checkpoint, in place: its gates and sizes, not its weights."""
+
+    @abstractmethod
+    def _density_left(self) -> tuple[float, float]:
+        """The density of a model whose structure is found, and the one that was asked for."""
+
+    @property
+    def _in_last_form(self) -> bool:
+        """Whether the model has the structure that the run ends with."""
+        return attached_gates(self._model) is None and self._stage == len(self.sparsity.descent) - 1
+
+    def _start_search(self) -> None:
+        """Check what would not be exact, once the Trainer is there, and listen to its steps.
+
+        Raises:
+            SparsityError: what it found.
+        """
+        if self.args.n_gpu > 1:
+            raise SparsityError(
+                "DataParallel would train a copy of the gates on every GPU: start with `accelerate launch`, which uses "
+                "one process per GPU, or show one GPU with CUDA_VISIBLE_DEVICES=0"
+            )
+        if self.is_deepspeed_enabled:
+            raise SparsityError(
+                "DeepSpeed keeps flat copies of the parameters that it starts with, and these are replaced when the "
+                "model shrinks: use FSDP2 (`accelerate launch --use_fsdp --fsdp_version 2`), which shards as much"
+            )
+        if self.args.fp16 and self.args.max_grad_norm <= 0:
+            raise SparsityError("fp16 without gradient clipping leaves gradients scaled: set max_grad_norm or use bf16")
+        self.add_callback(_SearchCallback(self))
+
+    # ---- Optimizer, schedule, multiplier ----
+
+    @property
+    def _schedule(self) -> Schedule:
+        return self._schedules[self._stage]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's optimizer, with the gates in a parameter group of their own, last, if there are any."""
+        if self.optimizer is not None and self._has_gate_group:
+            self._train_gates()
+            return self.optimizer
+        bank = attached_gates(self._model)
+        gates = list(bank.parameters()) if bank is not None else []
+        for parameter in gates:
+            parameter.requires_grad_(False)
+        try:
+            optimizer = super().create_optimizer(model)
+        finally:
+            for parameter in gates:
+                parameter.requires_grad_(True)
+        optimizer.add_param_group({"params": [], "lr": self.sparsity.gate_learning_rate, "weight_decay": 0.0})
+        self._has_gate_group = True
+        self._train_gates()
+        return optimizer
+
+    def _train_gates(self) -> None:
+        """Let the optimizer train the gates that the model has now; its last group is theirs."""
+        bank = attached_gates(self._model)
+        assert self.optimizer is not None
+        self.optimizer.param_groups[-1]["params"] = list(bank.parameters()) if bank is not None else []
+        if bank is not None and self.is_fsdp_enabled:
+            average_gradients_(bank, self.accelerator)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Trainer's scheduler stretched over the recovery; before it, warm-up and a constant learning rate."""
+        self._schedules = Schedule.stages(self.sparsity, num_training_steps)
+        steps = self._schedules[0].ramp_end - self._schedules[0].warmup_end
+        # Importances start at or above the mean, log(1 / t0) above the threshold; Adam moves them by its learning rate.
+        needed = math.log(1 / self.sparsity.t0) / self.sparsity.gate_learning_rate
+        if steps < needed:
+            logger.warning(
+                "The density descends over %d steps, in which gates can hardly close, so the structure may be found "
+                "late: train for more steps, or set sparsity_ramp to %.2f.",
+                steps,
+                min(0.3, self.sparsity.sparsity_ramp * needed / steps),
+            )
+        created = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if created and isinstance(scheduler, LambdaLR):
+            scheduler = self.lr_scheduler = _after_the_searches(scheduler, self._schedules, self.args)
+        return scheduler
+
+    def _penalize(self, step: int) -> None:
+        """Steer lambda and add its share to the gradients of the gates, in place."""
+        bank, schedule = attached_gates(self._model), self._schedule
+        if bank is None:
+            return
+        parameters = list(bank.parameters())
+        with torch.enable_grad():
+            gates = bank.group_gates()
+            multipliers = bank.controller.steer_(bank.steered_densities(gates), step, schedule)
+            slopes = torch.autograd.grad((multipliers * bank.penalties(gates)).sum(), parameters)
+        for parameter, slope in zip(parameters, slopes):
+            parameter.grad = slope if parameter.grad is None else parameter.grad + slope
+        # Reads the device only while the structure is about to be found, never in the long phases.
+        self._landing = Landing(bank) if step >= schedule.ramp_end else None
+
+    def _start_gates(self) -> None:
+        """Let importances start from sensitivities on some rows of the training data; gates stay at 1."""
+        bank = attached_gates(self._model)
+        if bank is None or self.sparsity.warm_start == 0:
+            return
+        training, _ = self._model.training, self._model.eval()
+        with self._whole(), plain_forward(self._model), unchanged_random_state(self.args.device):
+            found = sensitivities(self._model, bank.pools(), self._some_rows(SENSITIVITY_ROWS, 1), self._row_loss)
+        self._model.train(training)
+        bank.start_from_(broadcast(found), self.sparsity.warm_start)
+
+    def _some_rows(self, count: int, size: int) -> Iterator[dict[str, Any]]:
+        """Batches of some rows of the training data; the same on all processes, where the data set can be indexed."""
+        loader = self.get_train_dataloader()
+        rows: Any = loader.dataset
+        if has_length(rows):
+            chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+            rows = torch.utils.data.Subset(loader.dataset, chosen.tolist())
+        chosen_rows = itertools.islice(iter(rows), count)
+        while batch := list(itertools.islice(chosen_rows, size)):
+            yield self._prepare_inputs(loader.collate_fn(batch))
+
+    def _row_loss(self, inputs: Mapping[str, Any]) -> Tensor:
+        return self.compute_loss(self._model, dict(inputs))
+
+    # ---- The model ----
+
+    def _whole(self) -> AbstractContextManager[None]:
+        """Where FSDP shards the model, it is whole on every process inside this context, in place."""
+        return whole(self._model, self.optimizer, self.accelerator)
+
+    def _surgery(self) -> AbstractContextManager[None]:
+        return surgery(self._model, self.model_wrapped, self.optimizer, self.accelerator)
+
+    # ---- Loss ----
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Trainer's step, after a look at how the model counts items, at the first one."""
+        if not self._loss_is_probed:
+            self._probe_loss(inputs)
+            if self.state.global_step == 0:
+                self._start_gates()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _probe_loss(self, inputs: dict[str, Tensor | Any]) -> None:
+        """Find out, once, whether the model's loss heeds `num_items_in_batch`.
+
+        Trainer believes so of every model with keyword arguments and then does not average over micro-batches and
+        processes; several classification heads ignore the count, and their gradients would grow with accumulation.
+        """
+        self._loss_is_probed = True
+        split = self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        from_model = self.compute_loss_func is None and self.label_smoother is None and "labels" in inputs
+        if split == 1 or not (self.model_accepts_loss_kwargs and from_model):
+            return
+        training = self._model.training
+        self._model.eval()
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.accelerator.autocast():
+            one, two = (self._model(**inputs, num_items_in_batch=torch.tensor(float(n))).loss for n in (1, 2))
+        self._model.train(training)
+        if torch.equal(one, two):
+            self.model_accepts_loss_kwargs = False
+
+    # ---- Logging, evaluation ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log, with densities and lambda beside the training loss."""
+        if "loss" in logs and self._schedules:
+            bank, progress = attached_gates(self._model), self._schedule.progress_at(self.state.global_step)
+            if bank is None:
+                logs["density"], logs["target_density"] = self._density_left()
+            else:
+                with torch.no_grad():
+                    gates = bank.group_gates()
+                    densities = bank.densities(gates)
+                    logs["density"] = bank.density(gates).item()
+                    logs["effective_density"] = bank.penalty(gates).item()
+                    logs["target_density"] = bank.start_density - progress * (bank.start_density - bank.target_density)
+                    logs["lambda"] = bank.controller.multiplier.mean().item()
+                    if len(densities) <= MOST_LOGGED_GROUPS:
+                        logs.update({f"density_{name}": value.item() for name, value in densities.items()})
+        super().log(logs, start_time)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's; data of unknown length that have come to their end also end the training."""
+        try:
+            super()._run_epoch(*args, **kwargs)
+        except ValueError as error:
+            if "does not contain any data" not in str(error):  # accelerate's words for an empty iterator
+                raise
+            logger.warning(
+                "The training data have ended at step %d of %d, and with them the training.",
+                self.state.global_step,
+                self.state.max_steps,
+            )
+            self.control.should_training_stop = True
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        output = super()._finalize_training(*args, **kwargs)
+        if not self._in_last_form:
+            logger.warning(
+                "The structure was not found: its density never reached the target. Train for more steps, or raise "
+                "sparsity_ramp or gate_learning_rate."
+            )
+        return output
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Trainer's, but a model counts as best only once it has the size asked for.
+
+        Early stopping has no best metric to fall behind until then, so it waits too.
+        """
+        return self._in_last_form and super()._determine_best_metric(metrics, trial)
+
+    # ---- Checkpoints to resume from ----
+
+    def _forget_scales(self) -> None:
+        """FSDP reads parameters as attributes, when it starts and when it saves: shards, which have no scale."""
+        bank = attached_gates(self._model)
+        if bank is not None:
+            bank.forget_scales_()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the result; a checkpoint to resume from also gets the state of the search."""
+        self._forget_scales()
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and self.args.should_save and self._schedules:
+            state = {PROCESSES: self.args.world_size, **self._state()}
+            Path(str(output_dir)).mkdir(parents=True, exist_ok=True)  # shards are written into it later
+            write_whole(Path(str(output_dir)) / STATE, json.dumps(state))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Give the model the form it had at a checkpoint, in place, then load the weights."""
+        if not self.is_fsdp_enabled:
+            self._take_form_of_(Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _prepare_for_training(self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if self.is_fsdp_enabled and resume_from_checkpoint is not None:  # it loads weights once they are sharded
+            self._take_form_of_(Path(resume_from_checkpoint))
+        self._forget_scales()
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+
+def _after_the_searches(stock: LambdaLR, schedules: Sequence[Schedule], args: TrainingArguments) -> LambdaLR:
+    """The stock schedule, begun in every stage when the search for the structure ends and compressed into what is left.
+
+    Structure must be found while weights can still move, and recovery wants a whole decay of its own.
+    """
+    warmup = args.get_warmup_steps(schedules[-1].end)
+
+    def weights(step: int, decay: Any) -> float:
+        stage = next((stage for stage in schedules if step < stage.end), schedules[-1])
+        if step < stage.hold_end:
+            return min(1.0, (step - stage.start + 1) / (warmup + 1))
+        progress = (step - stage.hold_end) / max(1, stage.end - stage.hold_end)
+        return decay(warmup + progress * (schedules[-1].end - warmup))
+
+    lambdas = [lambda step, decay=decay: weights(step, decay) for decay in stock.lr_lambdas[:-1]]
+    optimizer = stock.optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"]
+    return LambdaLR(optimizer, [*lambdas, lambda step: 1.0])

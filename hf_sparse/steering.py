@@ -1,0 +1,86 @@
+"""Gates whose density a controller steers, whatever it is that they scale."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from hf_sparse.config import SearchConfig
+from hf_sparse.controller import Controller
+from hf_sparse.scaling import Scaler
+from hf_sparse.sensitivity import Pools
+
+BANK = "sparsity_gates"
+"""Name of the submodule that holds the gates of a model; their parameters start with it in checkpoints."""
+
+
+class SteeredGates(Scaler):
+    """The gates of a model, in groups that compete, with the controller that steers their penalty.
+
+    Attributes:
+        config: gate and controller settings.
+        controller: of lambda, one for every density that is steered.
+        start_density: that it descends from.
+    """
+
+    config: SearchConfig
+    controller: Controller
+    start_density: float
+
+    @property
+    def target_density(self) -> float:
+        """The density to end at."""
+        return 1.0 - self.config.target
+
+    def group_gates(self) -> dict[str, Tensor]:
+        """The gates of every group."""
+        raise NotImplementedError
+
+    def density(self, gates: dict[str, Tensor]) -> Tensor:
+        """Exact density of the model with these gates, shape ()."""
+        raise NotImplementedError
+
+    def densities(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
+        """That of every group, 1 while all of its gates are open, shape ()."""
+        raise NotImplementedError
+
+    def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:
+        """What the controller holds to its schedule, shape (k,)."""
+        raise NotImplementedError
+
+    def penalties(self, gates: dict[str, Tensor]) -> Tensor:
+        """The parts of R that a lambda each is for, shape (k,)."""
+        raise NotImplementedError
+
+    def penalty(self, gates: dict[str, Tensor]) -> Tensor:
+        """R: the effective densities of all groups, weighted by their share of what can be pruned, shape ()."""
+        return self.penalties(gates).sum()
+
+    def pools(self) -> Pools:
+        """What the gates scale, for `sensitivities`."""
+        raise NotImplementedError
+
+    def start_from_(self, sensitivities: Mapping[str, Tensor], power: float) -> None:
+        """Set the importances in place to a power of what the loss loses without each; every gate stays exactly 1.
+
+        Args:
+            sensitivities: by the names of `pools`, not negative.
+            power: 0 for all alike.
+        """
+        raise NotImplementedError
+
+
+def attached_gates(model: nn.Module) -> SteeredGates | None:
+    """The gates attached to a model, of whatever kind, or None."""
+    gates = model._modules.get(BANK)
+    return gates if isinstance(gates, SteeredGates) else None
+
+
+def log_importances(sensitivities: Tensor, power: float) -> Tensor:
+    """Importances from sensitivities; what no row depends on starts as the least of the others.
+
+    Args:
+        sensitivities: not negative, one at least above 0.
+        power: that they are raised to.
+    """
+    least = sensitivities[sensitivities > 0].min()
+    return power * sensitivities.clamp(min=least).log()
