@@ -10,6 +10,7 @@ from hf_sparse.checkpoint import save_pruned as save_pruned
 from hf_sparse.compaction import CompactionReport as CompactionReport
 from hf_sparse.compaction import compact as compact
 from hf_sparse.config import SparsityConfig as SparsityConfig
+from hf_sparse.config import WeightSparsityConfig as WeightSparsityConfig
 from hf_sparse.discovery import discover as discover
 from hf_sparse.errors import SparsityError as SparsityError
 from hf_sparse.finite import NonFiniteLossError as NonFiniteLossError
@@ -20,11 +21,14 @@ from hf_sparse.patching import attach_gates as attach_gates
 from hf_sparse.patching import current_plan as current_plan
 from hf_sparse.patching import detach_gates as detach_gates
 from hf_sparse.plan import PruningPlan as PruningPlan
+from hf_sparse.sparse import to_sparse_ as to_sparse_
 from hf_sparse.structure import Block as Block
 from hf_sparse.structure import ModelStructure as ModelStructure
 from hf_sparse.trainer import SparseSeq2SeqTrainer as SparseSeq2SeqTrainer
 from hf_sparse.trainer import SparseTrainer as SparseTrainer
 from hf_sparse.trainer import SparseTrainerMixin as SparseTrainerMixin
 from hf_sparse.version import __version__ as __version__
+from hf_sparse.weight_trainer import SparseWeightsTrainer as SparseWeightsTrainer
+from hf_sparse.weight_trainer import SparseWeightsTrainerMixin as SparseWeightsTrainerMixin
 
 _register()

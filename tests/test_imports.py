@@ -30,6 +30,7 @@ ORDER = [
     "stock",
     "gates",
     "objective",
+    "patterns",
     "controller",
     "distillation",
     "plan",
@@ -39,6 +40,8 @@ ORDER = [
     "sensitivity",
     "refit",
     "steering",
+    "weights",
+    "sparse",
     "bank",
     "landing",
     "patching",
@@ -62,12 +65,13 @@ ORDER = [
     "resuming",
     "preemption",
     "searching",
+    "weight_trainer",
     "estimates",
     "stages",
     "trainer",
     "cli",
 ]
-MATHEMATICS = ["gates", "objective", "controller", "distillation", "plan"]
+MATHEMATICS = ["gates", "objective", "patterns", "controller", "distillation", "plan"]
 
 
 def imports(module: str) -> set[str]:

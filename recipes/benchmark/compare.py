@@ -213,8 +213,9 @@ def recorded(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
+    """The flags of this command, and of others that compare on its terms."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="docstrings", help="docstrings, or any name for the csv files in --data_dir")
     parser.add_argument("--data_dir", type=Path, help="folder with train.csv, dev.csv and test.csv")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -228,11 +229,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="threads of this process")
     parser.add_argument("--results", type=Path, default=Path("runs/benchmark/results.jsonl"))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"))
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    flags = parse()
+    flags = parser().parse_args()
     if flags.threads:
         torch.set_num_threads(flags.threads)
     transformers.logging.set_verbosity_error()

@@ -1,0 +1,115 @@
+"""Zeros among weights instead of smaller matrices: hf_sparse against a magnitude ranking, and how fast they run here.
+
+    python recipes/benchmark/weights.py --task sst2 --data_dir sst2 --bf16 --threads 1 --learning_rate 2e-4
+
+Model, data, teacher, steps and distillation are those of compare.py, and so are cells and their lines: those that are
+there already are skipped. Everyone has the same pattern and keeps the same number of weights. Latency is that of one
+forward of 32 x 32 tokens in float32, dense and with the weights as sparse tensors, in turns.
+"""
+
+import copy
+import fcntl
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from compare import Task, recorded
+from compare import parser as compare_parser
+from transformers import PreTrainedModel, PrinterCallback, set_seed
+
+from hf_sparse import SparseWeightsTrainer, SparsityError, WeightSparsityConfig, to_sparse_
+from hf_sparse.distilling import DistillationTrainer
+from hf_sparse.patterns import KEPT, largest, pattern_of
+from hf_sparse.report import command_line, median_latencies_ms, versions
+from hf_sparse.weights import attach_masks, fold_weights_, matrices, weight_densities
+
+CELLS = [("unstructured", 0.9), ("unstructured", 0.95), ("block", 0.75), ("block", 0.9), ("2:4", 0.5)]
+LAYOUTS: dict[str, Literal["csr", "bsr", "2:4"]] = {"unstructured": "csr", "block": "bsr", "2:4": "2:4"}
+
+
+def magnitude_masks(model: PreTrainedModel, sparsity: WeightSparsityConfig) -> dict[str, torch.Tensor]:
+    """Which weights (or blocks, by their norm) are the largest of all matrices, or of every four."""
+    pattern = pattern_of(sparsity.pattern, sparsity.block_size)
+    weights = {name: model.get_parameter(f"{name}.weight").detach() for name in matrices(model)}
+    norms = {name: pattern.pool(weight.square()) for name, weight in weights.items() if pattern.fits(*weight.shape)}
+    if sparsity.pattern == "2:4":
+        return {name: pattern.spread(largest(norm, KEPT), *weights[name].shape) for name, norm in norms.items()}
+    every = torch.cat(list(norms.values()))
+    least = every.sort().values[round(sparsity.target * len(every))]
+    return {name: pattern.spread(norm >= least, *weights[name].shape) for name, norm in norms.items()}
+
+
+def run(task: Task, cell: dict[str, Any]) -> dict[str, Any]:
+    dense = task.dense()
+    model = copy.deepcopy(dense)
+    arguments = task.arguments(cell["epochs"], cell["learning_rate"], cell["seed"])
+    sparsity = WeightSparsityConfig(
+        pattern=cell["pattern"], target=cell["target"], cache_teacher=True, **json.loads(cell["options"])
+    )
+    set_seed(cell["seed"])
+    began = time.process_time()
+    trainer: Any
+    if cell["method"] == "ours":
+        trainer = SparseWeightsTrainer(**task.options(model, arguments), teacher=dense, sparsity=sparsity)
+    else:
+        attach_masks(model, magnitude_masks(model, sparsity))
+        trainer = DistillationTrainer(**task.options(model, arguments), teacher=dense, distillation=sparsity)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    seconds = time.process_time() - began
+    fold_weights_(model)
+    accuracy = {name: 100 * trainer.evaluate(task.splits[name])["eval_accuracy"] for name in ("validation", "test")}
+    densities = weight_densities(model)
+    weights = {name: model.get_parameter(f"{name}.weight").numel() for name in densities}
+    removed = 1 - sum(densities[name] * count for name, count in weights.items()) / sum(weights.values())
+    losses = [(log["step"], float(log["loss"])) for log in trainer.state.log_history if "loss" in log]
+    result = {"removed": removed, **accuracy, "mean": sum(accuracy.values()) / 2, "cpu_seconds": round(seconds, 1)}
+    return {**result, **speed(dense, model, cell["pattern"]), "losses": losses}
+
+
+def speed(dense: PreTrainedModel, model: PreTrainedModel, pattern: str) -> dict[str, Any]:
+    sparse = copy.deepcopy(model)
+    try:
+        layers = to_sparse_(sparse, LAYOUTS[pattern])
+    except SparsityError as error:
+        return {"speedup": None, "reason": str(error)}
+    tokens = torch.randint(1000, 20000, (32, 32), device=dense.device)
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    with torch.inference_mode():
+        difference = (model.eval()(**inputs).logits - sparse.eval()(**inputs).logits).abs().max().item()
+        slow, fast = median_latencies_ms([dense, sparse], inputs)
+    return {"speedup": round(slow / fast, 2), "sparse_layers": len(layers), "max_abs_diff": difference}
+
+
+def main() -> None:
+    parser = compare_parser(__doc__)
+    parser.set_defaults(methods=["ours", "magnitude"], results=Path("runs/benchmark/weights.jsonl"))
+    parser.add_argument("--patterns", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    flags = parser.parse_args()
+    if flags.threads:
+        torch.set_num_threads(flags.threads)
+    transformers.logging.set_verbosity_error()
+    task = Task(flags)
+    flags.results.parent.mkdir(parents=True, exist_ok=True)
+    for seed in flags.seeds:
+        for pattern, target in CELLS:
+            for method in flags.methods:
+                cell = {"task": flags.task, "method": method, "pattern": pattern, "target": target, "seed": seed}
+                cell |= {"epochs": flags.epochs, "learning_rate": flags.learning_rate, "options": flags.options}
+                done = any(cell == {key: line[key] for key in cell} for line in recorded(flags.results))
+                if done or pattern not in flags.patterns or not (target in flags.targets or pattern == "2:4"):
+                    continue
+                about = {"command": command_line(), "versions": versions(), "threads": torch.get_num_threads()}
+                line = {**cell, **run(task, cell), **about}
+                with flags.results.open("a") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    file.write(json.dumps(line) + "\n")
+                shown = {key: line[key] for key in ("removed", "mean", "speedup", "cpu_seconds")}
+                print(method, pattern, target, seed, shown, flush=True)
+
+
+if __name__ == "__main__":
+    main()
