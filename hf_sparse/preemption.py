@@ -40,7 +40,9 @@ class PreemptionMixin(Trainer):
         self._told_to_stop, self._pending = False, None
         previous = signal.signal(signal.SIGTERM, self._remember)
         try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            self._settle()
+            return output
         finally:
             signal.signal(signal.SIGTERM, previous)
 
@@ -51,20 +53,25 @@ class PreemptionMixin(Trainer):
         """Whether a process knew at the last call that it should stop; the same on all."""
         if self._group is None:
             return self._told_to_stop
-        stop = False
-        if self._pending is not None:
-            flag, work = self._pending
-            work.wait()
-            stop = bool(flag)
+        stop = self._settle()
         flag = torch.tensor(int(self._told_to_stop))
         self._pending = flag, distributed.all_reduce(flag, distributed.ReduceOp.MAX, self._group, async_op=True)
         return stop
+
+    def _settle(self) -> bool:
+        """Wait for what travels, without which a process cannot end cleanly; whether one was to stop, if any does."""
+        if self._pending is None:
+            return False
+        (flag, work), self._pending = self._pending, None
+        work.wait()
+        return bool(flag)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         stop = self._all_should_stop()
         self.control.should_save |= stop
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if stop:
+            self._settle()
             logger.warning(
                 "Told to stop by SIGTERM: step %d is saved in %s; start again with resume_from_checkpoint.",
                 self.state.global_step,

@@ -62,8 +62,6 @@ class SparseWeightsTrainerMixin(SearchingMixin):
                 "gates on single weights are as large as the weights and would be whole on every process of FSDP: use "
                 "DDP, or remove heads and neurons with SparseTrainer"
             )
-        if self.args.push_to_hub:
-            raise SparsityError("the model is not uploaded from here: save it, then `hf upload` its directory")
         bank = attached_gates(self._model) or attach_weight_gates(self._model, sparsity)
         if bank.config != sparsity:
             raise SparsityError("the model has gates of another configuration: load it anew")
@@ -75,6 +73,16 @@ class SparseWeightsTrainerMixin(SearchingMixin):
                     "hidden_distillation_weight to 0, which leaves the logits"
                 )
             self._learn_from(teacher, sparsity)
+
+    def init_hf_repo(self, token: Any = None) -> None:  # type: ignore[override]
+        """Refuse `push_to_hub`, before a repository is made.
+
+        Raises:
+            SparsityError: always.
+        """
+        raise SparsityError(
+            "push_to_hub would upload gates: leave it out, save the model, and `hf upload` its directory"
+        )
 
     def call_model_init(self, trial: Any = None) -> Any:
         """A fresh model from `model_init`, with gates attached."""

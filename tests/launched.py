@@ -1,6 +1,7 @@
 """Started by `accelerate launch` in tests: trains tiny BERT and writes what every process ends with."""
 
 import argparse
+import json
 import os
 import resource
 import time
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_sparse import SparseTrainer, SparsityConfig
+from hf_sparse import SparseTrainer, SparseWeightsTrainer, SparsityConfig, WeightSparsityConfig
 
 
 def _nan(model: nn.Module, rank: int) -> None:
@@ -49,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--cost", default="params")
+    parser.add_argument("--pattern", help="zeros among the weights instead of smaller matrices")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5])
     parser.add_argument("--dtype", default="float64")
     parser.add_argument("--gradient_checkpointing", action="store_true")
@@ -93,26 +95,36 @@ def main() -> None:
     if flags.model != "bert":
         teacher = MODELS[flags.model]()
         train, test = (data.map(lambda row: {"labels": row["input_ids"]}) for data in (train, test))
-    run = SparseTrainer(
+    trainer: Any = SparseTrainer
+    sparsity: Any = SparsityConfig(targets=flags.targets, cost=flags.cost, cost_sequence_length=16)
+    if flags.pattern:
+        trainer, teacher = SparseWeightsTrainer, bert()
+        sparsity = WeightSparsityConfig(pattern=flags.pattern, block_size=4, sparsity_ramp=0.5, sparsity_hold=0.2)
+    run = trainer(
         model=without_dropout(MODELS[flags.model]()).to(dtype),
         args=arguments,
-        sparsity=SparsityConfig(targets=flags.targets, cost=flags.cost, cost_sequence_length=16),
+        sparsity=sparsity,
         teacher=without_dropout(teacher).to(dtype),
         train_dataset=train,
         eval_dataset=test,
         callbacks=[Trouble(flags.fault, flags.pause), *([StopAt(flags.stop)] if flags.stop else [])],
     )
     run.train(resume_from_checkpoint=flags.resume)
-    if not flags.stop:
+    if flags.pattern:
+        run.save_model(str(flags.directory / "gated"))
+        run.fold()
+    elif not flags.stop:
         run.save_model(str(flags.directory / "gated"))  # where it still has gates, a copy is compacted
         run.compact()
+    if not flags.stop:
         save_file(
             {name: value.clone() for name, value in run.model.state_dict().items()},
             flags.directory / f"rank{arguments.process_index}.safetensors",
         )
         run.save_model(str(flags.directory / "out"))
         if run.is_world_process_zero():
-            (flags.directory / "plan.json").write_text(run.plan().to_json())
+            zeros = {name: (weight == 0).flatten().tolist() for name, weight in run.model.state_dict().items()}
+            (flags.directory / "plan.json").write_text(json.dumps(zeros) if flags.pattern else run.plan().to_json())
             run.state.save_to_json(str(flags.directory / "state.json"))
     run.accelerator.end_training()
     if torch.distributed.is_initialized():

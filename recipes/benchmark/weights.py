@@ -24,6 +24,7 @@ from hf_sparse import SparseWeightsTrainer, SparsityError, WeightSparsityConfig,
 from hf_sparse.distilling import DistillationTrainer
 from hf_sparse.patterns import KEPT, largest, pattern_of
 from hf_sparse.report import command_line, median_latencies_ms, versions
+from hf_sparse.surgery import plain_forward
 from hf_sparse.weights import attach_masks, fold_weights_, matrices, weight_densities
 
 CELLS = [("unstructured", 0.9), ("unstructured", 0.95), ("block", 0.75), ("block", 0.9), ("2:4", 0.5)]
@@ -78,7 +79,8 @@ def speed(dense: PreTrainedModel, model: PreTrainedModel, pattern: str) -> dict[
         return {"speedup": None, "reason": str(error)}
     tokens = torch.randint(1000, 20000, (32, 32), device=dense.device)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    with torch.inference_mode():
+    # Without the half precision that accelerate puts around a model: not all sparse products have it.
+    with torch.inference_mode(), plain_forward(model), plain_forward(sparse):
         difference = (model.eval()(**inputs).logits - sparse.eval()(**inputs).logits).abs().max().item()
         slow, fast = median_latencies_ms([dense, sparse], inputs)
     return {"speedup": round(slow / fast, 2), "sparse_layers": len(layers), "max_abs_diff": difference}
