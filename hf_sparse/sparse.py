@@ -22,7 +22,8 @@ def to_sparse_(
 ) -> list[str]:
     """Replace weights of linear layers by sparse tensors, in place, for inference; outputs stay the same.
 
-    Such a model can neither be trained nor saved: save it before, sparse tensors are for the memory of one process.
+    Such a model can neither be trained nor saved: save it before, sparse tensors are for the memory of one process. Run
+    it under `torch.no_grad()`: torch's sparse products do not take tensors of inference mode.
 
     Args:
         model: without gates.
