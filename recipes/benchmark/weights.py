@@ -79,7 +79,7 @@ def speed(dense: PreTrainedModel, model: PreTrainedModel, pattern: str) -> dict[
         return {"speedup": None, "reason": str(error)}
     tokens = torch.randint(1000, 20000, (32, 32), device=dense.device)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    # Without inference mode, or the half precision that accelerate puts around a model: not all sparse products have it.
+    # Without inference mode and the half precision of accelerate, which not all sparse products take.
     with torch.no_grad(), plain_forward(model), plain_forward(sparse):
         difference = (model.eval()(**inputs).logits - sparse.eval()(**inputs).logits).abs().max().item()
         slow, fast = median_latencies_ms([dense, sparse], inputs)
