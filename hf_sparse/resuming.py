@@ -26,6 +26,10 @@ PROCESSES = "processes"
 """How many processes wrote a checkpoint, in the state of its stage: each has left its random numbers."""
 
 
+LATEST = "latest"
+"""Names the directory of DeepSpeed in a checkpoint, and is written last."""
+
+
 def defect(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be resumed from exactly: a file is missing, cut off or damaged. None if it is whole.
 
@@ -37,13 +41,15 @@ def defect(checkpoint: Path) -> str | None:
         for path in _weights(checkpoint):
             with safe_open(path, framework="pt") as file:
                 file.keys()
-        names = ["scheduler.pt", *_optimizer(checkpoint)]
-        names += [f"rng_state_{rank}.pth" for rank in range(stage.get(PROCESSES, 1)) if stage.get(PROCESSES, 1) > 1]
+        processes = int(stage.get(PROCESSES, 1))
+        names = ["scheduler.pt", *_optimizer(checkpoint, processes)]
+        names += [f"rng_state_{rank}.pth" for rank in range(processes) if processes > 1]
         for path in [checkpoint / name for name in names]:
             if not path.is_file():
                 return f"{path.name} is missing"
-        for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")]:
-            if path.name != "training_args.bin":
+        named = [checkpoint / name for name in names]
+        for path in {*named, *checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")}:
+            if path.suffix in (".pt", ".pth", ".bin") and path.name != "training_args.bin":
                 with zipfile.ZipFile(path) as archive:
                     if archive.testzip() is not None:
                         return f"{path.name} is damaged"
@@ -64,8 +70,13 @@ def _weights(checkpoint: Path) -> Iterable[Path]:
     return [checkpoint / SAFE_WEIGHTS_NAME]
 
 
-def _optimizer(checkpoint: Path) -> list[str]:
+def _optimizer(checkpoint: Path, processes: int) -> list[str]:
     """Files that an optimizer's state needs."""
+    if (checkpoint / LATEST).is_file():  # of DeepSpeed
+        tag = Path((checkpoint / LATEST).read_text().strip()).name
+        half = "bf16_" if any((checkpoint / tag).glob("bf16_zero_*")) else ""
+        parts = [f"{half}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(processes)]
+        return [f"{tag}/{name}" for name in ("mp_rank_00_model_states.pt", *parts)]
     if (checkpoint / "optimizer_0").is_dir():
         return ["optimizer_0/.metadata"]
     return ["optimizer.bin" if (checkpoint / "optimizer.bin").is_file() else "optimizer.pt"]

@@ -5,7 +5,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from hf_sparse.sensitivity import sensitivities
 from hf_sparse.sharding import average_gradients_, whole
 from hf_sparse.steering import attached_gates
 from hf_sparse.surgery import plain_forward, surgery, unchanged_random_state
+from hf_sparse.zero import check_zero, engine_surgery, load_gates_, save_gates, without_gates
 
 logger = logging.get_logger(__name__)
 
@@ -69,6 +70,8 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
     _loss_is_probed = False
     _has_gate_group = False
     _landing: Landing | None = None
+    _gate_optimizer: torch.optim.Optimizer | None = None
+    """Of the gates alone, where DeepSpeed trains the weights."""
 
     # ---- What subclasses say ----
 
@@ -105,10 +108,7 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
                 "one process per GPU, or show one GPU with CUDA_VISIBLE_DEVICES=0"
             )
         if self.is_deepspeed_enabled:
-            raise SparsityError(
-                "DeepSpeed keeps flat copies of the parameters that it starts with, and these are replaced when the "
-                "model shrinks: use FSDP2 (`accelerate launch --use_fsdp --fsdp_version 2`), which shards as much"
-            )
+            check_zero(self.accelerator)
         if self.args.fp16 and self.args.max_grad_norm <= 0:
             raise SparsityError("fp16 without gradient clipping leaves gradients scaled: set max_grad_norm or use bf16")
         self.add_callback(_SearchCallback(self))
@@ -121,29 +121,47 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's optimizer, with the gates in a parameter group of their own, last, if there are any."""
+        if self.is_deepspeed_enabled:
+            return self.optimizer or self._optimizer_of_weights(model)
         if self.optimizer is not None and self._has_gate_group:
             self._train_gates()
             return self.optimizer
-        bank = attached_gates(self._model)
-        gates = list(bank.parameters()) if bank is not None else []
-        for parameter in gates:
-            parameter.requires_grad_(False)
-        try:
-            optimizer = super().create_optimizer(model)
-        finally:
-            for parameter in gates:
-                parameter.requires_grad_(True)
+        optimizer = self._optimizer_of_weights(model)
         optimizer.add_param_group({"params": [], "lr": self.sparsity.gate_learning_rate, "weight_decay": 0.0})
         self._has_gate_group = True
         self._train_gates()
         return optimizer
 
-    def _train_gates(self) -> None:
-        """Let the optimizer train the gates that the model has now; its last group is theirs."""
+    def _optimizer_of_weights(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         bank = attached_gates(self._model)
-        assert self.optimizer is not None
-        self.optimizer.param_groups[-1]["params"] = list(bank.parameters()) if bank is not None else []
-        if bank is not None and self.is_fsdp_enabled:
+        gates = list(bank.parameters()) if bank is not None else []
+        for parameter in gates:
+            parameter.requires_grad_(False)
+        try:
+            return super().create_optimizer(model)
+        finally:
+            for parameter in gates:
+                parameter.requires_grad_(True)
+
+    def _fresh_optimizer_of_weights(self) -> torch.optim.Optimizer:
+        wrapper, self.optimizer = self.optimizer, None
+        try:
+            return self._optimizer_of_weights()
+        finally:
+            self.optimizer = wrapper
+
+    def _train_gates(self) -> None:
+        """Let the optimizer train the gates that the model has now; its last group is theirs, or it is their own."""
+        bank = attached_gates(self._model)
+        gates = list(bank.parameters()) if bank is not None else []
+        if self.is_deepspeed_enabled:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self._model)
+            options |= {"lr": self.sparsity.gate_learning_rate, "weight_decay": 0.0}
+            self._gate_optimizer = kind(gates, **options) if gates else None
+        else:
+            assert self.optimizer is not None
+            self.optimizer.param_groups[-1]["params"] = gates
+        if bank is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             average_gradients_(bank, self.accelerator)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
@@ -162,7 +180,9 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         created = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if created and isinstance(scheduler, LambdaLR):
-            scheduler = self.lr_scheduler = _after_the_searches(scheduler, self._schedules, self.args)
+            scheduler = self.lr_scheduler = _after_the_searches(
+                scheduler, self._schedules, self.args, not self.is_deepspeed_enabled
+            )
         return scheduler
 
     def _penalize(self, step: int) -> None:
@@ -179,6 +199,8 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
             parameter.grad = slope if parameter.grad is None else parameter.grad + slope
         # Reads the device only while the structure is about to be found, never in the long phases.
         self._landing = Landing(bank) if step >= schedule.ramp_end else None
+        if self._gate_optimizer is not None:
+            self._gate_optimizer.step()
 
     def _start_gates(self) -> None:
         """Let importances start from sensitivities on some rows of the training data; gates stay at 1."""
@@ -212,6 +234,11 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         return whole(self._model, self.optimizer, self.accelerator)
 
     def _surgery(self) -> AbstractContextManager[None]:
+        if self.is_deepspeed_enabled:
+            make = self._fresh_optimizer_of_weights
+            return engine_surgery(
+                self._model, self.model_wrapped, self.optimizer, self.lr_scheduler, make, self.accelerator
+            )
         return surgery(self._model, self.model_wrapped, self.optimizer, self.accelerator)
 
     # ---- Loss ----
@@ -323,13 +350,31 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _prepare_for_training(self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        if self.is_fsdp_enabled and resume_from_checkpoint is not None:  # it loads weights once they are sharded
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if sharded and resume_from_checkpoint is not None:  # they load weights once they have sharded them
             self._take_form_of_(Path(resume_from_checkpoint))
         self._forget_scales()
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        with without_gates(self._model):
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self._train_gates()
+        bank = attached_gates(self._model)
+        if bank is not None and self._gate_optimizer is not None and resume_from_checkpoint is not None:
+            load_gates_(bank, self._gate_optimizer, Path(resume_from_checkpoint))
+        return prepared
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with without_gates(self._model) if self.is_deepspeed_enabled else nullcontext():
+            super()._save_optimizer_and_scheduler(output_dir)
+        bank = attached_gates(self._model)
+        if bank is not None and self._gate_optimizer is not None and self.args.should_save:
+            save_gates(bank, self._gate_optimizer, Path(output_dir))
 
 
-def _after_the_searches(stock: LambdaLR, schedules: Sequence[Schedule], args: TrainingArguments) -> LambdaLR:
+def _after_the_searches(
+    stock: LambdaLR, schedules: Sequence[Schedule], args: TrainingArguments, with_gates: bool
+) -> LambdaLR:
     """The stock schedule, begun in every stage when the search for the structure ends and compressed into what is left.
 
     Structure must be found while weights can still move, and recovery wants a whole decay of its own.
@@ -343,8 +388,10 @@ def _after_the_searches(stock: LambdaLR, schedules: Sequence[Schedule], args: Tr
         progress = (step - stage.hold_end) / max(1, stage.end - stage.hold_end)
         return decay(warmup + progress * (schedules[-1].end - warmup))
 
-    lambdas = [lambda step, decay=decay: weights(step, decay) for decay in stock.lr_lambdas[:-1]]
+    lambdas: list[Any] = [lambda step, decay=decay: weights(step, decay) for decay in stock.lr_lambdas]
+    if with_gates:
+        lambdas[-1] = lambda step: 1.0  # their group is the last one
     optimizer = stock.optimizer
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"]
-    return LambdaLR(optimizer, [*lambdas, lambda step: 1.0])
+    return LambdaLR(optimizer, lambdas)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from conftest import MODELS, StopAt, bert, rows, training_arguments
-from launching import shard_on_cpus
+from launching import deepspeed_on_cpus, shard_on_cpus
 from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
@@ -54,6 +54,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5])
     parser.add_argument("--dtype", default="float64")
     parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--max_grad_norm", type=float, default=1.0)
     parser.add_argument("--torch_compile", action="store_true")
     parser.add_argument("--stop", type=int, help="save and stop at a step, as if interrupted")
     parser.add_argument("--save_steps", type=int)
@@ -84,8 +86,12 @@ def main() -> None:
         gradient_checkpointing=flags.gradient_checkpointing,
         torch_compile_backend="eager" if flags.torch_compile else None,  # traced, without the minutes of a compiler
         ddp_find_unused_parameters=False,
+        bf16=flags.bf16,
+        max_grad_norm=flags.max_grad_norm,
         **saving,
     )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        deepspeed_on_cpus()
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         assert arguments.world_size > 1
         shard_on_cpus()

@@ -34,8 +34,23 @@ def shard_on_cpus() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def command(processes: int, script: str, *arguments: Any, fsdp: str | None = None) -> list[str]:
-    """An `accelerate launch`, unless it is of one process; `fsdp` is how checkpoints of shards are kept."""
+def deepspeed_on_cpus() -> None:
+    """Let accelerate use DeepSpeed, which it does on accelerators alone, over gloo and without kernels to compile."""
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+    from deepspeed import comm
+
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    comm.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+
+
+def command(
+    processes: int, script: str, *arguments: Any, fsdp: str | None = None, zero: int | None = None
+) -> list[str]:
+    """An `accelerate launch`, unless it is of one process.
+
+    `fsdp` is how checkpoints of shards are kept; `zero` the stage of DeepSpeed.
+    """
     if processes == 1:
         return [sys.executable, str(TESTS / script), *map(str, arguments)]
     engine = ["--multi_gpu", "--main_process_port", str(free_port())]
@@ -44,16 +59,19 @@ def command(processes: int, script: str, *arguments: Any, fsdp: str | None = Non
         layers = next((layers for model, layers in LAYERS.items() if model in arguments), "BertLayer")
         engine += ["--fsdp_transformer_layer_cls_to_wrap", layers]
         engine += [word for name, value in FSDP.items() for word in (f"--{name}", str(value))]
+    if zero is not None:
+        engine = ["--use_deepspeed", *engine[1:], "--zero_stage", str(zero)]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *engine, "--num_processes", str(processes)]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    precision = "bf16" if "--bf16" in arguments else "no"
+    launcher += ["--num_machines", "1", "--mixed_precision", precision, "--dynamo_backend", "no"]
     return [*launcher, str(TESTS / script), *map(str, arguments)]
 
 
 def environment(directory: Path) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(directory / "home")}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HOME": str(directory / "home")}
 
 
-def launch(processes: int, directory: Path, *arguments: Any, fsdp: str | None = None) -> str:
+def launch(processes: int, directory: Path, *arguments: Any, fsdp: str | None = None, zero: int | None = None) -> str:
     """Run launched.py to its end; returns what it printed.
 
     Raises:
@@ -61,10 +79,10 @@ def launch(processes: int, directory: Path, *arguments: Any, fsdp: str | None = 
     """
     directory.mkdir(exist_ok=True)
     run = subprocess.run(
-        command(processes, "launched.py", directory, *arguments, fsdp=fsdp),
+        command(processes, "launched.py", directory, *arguments, fsdp=fsdp, zero=zero),
         capture_output=True,
         text=True,
         env=environment(directory),
     )
-    assert run.returncode == 0, run.stderr[-6000:]
+    assert run.returncode == 0, run.stderr[-20000:]
     return run.stdout + run.stderr

@@ -51,6 +51,7 @@ ORDER = [
     "family",
     "sharding",
     "surgery",
+    "zero",
     "model",
     "teacher",
     "distilling",

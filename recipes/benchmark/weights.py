@@ -32,15 +32,21 @@ LAYOUTS: dict[str, Literal["csr", "bsr", "2:4"]] = {"unstructured": "csr", "bloc
 
 
 def magnitude_masks(model: PreTrainedModel, sparsity: WeightSparsityConfig) -> dict[str, torch.Tensor]:
-    """Which weights (or blocks, by their norm) are the largest of all matrices, or of every four."""
+    """Which weights (or blocks, by their norm) are the largest of their matrix, or of every four.
+
+    One threshold for all matrices would leave none of the pooler's, whose weights are small.
+    """
     pattern = pattern_of(sparsity.pattern, sparsity.block_size)
-    weights = {name: model.get_parameter(f"{name}.weight").detach() for name in matrices(model)}
-    norms = {name: pattern.pool(weight.square()) for name, weight in weights.items() if pattern.fits(*weight.shape)}
-    if sparsity.pattern == "2:4":
-        return {name: pattern.spread(largest(norm, KEPT), *weights[name].shape) for name, norm in norms.items()}
-    every = torch.cat(list(norms.values()))
-    least = every.sort().values[round(sparsity.target * len(every))]
-    return {name: pattern.spread(norm >= least, *weights[name].shape) for name, norm in norms.items()}
+    masks = {}
+    for name in matrices(model):
+        weight = model.get_parameter(f"{name}.weight").detach()
+        norms = pattern.pool(weight.square())
+        if sparsity.pattern == "2:4":
+            kept = largest(norms, KEPT)
+        else:
+            kept = largest(norms.unsqueeze(1), round((1 - sparsity.target) * len(norms))).squeeze(1)
+        masks[name] = pattern.spread(kept, *weight.shape)
+    return masks
 
 
 def run(task: Task, cell: dict[str, Any]) -> dict[str, Any]:

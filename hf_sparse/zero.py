@@ -1,0 +1,146 @@
+"""DeepSpeed ZeRO: it trains the weights, in engines that are built anew when the model changes; gates are left to us.
+
+ZeRO keeps flat copies of the parameters that it starts with, and steps inside of backward. So gates stay out of it:
+whole on every process, in float32, with an optimizer of their own. Nothing here imports deepspeed before it is in use.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from hf_sparse.errors import SparsityError
+from hf_sparse.steering import BANK, SteeredGates
+from hf_sparse.surgery import plain_forward, unchanged_random_state
+
+GATES = "gates.safetensors"
+"""Beside a checkpoint of DeepSpeed: gates in float32, and the state of their optimizer."""
+
+
+def check_zero(accelerator: Accelerator) -> None:
+    """Refuse what would not be exact, or could not be changed while it trains.
+
+    Raises:
+        SparsityError: what it is, and what to do instead.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    config, stage = plugin.deepspeed_config, plugin.zero_stage
+    if stage not in (1, 2):
+        raise SparsityError(
+            f"ZeRO stage {stage} is not supported: use stage 1 or 2; where weights have to be sharded as well, FSDP2 "
+            "does what stage 3 does (`accelerate launch --use_fsdp --fsdp_version 2`), and stage 0 is plain DDP"
+        )
+    for section in ("optimizer", "scheduler"):
+        if section in config:
+            raise SparsityError(
+                f"the DeepSpeed config has a section {section!r}: leave it out and give TrainingArguments instead, so "
+                "that the learning rate follows the search"
+            )
+    if config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":
+        raise SparsityError("offload_optimizer is not supported: set its device to none, or use FSDP2")
+    if config.get("fp16", {}).get("enabled") is True:
+        raise SparsityError("fp16 in DeepSpeed scales the gradients of gates as well: use bf16")
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise SparsityError("torch.compile and DeepSpeed do not go together here: leave one of them out")
+
+
+@contextmanager
+def engine_surgery(
+    model: PreTrainedModel,
+    engine: Any,
+    wrapper: Any,
+    scheduler: Any,
+    fresh_optimizer: Callable[[], Optimizer],
+    accelerator: Accelerator,
+) -> Iterator[None]:
+    """Change parameters of a model inside this context; on leaving it, in place, a new engine trains those that it has.
+
+    The engine, the wrapper of its optimizer and the scheduler stay the same objects. Weights are whole and in float32
+    inside, and lose nothing; the optimizer's moments start anew, as ZeRO counts steps for all parameters at once.
+
+    Args:
+        model: the bare model.
+        engine: what DeepSpeed made of it.
+        wrapper: what accelerate made of its optimizer.
+        scheduler: of the learning rate.
+        fresh_optimizer: makes an optimizer of the weights that the model has then.
+        accelerator: that made them.
+    """
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+
+    half = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} - {torch.float32}
+    if half:
+        for parameter in _trained(model).values():
+            parameter.data = safe_get_full_fp32_param(parameter).clone()
+    engine.destroy()
+    with plain_forward(model), unchanged_random_state(model.device):
+        yield
+    optimizer, before = fresh_optimizer(), scheduler.optimizer
+    for group, old in zip(optimizer.param_groups, before.param_groups, strict=True):
+        group["lr"], group["initial_lr"] = old["lr"], old["initial_lr"]
+    weights = {name: parameter.detach().clone() for name, parameter in _trained(model).items()} if half else {}
+    with without_gates(model):  # which it would cast
+        new, zero, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=accelerator.deepspeed_config)
+    for name, parameter in _trained(model).items():
+        if name in weights:
+            safe_set_full_fp32_param(parameter, weights[name])
+    engine.__dict__ = new.__dict__  # Trainer and accelerate hold on to the old one
+    wrapper.optimizer, scheduler.optimizer = zero, optimizer
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that the engine trains, by name."""
+    named = model.named_parameters()
+    return {name: parameter for name, parameter in named if parameter.requires_grad and not name.startswith(BANK)}
+
+
+@contextmanager
+def without_gates(model: nn.Module) -> Iterator[None]:
+    """Inside this context the gates of a model are not among its submodules."""
+    gates = model._modules.pop(BANK, None)
+    try:
+        yield
+    finally:
+        if gates is not None:
+            model._modules[BANK] = gates
+
+
+def save_gates(gates: SteeredGates, optimizer: Optimizer, directory: Path) -> None:
+    """Write gates and the state of their optimizer to a checkpoint."""
+    named = [*gates.named_parameters(), *gates.named_buffers()]
+    states = {
+        f"optimizer.{name}.{key}": torch.as_tensor(value)
+        for name, parameter in gates.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+    save_file({**{name: tensor.detach().clone() for name, tensor in named}, **states}, directory / GATES)
+
+
+@torch.no_grad()
+def load_gates_(gates: SteeredGates, optimizer: Optimizer, directory: Path) -> None:
+    """Read back what `save_gates` wrote, into gates and optimizer, in place.
+
+    Raises:
+        SparsityError: a tensor is missing, or has another shape.
+    """
+    tensors = load_file(directory / GATES)
+    for name, tensor in [*gates.named_parameters(), *gates.named_buffers()]:
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            raise SparsityError(f"{directory / GATES} has no {name} of shape {tuple(tensor.shape)}")
+        tensor.copy_(tensors[name])
+    for name, parameter in gates.named_parameters():
+        start = f"optimizer.{name}."
+        state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        optimizer.state[parameter] = {  # a count of steps stays where it is
+            key: value.to(parameter.device) if value.shape == parameter.shape and key != "step" else value
+            for key, value in state.items()
+        }
