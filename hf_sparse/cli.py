@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     estimate.add_argument("source", metavar="PATH_OR_REPO", help="a directory, or a repository such as me/my-model")
-    estimate.add_argument("--engine", choices=typing.get_args(Engine), default="single", help="fsdp is FSDP2")
+    estimate.add_argument(
+        "--engine", choices=typing.get_args(Engine), default="single", help="fsdp is FSDP2, zero is DeepSpeed"
+    )
     estimate.add_argument("--num_processes", type=int, default=1, help="devices, as given to accelerate launch")
     estimate.add_argument("--per_device_train_batch_size", type=int, default=8, help="sequences of one step")
     estimate.add_argument("--max_seq_length", type=int, default=512, help="tokens of a sequence")

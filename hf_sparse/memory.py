@@ -17,7 +17,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs
 from hf_sparse.inspection import stock_class
 
-Engine = Literal["single", "ddp", "fsdp"]
+Engine = Literal["single", "ddp", "fsdp", "zero1", "zero2"]
 FEW_TOKENS = 1000
 """Vocabulary of the twin in which units are counted."""
 
@@ -67,7 +67,7 @@ def estimate_memory(
 
     Args:
         config: of the model; nothing is downloaded or allocated for its weights.
-        engine: one device, DDP, or FSDP2.
+        engine: one device, DDP, FSDP2, or DeepSpeed ZeRO of stage 1 or 2.
         processes: devices.
         batch_size: sequences on each device in one step.
         sequence_length: tokens of each.
@@ -91,6 +91,9 @@ def estimate_memory(
     kept, states = _activations(model, batch_size, sequence_length, compute == 2)
     if gradient_checkpointing:
         kept = states + kept // len(layers)
+    zero = engine.startswith("zero")
+    if zero and bf16:
+        stored = 2
     parts = {
         "weights": stored * total // share,
         "gradients": stored * total // share,
@@ -100,11 +103,15 @@ def estimate_memory(
     }
     # A scaled projection is kept from forward to backward, or only within its layer where that is computed again.
     parts["scaled projections"] = compute * scaled // (len(layers) if gradient_checkpointing else 1)
+    if zero:
+        parts["optimizer"] = 8 * total // processes
+        parts["weights of it in float32"] = 4 * total // processes
+        parts["gradients"] = stored * total // (processes if engine == "zero2" else 1)
     if engine == "ddp":
         parts["buckets of gradients"] = stored * total
     if engine == "fsdp":
         parts["layers put together"] = compute * (2 * largest + total - inside) + 4 * largest
-    elif compute < stored:
+    elif compute < stored and not zero:
         parts["weights in bfloat16"] = 2 * (total - scaled)
     taught = 0
     if teacher is not None:
@@ -115,7 +122,7 @@ def estimate_memory(
     # Outputs are compared in float32, first with masks; what is left is a copy, before what it was cut from goes.
     gathered = stored * total if engine == "fsdp" else 0
     copied = round(max(4 * scaled, 4 * (1 - target) * inside)) + (4 - stored) * total
-    shrinking = parts["weights"] + parts["optimizer"] + gathered + copied + taught
+    shrinking = parts["weights"] + (0 if zero else parts["optimizer"]) + gathered + copied + taught
     return MemoryEstimate(parts, shrinking, units)
 
 

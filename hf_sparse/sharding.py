@@ -123,18 +123,23 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
             _module_state_mapping.pop(module, None)
         for mark in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
             vars(module).pop(mark, None)
-        tables = [table for name, table in vars(module).items() if "_hooks" in name and isinstance(table, dict)]
-        ours = {key for table in tables for key, hook in table.items() if _is_fsdps(hook)}
-        for table in tables:
-            for key in ours & set(table):
-                del table[key]
+    remove_hooks_(model, "torch.distributed.fsdp")
 
 
-def _is_fsdps(hook: Any) -> bool:
+def remove_hooks_(model: nn.Module, package: str) -> None:
+    """Take all hooks off a model and its modules, in place, whose functions are of a package."""
     from torch.nn.modules.module import _WrappedHook
 
-    function = hook.hook if isinstance(hook, _WrappedHook) else hook
-    return str(function.__module__).startswith("torch.distributed.fsdp") if callable(function) else False
+    def is_of_package(hook: Any) -> bool:
+        function = hook.hook if isinstance(hook, _WrappedHook) else hook
+        return callable(function) and str(function.__module__).startswith(package)
+
+    for module in model.modules():
+        tables = [table for name, table in vars(module).items() if "_hooks" in name and isinstance(table, dict)]
+        theirs = {key for table in tables for key, hook in table.items() if is_of_package(hook)}
+        for table in tables:
+            for key in theirs & set(table):
+                del table[key]
 
 
 @torch.no_grad()

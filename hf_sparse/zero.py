@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from hf_sparse.errors import SparsityError
+from hf_sparse.sharding import remove_hooks_
 from hf_sparse.steering import BANK, SteeredGates
 from hf_sparse.surgery import plain_forward, unchanged_random_state
 
@@ -81,12 +82,16 @@ def engine_surgery(
     if half:
         for parameter in _trained(model).values():
             parameter.data = safe_get_full_fp32_param(parameter).clone()
+    rates = [(group["lr"], group["initial_lr"]) for group in scheduler.optimizer.param_groups]
     engine.destroy()
+    remove_hooks_(model, "deepspeed")
+    vars(engine).clear()  # weights and moments; and what shares it must not be destroyed once more when it is collected
+    wrapper.optimizer = scheduler.optimizer = None
     with plain_forward(model), unchanged_random_state(model.device):
         yield
-    optimizer, before = fresh_optimizer(), scheduler.optimizer
-    for group, old in zip(optimizer.param_groups, before.param_groups, strict=True):
-        group["lr"], group["initial_lr"] = old["lr"], old["initial_lr"]
+    optimizer = fresh_optimizer()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"], group["initial_lr"] = rate
     weights = {name: parameter.detach().clone() for name, parameter in _trained(model).items()} if half else {}
     with without_gates(model):  # which it would cast
         new, zero, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=accelerator.deepspeed_config)

@@ -89,6 +89,11 @@ class ModelArguments:
 
 def main() -> None:
     model_arguments, data_arguments, sparsity, arguments = _parse()
+    if arguments.deepspeed_plugin is not None:
+        raise SparsityError(
+            "DeepSpeed serves one Trainer in a process, and this recipe has several, for dense and pruned: "
+            "use recipes/accelerate/fsdp.yaml here, or a SparseTrainer in a script of your own"
+        )
     check_output_dir(arguments)
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="reading the data"):

@@ -1,14 +1,18 @@
-"""Started by `accelerate launch`: the recipe, sharded on CPUs."""
+"""Started by `accelerate launch`: the recipe, on CPUs with engines that are for accelerators."""
 
+import os
 import sys
 from pathlib import Path
 
-from launching import shard_on_cpus
+from launching import deepspeed_on_cpus, shard_on_cpus
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 
 import common
 import text_classification
 
-shard_on_cpus()
+if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    deepspeed_on_cpus()
+else:
+    shard_on_cpus()
 common.run_recipe(text_classification.main)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from accelerate.utils import DynamoBackend, FullyShardedDataParallelPlugin
+from accelerate.utils import DeepSpeedPlugin, DynamoBackend, FullyShardedDataParallelPlugin
 from conftest import bert, rows, training_arguments
 from torch import distributed, nn
 from torch.distributed.tensor import distribute_tensor
@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
 from hf_sparse.sharding import prepare_sharding_
+from hf_sparse.zero import check_zero
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
@@ -22,14 +23,24 @@ def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
         SparseTrainer(model=bert(), args=arguments, sparsity=SparsityConfig(), train_dataset=rows(8))
 
 
-def test_deepspeed_is_refused(tmp_path: Path) -> None:
-    class WithDeepSpeed(SparseTrainer):
-        def create_accelerator_and_postprocess(self) -> None:
-            super().create_accelerator_and_postprocess()
-            self.is_deepspeed_enabled = True
-
-    with pytest.raises(SparsityError, match="replaced when the model shrinks: use FSDP2"):
-        WithDeepSpeed(model=bert(), args=training_arguments(tmp_path), sparsity=SparsityConfig())
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"zero_optimization": {"stage": 3}}, "FSDP2 does what stage 3 does"),
+        ({"zero_optimization": {"stage": 0}}, "stage 0 is plain DDP"),
+        ({"optimizer": {"type": "AdamW", "params": {}}}, "a section 'optimizer'"),
+        ({"scheduler": {"type": "WarmupLR", "params": {}}}, "a section 'scheduler'"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "offload_optimizer"),
+        ({"fp16": {"enabled": True}}, "use bf16"),
+        ({"dynamo": DynamoBackend.EAGER}, "torch.compile and DeepSpeed"),
+    ],
+)
+def test_settings_of_deepspeed_that_would_not_be_exact_are_refused(config: dict[str, Any], reason: str) -> None:
+    dynamo = SimpleNamespace(backend=config.pop("dynamo", DynamoBackend.NO))
+    config = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": 1, **config}
+    plugin = DeepSpeedPlugin(hf_ds_config=config)
+    with pytest.raises(SparsityError, match=reason):
+        check_zero(cast(Any, SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin, dynamo_plugin=dynamo))))
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,28 @@ def test_a_sharded_run_resumes_with_a_model_that_has_shrunk(one_process: Path, t
     assert_same(one_process, tmp_path)
 
 
+def test_deepspeed_finds_the_same_structure(tmp_path: Path) -> None:
+    """DeepSpeed clips no gradients of gates, and its moments start anew when the model shrinks."""
+    settings = ("--dtype", "float32", "--max_grad_norm", 0)
+    launch(2, tmp_path / "ddp", "--batch", 4, *settings)
+    launch(2, tmp_path / "zero", "--batch", 2, "--accumulation", 2, *settings, zero=2)
+    assert (tmp_path / "ddp/plan.json").read_text() == (tmp_path / "zero/plan.json").read_text()
+    for line, expected in zip(logs(tmp_path / "zero"), logs(tmp_path / "ddp"), strict=True):
+        assert line == pytest.approx(expected, abs=1e-4)
+    expected_weights = weights(tmp_path / "ddp")
+    for name, tensor in weights(tmp_path / "zero").items():
+        torch.testing.assert_close(tensor, expected_weights[name], rtol=0.02, atol=0.02, msg=name)
+
+
+def test_a_run_of_deepspeed_resumes_in_any_stage(tmp_path: Path) -> None:
+    settings = ("--batch", 4, "--dtype", "float32", "--bf16", *STAGES)
+    launch(2, tmp_path / "whole", *settings, zero=2)
+    for stop in (6, 34):  # in the first search and in the second
+        launch(2, tmp_path / str(stop), *settings, "--stop", stop, zero=2)
+        launch(2, tmp_path / str(stop), *settings, "--resume", zero=2)
+        assert_same(tmp_path / "whole", tmp_path / str(stop), tolerance=0.0)
+
+
 def test_a_decoder_is_sharded_with_its_tied_weights_and_gradient_checkpointing(tmp_path: Path) -> None:
     settings = ("--model", "gpt2", "--gradient_checkpointing")
     launch(1, tmp_path / "one", "--batch", 8, *settings)

@@ -307,9 +307,18 @@ def test_the_recipe_runs_sharded(tiny: Path, data: dict[str, str], tmp_path: Pat
         assert load_pruned(tmp_path / "out" / member).num_parameters() > 0
 
 
+def test_the_recipe_says_why_deepspeed_cannot_run_it(tmp_path: Path) -> None:
+    launch = command(2, "launched_recipe.py", "--use_cpu", "--output_dir", tmp_path / "out", zero=2)
+    run = subprocess.run(launch, capture_output=True, text=True, env=environment(tmp_path), timeout=120)
+    assert run.returncode != 0 and "DeepSpeed serves one Trainer in a process" in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("path", sorted((RECIPES / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_reads_the_configs(path: Path) -> None:
     config = load_config_from_file(str(path))
     assert config.mixed_precision == "bf16" and config.num_processes >= 1
     if path.stem == "fsdp":
         assert config.distributed_type == "FSDP" and config.fsdp_config["fsdp_version"] == 2
+    if path.stem == "zero2":
+        assert config.distributed_type == "DEEPSPEED" and config.deepspeed_config["zero_stage"] == 2
