@@ -66,6 +66,14 @@ def test_a_large_model_is_planned_without_its_memory() -> None:
     assert sharded.training < 25 * GIB < sharded.shrinking < copied.shrinking
 
 
+def test_zero_shares_the_optimizer_and_from_stage_2_the_gradients() -> None:
+    one, two = (estimate_memory(BERT, engine, 4, bf16=True).parts for engine in ("zero1", "zero2"))
+    total = one["weights"] // 2
+    assert one["optimizer"] == two["optimizer"] == 8 * total // 4
+    assert one["weights of it in float32"] == total
+    assert one["gradients"] == 2 * total == 4 * two["gradients"]
+
+
 def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     BERT.save_pretrained(tmp_path)
     given = ["--engine", "fsdp", "--num_processes", "4", "--bf16", "--teacher_name_or_path", str(tmp_path)]
