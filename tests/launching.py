@@ -11,6 +11,9 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 TESTS = Path(__file__).parent
+DEEPSPEED = Path(sys.prefix) / "deepspeed"
+"""Where `make install` has put it: transformers would import it in every process that can."""
+
 FSDP = {
     "fsdp_version": 2,
     "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
@@ -67,8 +70,9 @@ def command(
     return [*launcher, str(TESTS / script), *map(str, arguments)]
 
 
-def environment(directory: Path) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HOME": str(directory / "home")}
+def environment(directory: Path, zero: int | None = None) -> dict[str, str]:
+    deepspeed = {} if zero is None else {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(DEEPSPEED)}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(directory / "home"), **deepspeed}
 
 
 def launch(processes: int, directory: Path, *arguments: Any, fsdp: str | None = None, zero: int | None = None) -> str:
@@ -82,7 +86,7 @@ def launch(processes: int, directory: Path, *arguments: Any, fsdp: str | None = 
         command(processes, "launched.py", directory, *arguments, fsdp=fsdp, zero=zero),
         capture_output=True,
         text=True,
-        env=environment(directory),
+        env=environment(directory, zero),
     )
     assert run.returncode == 0, run.stderr[-20000:]
     return run.stdout + run.stderr

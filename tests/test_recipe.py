@@ -309,7 +309,7 @@ def test_the_recipe_runs_sharded(tiny: Path, data: dict[str, str], tmp_path: Pat
 
 def test_the_recipe_says_why_deepspeed_cannot_run_it(tmp_path: Path) -> None:
     launch = command(2, "launched_recipe.py", "--use_cpu", "--output_dir", tmp_path / "out", zero=2)
-    run = subprocess.run(launch, capture_output=True, text=True, env=environment(tmp_path), timeout=120)
+    run = subprocess.run(launch, capture_output=True, text=True, env=environment(tmp_path, zero=2), timeout=120)
     assert run.returncode != 0 and "DeepSpeed serves one Trainer in a process" in run.stderr
     assert not (tmp_path / "out").exists()
 
