@@ -192,6 +192,11 @@ class WeightSparsityConfig(SearchConfig):
     """
 
     target: float = _option(0.5, "Fraction of the weights of linear layers that become zero, between 0 and 1.")
+    warm_start: float = _option(
+        1.0,
+        "Power of the sensitivity of the loss to what a gate scales, estimated on a few rows, that its importance "
+        "starts from; 0 starts all alike.",
+    )
     pattern: Literal["unstructured", "block", "2:4"] = _option(
         "unstructured", "What a gate is for: a weight, a square block of them, or a weight of which 2 in 4 stay."
     )

@@ -115,6 +115,9 @@ def main() -> None:
         eval_dataset=test,
         callbacks=[Trouble(flags.fault, flags.pause), *([StopAt(flags.stop)] if flags.stop else [])],
     )
+    if flags.pattern and flags.dtype == "float64":  # of thousands of gates, some would lie on the border in float32
+        for tensor in (*run.model.sparsity_gates.parameters(), *run.model.sparsity_gates.buffers()):
+            tensor.data = tensor.data.double()
     run.train(resume_from_checkpoint=flags.resume)
     if flags.pattern:
         run.save_model(str(flags.directory / "gated"))
