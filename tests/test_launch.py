@@ -82,13 +82,13 @@ def test_deepspeed_finds_the_same_structure(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, expected_weights[name], rtol=0.02, atol=0.02, msg=name)
 
 
-def test_a_run_of_deepspeed_resumes_in_any_stage(tmp_path: Path) -> None:
-    settings = ("--batch", 4, "--dtype", "float32", "--bf16", *STAGES)
+def test_a_run_of_deepspeed_resumes_with_a_model_that_has_shrunk(tmp_path: Path) -> None:
+    """In its second search, after which it shrinks twice: what is left of an engine must not touch the next ones."""
+    settings = ("--batch", 4, "--dtype", "float32", "--bf16", "--targets", 0.2, 0.4, 0.6)
     launch(2, tmp_path / "whole", *settings, zero=2)
-    for stop in (6, 34):  # in the first search and in the second
-        launch(2, tmp_path / str(stop), *settings, "--stop", stop, zero=2)
-        launch(2, tmp_path / str(stop), *settings, "--resume", zero=2)
-        assert_same(tmp_path / "whole", tmp_path / str(stop), tolerance=0.0)
+    launch(2, tmp_path / "parts", *settings, "--stop", 34, zero=2)
+    launch(2, tmp_path / "parts", *settings, "--resume", zero=2)
+    assert_same(tmp_path / "whole", tmp_path / "parts", tolerance=0.0)
 
 
 def test_a_decoder_is_sharded_with_its_tied_weights_and_gradient_checkpointing(tmp_path: Path) -> None:
