@@ -11,7 +11,6 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 
 from hf_sparse.card import NO_FIELDS, CardFields, task_of
@@ -26,7 +25,7 @@ from hf_sparse.model import ModelMixin
 from hf_sparse.patching import current_plan, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.report import Metrics, Origin, Report, command_line, hub_id, make_report
-from hf_sparse.sharding import gather_, whole
+from hf_sparse.sharding import gather_
 from hf_sparse.structure import ModelStructure
 from hf_sparse.surgery import plain_forward, skeleton, with_random_weights_
 
@@ -119,11 +118,10 @@ class ResultsMixin(ModelMixin):
             self.push_to_hub(commit_message="Model save")
 
     def _save_result(self, path: Path) -> None:
-        with whole(self._model, self.optimizer, self.accelerator):
+        with self._whole():
             if self.args.should_save:
                 with self._compacted(), replaced_directory(path) as directory:
-                    self._save(str(directory))
-                    (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+                    self._save_into(directory)
                     complete(directory, path, self.report, self._card_fields)
 
     def measure(
@@ -144,7 +142,7 @@ class ResultsMixin(ModelMixin):
         Raises:
             SparsityError: there never were gates, or the compact model would compute something else.
         """
-        with whole(self._model, self.optimizer, self.accelerator):
+        with self._whole():
             return self._measure(inputs if inputs is not None else self._verification_batch(), metrics, origin)
 
     def _measure(
@@ -222,7 +220,7 @@ class ResultsMixin(ModelMixin):
         self._card_fields = CardFields(repo_id, model_name, language, license, tuple(tags))
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         pruned = gate_bank(self._model) is not None or self._compactions
-        with whole(self._model, self.optimizer, self.accelerator):
+        with self._whole():
             if self.report is None and pruned and self.is_world_process_zero():
                 self.measure()
             self._save_result(Path(str(self.args.output_dir)))
@@ -241,12 +239,10 @@ class ResultsMixin(ModelMixin):
     @contextmanager
     def _compacted(self) -> Iterator[None]:
         """The smaller model in the gated one's place, for a while."""
-        gated = self._model
-        try:
-            if gate_bank(gated) is not None:
-                self.model = copy.deepcopy(gated)
-                with plain_forward(self._model):
-                    compact(self._model, inputs=self._verification_batch())
+        if gate_bank(self._model) is None:
             yield
-        finally:
-            self.model = gated
+            return
+        with self._with_a_copy():
+            with plain_forward(self._model):
+                compact(self._model, inputs=self._verification_batch())
+            yield

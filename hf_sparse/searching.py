@@ -27,7 +27,7 @@ from hf_sparse.landing import Landing
 from hf_sparse.preemption import PreemptionMixin
 from hf_sparse.resuming import PROCESSES, STATE, ResumingMixin
 from hf_sparse.sensitivity import sensitivities
-from hf_sparse.sharding import average_gradients_, whole
+from hf_sparse.sharding import average_gradients_
 from hf_sparse.steering import attached_gates
 from hf_sparse.surgery import plain_forward, surgery, unchanged_random_state
 from hf_sparse.zero import check_zero, engine_surgery, load_gates_, save_gates, without_gates
@@ -229,10 +229,6 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
 
     # ---- The model ----
 
-    def _whole(self) -> AbstractContextManager[None]:
-        """Where FSDP shards the model, it is whole on every process inside this context, in place."""
-        return whole(self._model, self.optimizer, self.accelerator)
-
     def _surgery(self) -> AbstractContextManager[None]:
         if self.is_deepspeed_enabled:
             make = self._fresh_optimizer_of_weights
@@ -249,12 +245,15 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Trainer's step, after a look at how the model counts items, at the first one."""
+        """Trainer's step; before the first one, what has to be found out on data."""
         if not self._loss_is_probed:
-            self._probe_loss(inputs)
-            if self.state.global_step == 0:
-                self._start_gates()
+            self._before_first_step(inputs)
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def _before_first_step(self, inputs: dict[str, Tensor | Any]) -> None:
+        self._probe_loss(inputs)
+        if self.state.global_step == 0:
+            self._start_gates()
 
     def _probe_loss(self, inputs: dict[str, Tensor | Any]) -> None:
         """Find out, once, whether the model's loss heeds `num_items_in_batch`.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers.utils import logging
 
@@ -42,17 +42,11 @@ class StagesMixin(EstimatesMixin):
         self.report = None
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def training_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor | Any],
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """As above, once it is known which layers learn from which."""
+    def _before_first_step(self, inputs: dict[str, Tensor | Any]) -> None:
+        super()._before_first_step(inputs)
         if self._layer_map is None:
             with plain_forward(self._model), unchanged_random_state(self.args.device):
                 self._match_layers()
-        return super().training_step(model, inputs, num_items_in_batch)
 
     def _end_step(self, structure_found: bool) -> None:
         """Shrink the model in place once its structure is found; at the end of a stage, go on to the next."""

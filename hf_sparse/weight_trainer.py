@@ -1,13 +1,11 @@
 """`SparseWeightsTrainer`: a `Trainer` that learns which weights of linear layers become zero while it fine-tunes."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
 
 from hf_sparse.config import WeightSparsityConfig
 from hf_sparse.directories import replaced_directory
@@ -126,18 +124,12 @@ class SparseWeightsTrainerMixin(SearchingMixin):
             return
         if not self.args.should_save:
             return
-        path, trained = Path(output_dir or str(self.args.output_dir)), self._model
-        try:
-            self.model = copy.deepcopy(trained)
+        with self._with_a_copy(), replaced_directory(Path(output_dir or str(self.args.output_dir))) as directory:
             fold_weights_(self._model)
-            with replaced_directory(path) as directory:
-                self._save(str(directory))
-                (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-                about = {"pattern": self.sparsity.pattern, "target": self.sparsity.target}
-                text = json.dumps({**about, "density": weight_densities(self._model)}, indent=2)
-                (directory / DENSITIES).write_text(text + "\n")
-        finally:
-            self.model = trained
+            self._save_into(directory)
+            about = {"pattern": self.sparsity.pattern, "target": self.sparsity.target}
+            text = json.dumps({**about, "density": weight_densities(self._model)}, indent=2)
+            (directory / DENSITIES).write_text(text + "\n")
 
     def _state(self) -> dict[str, Any]:
         return {"searching": attached_gates(self._model) is not None}

@@ -78,7 +78,7 @@ def engine_surgery(
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 
-    half = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} - {torch.float32}
+    half = any(parameter.dtype != torch.float32 for parameter in _trained(model).values())
     if half:
         for parameter in _trained(model).values():
             parameter.data = safe_get_full_fp32_param(parameter).clone()
@@ -95,9 +95,8 @@ def engine_surgery(
     weights = {name: parameter.detach().clone() for name, parameter in _trained(model).items()} if half else {}
     with without_gates(model):  # which it would cast
         new, zero, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=accelerator.deepspeed_config)
-    for name, parameter in _trained(model).items():
-        if name in weights:
-            safe_set_full_fp32_param(parameter, weights[name])
+    for name, weight in weights.items():
+        safe_set_full_fp32_param(model.get_parameter(name), weight)
     engine.__dict__ = new.__dict__  # Trainer and accelerate hold on to the old one
     wrapper.optimizer, scheduler.optimizer = zero, optimizer
 
@@ -145,7 +144,6 @@ def load_gates_(gates: SteeredGates, optimizer: Optimizer, directory: Path) -> N
     for name, parameter in gates.named_parameters():
         start = f"optimizer.{name}."
         state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-        optimizer.state[parameter] = {  # a count of steps stays where it is
-            key: value.to(parameter.device) if value.shape == parameter.shape and key != "step" else value
-            for key, value in state.items()
+        optimizer.state[parameter] = {  # torch counts steps on the host
+            key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
         }
