@@ -17,8 +17,7 @@ from hf_sparse.config import WeightSparsityConfig
 from hf_sparse.controller import Controller
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates import GateGroup
-from hf_sparse.objective import relative_density
-from hf_sparse.patterns import GROUP, KEPT, largest, pattern_of
+from hf_sparse.patterns import pattern_of
 from hf_sparse.scaling import Scaler, attach_scaler_, detach_scaler_
 from hf_sparse.sensitivity import Pools
 from hf_sparse.steering import BANK, SteeredGates, attached_gates, log_importances
@@ -76,11 +75,7 @@ class WeightGates(SteeredGates):
         pooled = [self.pattern.pool(torch.empty(shape, device="meta")).shape for shape in self.shapes.values()]
         self.sizes = [shape[-1] for shape in pooled]
         total = sum(self.sizes)
-        if config.pattern == "2:4":
-            shares = torch.full((GROUP, total), 1 / (GROUP * total))
-        else:
-            shares = torch.full((total,), 1 / total)
-        self.group = GateGroup(shares, "relative", config.t0)
+        self.group = GateGroup(self.pattern.shares(total), "relative", config.t0)
         self.controller = Controller(config.controller_gain, torch.ones(1), torch.tensor([1 - config.target]))
 
     # ---- Gates ----
@@ -99,12 +94,8 @@ class WeightGates(SteeredGates):
         return {name: scale.T if self.turned[name] else scale for name, scale in spread.items()}
 
     def masks(self) -> dict[str, Tensor]:
-        """Which weights stay, bool, by path of their layer.
-
-        With 2:4 exactly two of four: where fewer gates are open, the next one's weight starts again from zero.
-        """
-        alpha = self.group.alpha.detach()
-        return self._laid_out(largest(alpha, KEPT) if self.config.pattern == "2:4" else self.group().detach() > 0)
+        """Which weights stay, bool, by path of their layer."""
+        return self._laid_out(self.pattern.kept(self.group.alpha.detach(), self.group().detach()))
 
     def pools(self) -> Pools:
         """By layer, its weight and the sums over the weights of every gate."""
@@ -124,10 +115,7 @@ class WeightGates(SteeredGates):
     @torch.no_grad()
     def density(self, gates: dict[str, Tensor]) -> Tensor:
         """The share of the weights whose gates are open; with 2:4 as if two of four were open at least, shape ()."""
-        alive = gates["weights"] > 0
-        if self.config.pattern == "2:4":
-            return alive.sum(0).clamp(min=KEPT).float().mean() / GROUP
-        return alive.float().mean()
+        return self.pattern.density(gates["weights"])
 
     def densities(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
         """No group is told apart from the whole."""
@@ -138,16 +126,8 @@ class WeightGates(SteeredGates):
         return self.density(gates).unsqueeze(0)
 
     def penalties(self, gates: dict[str, Tensor]) -> Tensor:
-        """The effective density, shape (1,); with 2:4 the mean of those fours alone of which more than two are open.
-
-        The fewer they are, the more each of them weighs, so that the last ones are found as soon.
-        """
-        open_gates = gates["weights"]
-        density = relative_density(open_gates, self.group.weights, self.config.p)
-        if self.config.pattern == "2:4":
-            more = (open_gates > 0).sum(0) > KEPT
-            density = torch.where(more, density, 0.0).sum() / more.sum().clamp(min=1)
-        return density.unsqueeze(0)
+        """The effective density, shape (1,); with 2:4 of those four alone of which more than two are open."""
+        return self.pattern.penalized(gates["weights"], self.group.weights, self.config.p).unsqueeze(0)
 
 
 class WeightMasks(Scaler):

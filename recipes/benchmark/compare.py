@@ -232,13 +232,31 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    flags = parser().parse_args()
+def begin(flags: argparse.Namespace) -> Task:
+    """The task of a command, and what its cells need."""
     if flags.threads:
         torch.set_num_threads(flags.threads)
     transformers.logging.set_verbosity_error()
-    task = Task(flags)
     flags.results.parent.mkdir(parents=True, exist_ok=True)
+    return Task(flags)
+
+
+def is_recorded(cell: dict[str, Any], path: Path) -> bool:
+    """Whether a file of results has a line of this cell."""
+    return any(cell == {key: line[key] for key in cell} for line in recorded(path))
+
+
+def record(line: dict[str, Any], path: Path) -> None:
+    """Add a line to a file of results, with how it was made; others may do so at the same time."""
+    about = {"command": command_line(), "versions": versions(), "threads": torch.get_num_threads()}
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps({**line, **about}) + "\n")
+
+
+def main() -> None:
+    flags = parser().parse_args()
+    task = begin(flags)
     for seed in flags.seeds:
         for method in flags.methods:
             for target in {"dense": [None], "family": [flags.targets]}.get(method, flags.targets):
@@ -252,13 +270,10 @@ def main() -> None:
                     "bf16": flags.bf16,
                     "options": flags.options,
                 }
-                if any(cell == {key: line[key] for key in cell} for line in recorded(flags.results)):
+                if is_recorded(cell, flags.results):
                     continue
-                about = {"command": command_line(), "versions": versions(), "threads": torch.get_num_threads()}
                 for result in run(task, cell, flags):
-                    with flags.results.open("a") as file:
-                        fcntl.flock(file, fcntl.LOCK_EX)
-                        file.write(json.dumps({**cell, **result, **about}) + "\n")
+                    record({**cell, **result}, flags.results)
                     print(
                         method,
                         result.get("member", target),

@@ -8,22 +8,20 @@ forward of 32 x 32 tokens in float32, dense and with the weights as sparse tenso
 """
 
 import copy
-import fcntl
 import json
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
-from compare import Task, recorded
+from compare import Task, begin, is_recorded, record
 from compare import parser as compare_parser
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
 from hf_sparse import SparseWeightsTrainer, SparsityError, WeightSparsityConfig, to_sparse_
 from hf_sparse.distilling import DistillationTrainer
 from hf_sparse.patterns import KEPT, largest, pattern_of
-from hf_sparse.report import command_line, median_latencies_ms, versions
+from hf_sparse.report import median_latencies_ms
 from hf_sparse.surgery import plain_forward
 from hf_sparse.weights import attach_masks, fold_weights_, matrices, weight_densities
 
@@ -97,24 +95,17 @@ def main() -> None:
     parser.set_defaults(methods=["ours", "magnitude"], results=Path("runs/benchmark/weights.jsonl"))
     parser.add_argument("--patterns", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     flags = parser.parse_args()
-    if flags.threads:
-        torch.set_num_threads(flags.threads)
-    transformers.logging.set_verbosity_error()
-    task = Task(flags)
-    flags.results.parent.mkdir(parents=True, exist_ok=True)
+    task = begin(flags)
     for seed in flags.seeds:
         for pattern, target in CELLS:
             for method in flags.methods:
                 cell = {"task": flags.task, "method": method, "pattern": pattern, "target": target, "seed": seed}
                 cell |= {"epochs": flags.epochs, "learning_rate": flags.learning_rate, "options": flags.options}
-                done = any(cell == {key: line[key] for key in cell} for line in recorded(flags.results))
-                if done or pattern not in flags.patterns or not (target in flags.targets or pattern == "2:4"):
+                wanted = pattern in flags.patterns and (target in flags.targets or pattern == "2:4")
+                if not wanted or is_recorded(cell, flags.results):
                     continue
-                about = {"command": command_line(), "versions": versions(), "threads": torch.get_num_threads()}
-                line = {**cell, **run(task, cell), **about}
-                with flags.results.open("a") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    file.write(json.dumps(line) + "\n")
+                line = {**cell, **run(task, cell)}
+                record(line, flags.results)
                 shown = {key: line[key] for key in ("removed", "mean", "speedup", "cpu_seconds")}
                 print(method, pattern, target, seed, shown, flush=True)
 
