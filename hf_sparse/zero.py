@@ -95,8 +95,8 @@ def engine_surgery(
     weights = {name: parameter.detach().clone() for name, parameter in _trained(model).items()} if half else {}
     with without_gates(model):  # which it would cast
         new, zero, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=accelerator.deepspeed_config)
-    for name, weight in weights.items():
-        safe_set_full_fp32_param(model.get_parameter(name), weight)
+    for name, parameter in _trained(model).items() if half else ():
+        safe_set_full_fp32_param(parameter, weights[name])
     engine.__dict__ = new.__dict__  # Trainer and accelerate hold on to the old one
     wrapper.optimizer, scheduler.optimizer = zero, optimizer
 
