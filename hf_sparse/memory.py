@@ -21,6 +21,9 @@ Engine = Literal["single", "ddp", "fsdp", "zero1", "zero2"]
 FEW_TOKENS = 1000
 """Vocabulary of the twin in which units are counted."""
 
+ZERO_BUCKET = 500_000_000
+"""Gradients that DeepSpeed has room for before it sends them, whatever the model: its default reduce_bucket_size."""
+
 _LAYER = re.compile(r"\.\d+\.")
 
 
@@ -73,7 +76,7 @@ def estimate_memory(
         sequence_length: tokens of each.
         bf16: mixed precision; without it and with FSDP weights are in float32, else in the dtype of the config.
         gradient_checkpointing: keep the inputs of layers only, and compute the rest twice.
-        teacher: of a dense model to learn from, of which every device has a whole copy.
+        teacher: of a dense model to learn from, which FSDP shards as well, unless it is cached.
         target: share of the prunable parameters to remove.
 
     Raises:
@@ -107,6 +110,7 @@ def estimate_memory(
         parts["optimizer"] = 8 * total // processes
         parts["weights of it in float32"] = 4 * total // processes
         parts["gradients"] = stored * total // (processes if engine == "zero2" else 1)
+        parts["bucket of gradients"] = stored * ZERO_BUCKET
     if engine == "ddp":
         parts["buckets of gradients"] = stored * total
     if engine == "fsdp":
@@ -116,7 +120,9 @@ def estimate_memory(
     taught = 0
     if teacher is not None:
         other = _on_meta(teacher)
-        taught = _bytes(teacher) * sum(parameter.numel() for parameter in other.parameters())
+        size, its_layers = sum(parameter.numel() for parameter in other.parameters()), _layers(other)
+        together = 2 * max(its_layers.values()) + size - sum(its_layers.values())
+        taught = _bytes(teacher) * (size // share + together if share > 1 else size)
         parts["teacher"] = taught
         parts["teacher's hidden states"] = states
     # Outputs are compared in float32, first with masks; what is left is a copy, before what it was cut from goes.

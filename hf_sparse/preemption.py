@@ -35,13 +35,12 @@ class PreemptionMixin(Trainer):
         """
         if threading.current_thread() is not threading.main_thread():  # the only one that can be told of signals
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        if distributed.is_initialized() and self._group is None:
-            self._group = distributed.new_group(backend="gloo")
+        self._group = distributed.new_group(backend="gloo") if distributed.is_initialized() else None
         self._told_to_stop, self._pending = False, None
         previous = signal.signal(signal.SIGTERM, self._remember)
         try:
             output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-            self._settle()
+            self._end_group()
             return output
         finally:
             signal.signal(signal.SIGTERM, previous)
@@ -58,8 +57,15 @@ class PreemptionMixin(Trainer):
         self._pending = flag, distributed.all_reduce(flag, distributed.ReduceOp.MAX, self._group, async_op=True)
         return stop
 
+    def _end_group(self) -> None:
+        """Wait for what travels and end the threads that send it: they must not meet the end of the interpreter."""
+        self._settle()
+        if self._group is not None:
+            distributed.destroy_process_group(self._group)
+            self._group = None
+
     def _settle(self) -> bool:
-        """Wait for what travels, without which a process cannot end cleanly; whether one was to stop, if any does."""
+        """Wait for what travels; whether a process was to stop, if anything does."""
         if self._pending is None:
             return False
         (flag, work), self._pending = self._pending, None
@@ -71,7 +77,7 @@ class PreemptionMixin(Trainer):
         self.control.should_save |= stop
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if stop:
-            self._settle()
+            self._end_group()
             logger.warning(
                 "Told to stop by SIGTERM: step %d is saved in %s; start again with resume_from_checkpoint.",
                 self.state.global_step,

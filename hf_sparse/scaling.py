@@ -6,6 +6,7 @@ layer serves linear and transposed linear layers, 1x1 convolutions, modules that
 """
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -57,7 +58,7 @@ def unscale_parameter_(module: nn.Module) -> None:
     del module.parameter_scale
 
 
-class Scaler(nn.Module):
+class Scaler(nn.Module, ABC):
     """Scales parameters of the model that it is attached to, anew in every forward; subclasses say by what."""
 
     def __init__(self) -> None:
@@ -65,9 +66,9 @@ class Scaler(nn.Module):
         self._scales: dict[str, ParameterScale] = {}
         self._paths: dict[str, str] = {}
 
+    @abstractmethod
     def scales(self) -> dict[str, Tensor]:
         """By name, what its parameter is read with, of a shape that broadcasts over it."""
-        raise NotImplementedError
 
     def open(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook of the model: compute the scales and hand each parameter its own."""

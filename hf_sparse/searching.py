@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -214,14 +214,16 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         bank.start_from_(broadcast(found), self.sparsity.warm_start)
 
     def _some_rows(self, count: int, size: int) -> Iterator[dict[str, Any]]:
-        """Batches of some rows of the training data; the same on all processes, where the data set can be indexed."""
+        """Batches of some rows of the training data, the same on all processes."""
         loader = self.get_train_dataloader()
         rows: Any = loader.dataset
         if has_length(rows):
             chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
             rows = torch.utils.data.Subset(loader.dataset, chosen.tolist())
-        chosen_rows = itertools.islice(iter(rows), count)
-        while batch := list(itertools.islice(chosen_rows, size)):
+        else:  # of a stream every process has others
+            [rows] = broadcast_object_list([list(itertools.islice(iter(rows), count))])
+        remaining = iter(rows)
+        while batch := list(itertools.islice(remaining, size)):
             yield self._prepare_inputs(loader.collate_fn(batch))
 
     def _row_loss(self, inputs: Mapping[str, Any]) -> Tensor:

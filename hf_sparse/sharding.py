@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend, fsdp2_prepare_model
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from transformers import GenerationMixin
+from transformers import GenerationMixin, PreTrainedModel
 
 from hf_sparse.errors import SparsityError
 from hf_sparse.steering import BANK, attached_gates
@@ -75,6 +75,15 @@ def average_gradients_(gates: nn.Module, accelerator: Accelerator) -> None:
 
     for parameter in gates.parameters():
         parameter.register_post_accumulate_grad_hook(average)
+
+
+def shard_frozen_(model: PreTrainedModel) -> None:
+    """Shard a model in place, layer by layer, that is never changed; from here on all processes run it together."""
+    layers = set(model._no_split_modules or ())
+    for module in reversed(list(model.modules())):
+        if type(module).__name__ in layers:
+            fully_shard(module)
+    fully_shard(model)
 
 
 @contextmanager

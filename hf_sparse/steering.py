@@ -1,5 +1,6 @@
 """Gates whose density a controller steers, whatever it is that they scale."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -31,34 +32,35 @@ class SteeredGates(Scaler):
         """The density to end at."""
         return 1.0 - self.config.target
 
+    @abstractmethod
     def group_gates(self) -> dict[str, Tensor]:
         """The gates of every group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def density(self, gates: dict[str, Tensor]) -> Tensor:
         """Exact density of the model with these gates, shape ()."""
-        raise NotImplementedError
 
+    @abstractmethod
     def densities(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
         """That of every group, 1 while all of its gates are open, shape ()."""
-        raise NotImplementedError
 
+    @abstractmethod
     def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:
         """What the controller holds to its schedule, shape (k,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def penalties(self, gates: dict[str, Tensor]) -> Tensor:
         """The parts of R that a lambda each is for, shape (k,)."""
-        raise NotImplementedError
 
     def penalty(self, gates: dict[str, Tensor]) -> Tensor:
         """R: the effective densities of all groups, weighted by their share of what can be pruned, shape ()."""
         return self.penalties(gates).sum()
 
+    @abstractmethod
     def pools(self) -> Pools:
         """What the gates scale, for `sensitivities`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start_from_(self, sensitivities: Mapping[str, Tensor], power: float) -> None:
         """Set the importances in place to a power of what the loss loses without each; every gate stays exactly 1.
 
@@ -66,7 +68,6 @@ class SteeredGates(Scaler):
             sensitivities: by the names of `pools`, not negative.
             power: 0 for all alike.
         """
-        raise NotImplementedError
 
 
 def attached_gates(model: nn.Module) -> SteeredGates | None:

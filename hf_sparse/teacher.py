@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sparse.errors import SparsityError
+from hf_sparse.sharding import shard_frozen_
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +39,7 @@ def layer_states(outputs: Any) -> tuple[Tensor, ...]:
 
 
 class Teacher:
-    """Freezes a model in place, moves it to the device, and answers with its outputs.
+    """Freezes a model in place, moves it to the device or shards it, and answers with its outputs.
 
     Args:
         model: the dense teacher; put in evaluation mode and frozen.
@@ -47,13 +48,20 @@ class Teacher:
         hidden: whether hidden states are wanted.
         cached: whether to remember what it said about each row. Rows are known by their contents, so the data set may
             be shuffled and batched in any way; states are kept in bfloat16 in the host's memory.
+        sharded: whether every process holds a share of it, as FSDP does; all of them then ask it at the same time.
 
     Raises:
         SparsityError: it is the student itself, or predicts something else.
     """
 
     def __init__(
-        self, model: PreTrainedModel, student: nn.Module, device: torch.device, hidden: bool, cached: bool
+        self,
+        model: PreTrainedModel,
+        student: nn.Module,
+        device: torch.device,
+        hidden: bool,
+        cached: bool,
+        sharded: bool = False,
     ) -> None:
         if model is student:
             raise SparsityError("the teacher is the model that is pruned: give a copy, copy.deepcopy(model)")
@@ -63,9 +71,12 @@ class Teacher:
                 raise SparsityError(
                     f"the teacher has {name} {theirs} and the model {ours}: give a teacher for the same task"
                 )
-        # nn.Module's own: transformers wraps `to` in a way that hides its type.
-        nn.Module.to(model, device)
         self.model = model.eval().requires_grad_(False)
+        if sharded:
+            shard_frozen_(model)
+        else:
+            # nn.Module's own: transformers wraps `to` in a way that hides its type.
+            nn.Module.to(model, device)
         self.hidden = hidden
         self.cached = cached
         self._rows: dict[bytes, tuple[Tensor, ...]] = {}
@@ -92,10 +103,10 @@ class Teacher:
         return TeacherOutputs(logits, tuple(states))
 
     def _ask(self, inputs: Mapping[str, Any]) -> TeacherOutputs:
-        with torch.inference_mode():
+        # Not in inference mode, which is hardly faster: its tensors could not be used again outside, as FSDP would.
+        with torch.no_grad():
             outputs = self.model(**inputs, output_hidden_states=self.hidden, return_dict=True)
-        # A clone, since autograd refuses to keep tensors of inference mode.
-        return TeacherOutputs(outputs.logits.clone(), layer_states(outputs) if self.hidden else ())
+        return TeacherOutputs(outputs.logits, layer_states(outputs) if self.hidden else ())
 
     def _remember(self, keys: list[bytes], outputs: TeacherOutputs, mask: Tensor | None) -> None:
         if self._bytes > MOST_CACHED_BYTES:

@@ -13,6 +13,7 @@ from conftest import MODELS, StopAt, bert, rows, training_arguments
 from launching import deepspeed_on_cpus, shard_on_cpus
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from hf_sparse import SparseTrainer, SparseWeightsTrainer, SparsityConfig, WeightSparsityConfig
@@ -118,6 +119,7 @@ def main() -> None:
     if flags.pattern and flags.dtype == "float64":  # of thousands of gates, some would lie on the border in float32
         for tensor in (*run.model.sparsity_gates.parameters(), *run.model.sparsity_gates.buffers()):
             tensor.data = tensor.data.double()
+    assert isinstance(run.teacher.model, FSDPModule) == (os.environ.get("ACCELERATE_USE_FSDP") == "true")
     run.train(resume_from_checkpoint=flags.resume)
     if flags.pattern:
         run.save_model(str(flags.directory / "gated"))

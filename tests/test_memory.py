@@ -1,16 +1,15 @@
 """Estimates of memory against what torch allocates."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launching import TESTS, environment
+from launching import command, environment
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, T5Config, T5ForConditionalGeneration
 
 from hf_sparse import SparsityError, discover
 from hf_sparse.cli import main
-from hf_sparse.memory import estimate_memory
+from hf_sparse.memory import Engine, estimate_memory
 
 GIB = 2**30
 BERT = BertConfig(
@@ -32,15 +31,23 @@ LLAMA = LlamaConfig(
 )
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_estimate_is_the_peak_of_a_step_or_a_little_more(checkpointing: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("zero", "settings"), [(None, {}), (None, {"gradient_checkpointing": True}), (1, {"bf16": True})]
+)
+def test_the_estimate_is_the_peak_of_a_step_or_a_little_more(
+    zero: int | None, settings: dict[str, bool], tmp_path: Path
+) -> None:
     BERT.save_pretrained(tmp_path)
-    script = [sys.executable, str(TESTS / "trained_for_memory.py"), str(tmp_path), "16", "128"]
-    script += ["checkpointing"] if checkpointing else []
-    run = subprocess.run(script, capture_output=True, text=True, env=environment(tmp_path))
+    engine: Engine = "single" if zero is None else "zero1"
+    processes = 1 if zero is None else 2
+    flags = ("--batch", 16, "--length", 128, *(f"--{name}" for name in settings))
+    script = command(processes, "trained_for_memory.py", tmp_path, *flags, zero=zero)
+    run = subprocess.run(script, capture_output=True, text=True, env=environment(tmp_path, zero))
     assert run.returncode == 0, run.stderr[-3000:]
-    estimate = estimate_memory(BERT, batch_size=16, sequence_length=128, gradient_checkpointing=checkpointing)
-    assert 1.0 <= estimate.training / int(run.stdout.split()[-1]) <= 1.2
+    [peak] = [int(line.split()[1]) for line in run.stdout.splitlines() if line.startswith("peak: ")]
+    estimate = estimate_memory(BERT, engine, processes, batch_size=16, sequence_length=128, **settings)
+    bucket = estimate.parts.get("bucket of gradients", 0)  # larger by far than all else here
+    assert 0.9 <= (estimate.training - bucket) / (peak - bucket) <= 1.2
 
 
 def test_units_of_a_twin_are_those_of_the_model() -> None:

@@ -1,34 +1,49 @@
 """Trains a few steps and prints the peak of what torch allocated, in bytes, the model included."""
 
-import sys
+import argparse
+import os
 import tempfile
 from pathlib import Path
 
 import torch
 from conftest import training_arguments
 from datasets import Dataset
+from launching import deepspeed_on_cpus
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, BertForSequenceClassification
 
 from hf_sparse import SparseTrainer, SparsityConfig
 
 
-def main(directory: str, batch: int, length: int, checkpointing: bool) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--length", type=int)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--gradient_checkpointing", action="store_true")
+    flags = parser.parse_args()
     torch.set_num_threads(1)
-    ids = torch.randint(3, 90, (batch * 3, length)).tolist()
+    steps, processes = 3, int(os.environ.get("WORLD_SIZE", "1"))
+    ids = torch.randint(3, 90, (flags.batch * steps * processes, flags.length)).tolist()
     data = Dataset.from_dict({"input_ids": ids, "labels": [row % 2 for row in range(len(ids))]})
     with tempfile.TemporaryDirectory() as output:
-        run = SparseTrainer(
-            model=BertForSequenceClassification(AutoConfig.from_pretrained(directory)),
-            args=training_arguments(
-                Path(output), per_device_train_batch_size=batch, max_steps=3, gradient_checkpointing=checkpointing
-            ),
-            sparsity=SparsityConfig(warm_start=0.0, sparsity_warmup=0.0, sparsity_ramp=0.98, sparsity_hold=0.0),
-            train_dataset=data,
+        arguments = training_arguments(
+            Path(output),
+            per_device_train_batch_size=flags.batch,
+            max_steps=steps,
+            bf16=flags.bf16,
+            gradient_checkpointing=flags.gradient_checkpointing,
         )
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            deepspeed_on_cpus()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            run.train()
+            SparseTrainer(
+                model=BertForSequenceClassification(AutoConfig.from_pretrained(flags.directory)),
+                args=arguments,
+                sparsity=SparsityConfig(warm_start=0.0, sparsity_warmup=0.0, sparsity_ramp=0.98, sparsity_hold=0.0),
+                train_dataset=data,
+            ).train()
     allocated = peak = 0
     results = profiled.profiler
     assert results is not None
@@ -36,8 +51,9 @@ def main(directory: str, batch: int, length: int, checkpointing: bool) -> None:
         if event.name() == "[memory]":
             allocated += event.nbytes()
             peak = max(peak, allocated)
-    print(weights + peak)
+    if arguments.process_index == 0:
+        print(f"peak: {peak}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] == ["checkpointing"])
+    main()
