@@ -42,8 +42,8 @@ class Schedule:
 class Controller(Float32Module):
     """Steers lambda by the error between exact and scheduled density; a module, so that checkpoints carry its state.
 
-    lambda = integral + proportional * max(error, 0), where the integral accumulates `gain * error` over one ramp. All
-    of it stays on the device: steering never waits for a copy to the host.
+    lambda = integral + proportional * error, where the integral accumulates `gain * error` over one ramp. All of it
+    stays on the device: steering never waits for a copy to the host.
 
     Args:
         gain: growth of lambda over a ramp in which the density is too high by 1.
