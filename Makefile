@@ -9,7 +9,7 @@ prune: install  ## fine-tune and prune MiniLM on docstrings of installed librari
 	$(BIN)/python recipes/text_classification.py --overwrite_output_dir
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 coverage: install  ## print what can be pruned in every model type that is tested
 	$(BIN)/python tests/coverage.py

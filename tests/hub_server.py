@@ -25,7 +25,6 @@ class HubServer(ThreadingHTTPServer):
         self.failures = failures or {}
         self.files: dict[str, dict[str, bytes]] = {}
         self.objects: dict[str, bytes] = {}
-        self.requests: list[str] = []
 
     @property
     def endpoint(self) -> str:
@@ -48,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: HubServer
 
     def log_message(self, format: str, *args: Any) -> None:
-        self.server.requests.append(f"{self.command} {self.path}")
+        """Nothing is printed."""
 
     def answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,24 @@ import torch
 from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard
 
-from hf_sparse import load_pruned
+from hf_sparse import load_pruned, save_pruned
 from hf_sparse.cli import main
 from hf_sparse.inputs import example_inputs
 
 TESTS = Path(__file__).parent
+WAYS = ("trainer", "model", "directory")
+SHELL = """
+import shlex, sys
+from hf_sparse.cli import main
+for line in sys.stdin:
+    try:
+        code = main(shlex.split(line)) or 0
+    except SystemExit as stop:
+        code = stop.code
+    print(f"exit {code}", file=sys.stderr, flush=True)
+"""
+
+pytestmark = pytest.mark.xdist_group("hub")  # they share a server and what was pushed to it
 
 
 def environment(server: HubServer, home: Path) -> dict[str, str]:
@@ -30,72 +45,120 @@ def environment(server: HubServer, home: Path) -> dict[str, str]:
     }
 
 
-def push(server: HubServer, way: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, TESTS / "pushed.py", way, directory, TOKEN]
-    home = directory.parent / "home"
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(server, home))
+@pytest.fixture(scope="module")
+def server() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
 
 
-def python(server: HubServer, home: Path, code: str) -> str:
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment(server, home)
-    )
+@pytest.fixture(scope="module")
+def pushed(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the models are that were pushed, one for each of the ways."""
+    directory = tmp_path_factory.mktemp("pushed")
+    command, options = [sys.executable, TESTS / "pushed.py", directory, TOKEN], environment(server, directory / "home")
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=options)
     assert run.returncode == 0, run.stderr
-    return run.stdout
+    assert TOKEN not in run.stdout + run.stderr
+    return directory
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of the user who runs `hf-sparse`."""
+    return tmp_path_factory.mktemp("home")
+
+
+Shell = Callable[[str], tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def shell(server: HubServer, home: Path) -> Iterator[Shell]:
+    """Runs `hf-sparse` with some words, all in one process of a user who is logged in; returns exit code and output."""
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", SHELL],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**environment(server, home), "HF_TOKEN": TOKEN},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def run(words: str) -> tuple[int, str]:
+            print(words, file=stdin, flush=True)
+            output = ""
+            for line in stdout:
+                if line.startswith("exit "):
+                    return int(line.split()[1]), output
+                output += line
+            raise AssertionError(f"the shell has ended: {output}")
+
+        yield run
+        stdin.close()
 
 
 def everything_written(*directories: Path) -> bytes:
     return b"".join(path.read_bytes() for one in directories for path in one.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("way", ["trainer", "model", "directory"])
-def test_what_is_pushed_loads_in_a_fresh_process_with_and_without_the_library(way: str, tmp_path: Path) -> None:
-    with HubServer() as server:
-        run = push(server, way, tmp_path / "out")
-        assert run.returncode == 0, run.stderr
-        files = server.files["me/small"]
-        assert {"README.md", "config.json", "model.safetensors", "modeling_hf_sparse.py"} <= files.keys()
-        assert not any(name.endswith((".bin", ".pt")) or "/" in name for name in files)
-        assert TOKEN.encode() not in b"".join(files.values()) + everything_written(tmp_path)
-        assert TOKEN not in run.stdout + run.stderr
+@pytest.mark.parametrize("trusted", [False, True])
+def test_what_is_pushed_loads_in_a_fresh_process_with_and_without_the_library(
+    trusted: bool, server: HubServer, pushed: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import json, sys, torch\n"
+        + ("sys.modules['hf_sparse'] = None\n" if trusted else "import hf_sparse\n")
+        + "from huggingface_hub import snapshot_download\n"
+        "from transformers import AutoConfig, AutoModelForSequenceClassification as Auto\n"
+        "inputs = {name: torch.tensor(rows) for name, rows in json.loads(sys.argv[1]).items()}\n"
+        f"for way in {WAYS}:\n"
+        "    for place in (f'me/{way}', snapshot_download(f'me/{way}')):\n"
+        f"        AutoConfig.from_pretrained(place, trust_remote_code={trusted})\n"
+        f"        model = Auto.from_pretrained(place, trust_remote_code={trusted}).eval()\n"
+        "        print(json.dumps(model(**inputs).logits.tolist()))\n"
+    )
+    inputs = example_inputs(load_pruned(pushed / "directory"))
+    values = json.dumps({name: tensor.tolist() for name, tensor in inputs.items()})
+    run = subprocess.run(
+        [sys.executable, "-c", code, values],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(server, tmp_path / "home"),
+    )
+    assert run.returncode == 0, run.stderr
+    lines = iter(run.stdout.splitlines())
+    for way in WAYS:
+        files = server.files[f"me/{way}"]
+        (tmp_path / way).mkdir()
         for name, data in files.items():
-            (tmp_path / "pushed").mkdir(exist_ok=True)
-            (tmp_path / "pushed" / name).write_bytes(data)
-        model = load_pruned(tmp_path / "pushed").eval()
-        inputs = example_inputs(model)
-        expected = model(**inputs).logits
-        values = {name: tensor.tolist() for name, tensor in inputs.items()}
-        blocked = "sys.modules['hf_sparse'] = None"
-        for number, (prelude, trust) in enumerate((("import hf_sparse", False), (blocked, True))):
-            code = (
-                f"import json, sys, torch\n{prelude}\n"
-                "from huggingface_hub import snapshot_download\n"
-                "from transformers import AutoConfig, AutoModelForSequenceClassification as Auto\n"
-                f"inputs = {{name: torch.tensor(rows) for name, rows in {values!r}.items()}}\n"
-                f"for place in ('me/small', snapshot_download('me/small')):\n"
-                f"    model = Auto.from_pretrained(place, trust_remote_code={trust}).eval()\n"
-                f"    AutoConfig.from_pretrained(place, trust_remote_code={trust})\n"
-                "    print(json.dumps(model(**inputs).logits.tolist()))\n"
-            )
-            for line in python(server, tmp_path / f"home{number}", code).splitlines():
-                torch.testing.assert_close(torch.tensor(json.loads(line)), expected, rtol=1e-6, atol=1e-6)
+            (tmp_path / way / name).write_bytes(data)
+        expected = load_pruned(tmp_path / way).eval()(**inputs).logits
+        for _ in range(2):
+            torch.testing.assert_close(torch.tensor(json.loads(next(lines))), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_trainer_pushes_a_card_with_all_that_it_knows(tmp_path: Path) -> None:
-    with HubServer() as server:
-        assert push(server, "trainer", tmp_path / "out").returncode == 0
-        files = server.files["me/small"]
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_pushed_is_a_whole_model_and_no_secret(way: str, server: HubServer, pushed: Path) -> None:
+    files = server.files[f"me/{way}"]
+    assert {"README.md", "config.json", "model.safetensors", "modeling_hf_sparse.py"} <= files.keys()
+    assert not any(name.endswith((".bin", ".pt")) or "/" in name for name in files)
+    assert TOKEN.encode() not in b"".join(files.values()) + everything_written(pushed)
+
+
+def test_the_trainer_pushes_a_card_with_all_that_it_knows(server: HubServer, pushed: Path) -> None:
+    files = server.files["me/trainer"]
     card = ModelCard(files["README.md"].decode())
     report = json.loads(files["report.json"])
     assert files["structure.png"].startswith(b"\x89PNG")
     assert card.data.library_name == "transformers" and card.data.license == "apache-2.0"
     assert card.data.pipeline_tag == "text-classification" and {"hf_sparse", "tiny"} <= set(card.data.tags)
     assert [result.metric_name for result in card.data.eval_results] == ["loss"]
-    assert 'from_pretrained("me/small", trust_remote_code=True)' in card.text and "structure.png" in card.text
+    assert 'from_pretrained("me/trainer", trust_remote_code=True)' in card.text and "structure.png" in card.text
     assert f"{report['speedup']:.2f} times" in card.text and report["device"] in card.text
-    assert TOKEN not in report["origin"]["command"] and "pushed.py trainer" in report["origin"]["command"]
-    local = json.loads((tmp_path / "out/report.json").read_text())
-    assert local == report
+    assert TOKEN not in report["origin"]["command"] and "pushed.py" in report["origin"]["command"]
+    assert json.loads((pushed / "trainer/report.json").read_text()) == report
 
 
 def test_the_recipe_pushes_with_the_flags_of_training_arguments(tmp_path: Path) -> None:
@@ -132,60 +195,56 @@ def test_the_recipe_pushes_with_the_flags_of_training_arguments(tmp_path: Path) 
     assert TOKEN not in run.stdout + run.stderr and TOKEN.encode() not in everything_written(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("request_", "failure"),
-    [
-        (("POST", "create"), 401),
-        (("PUT", "upload"), 403),
-        (("POST", "commit"), 507),  # the server's disk is full
-        (("POST", "commit"), "gone"),
-    ],
-)
 def test_a_failed_upload_leaves_the_model_and_says_how_to_go_on(
-    request_: tuple[str, str], failure: int | str, tmp_path: Path
+    server: HubServer, pushed: Path, shell: Shell, tmp_path: Path
 ) -> None:
     directory = tmp_path / "out"
-    with HubServer({request_: failure}) as server:
-        run = push(server, "directory", directory)
-        assert run.returncode == 2 and f"`hf-sparse push {directory} me/small`" in run.stderr
-        assert run.stderr.count("error:") == 1 and "Traceback" not in run.stderr and TOKEN not in run.stderr
-        assert not server.files.get("me/small")
-        model = load_pruned(directory)
-        server.failures.clear()
-        again = [Path(sys.executable).parent / "hf-sparse", "push", directory, "me/small"]
-        options = {**environment(server, tmp_path / "home"), "HF_TOKEN": TOKEN}
-        done = subprocess.run(again, capture_output=True, text=True, timeout=120, env=options)
-        assert done.returncode == 0 and "is at" in done.stdout, done.stderr
-        assert {"config.json", "model.safetensors"} <= server.files["me/small"].keys()
-    assert model.num_parameters() == load_pruned(directory).num_parameters()
+    shutil.copytree(pushed / "directory", directory)
+    model = load_pruned(directory)
+    with torch.no_grad():
+        model.classifier.bias.add_(1.0)  # weights that the server does not have
+    save_pruned(model, directory)
+    failures: list[tuple[str, str, int | str]] = [
+        ("POST", "create", 401),
+        ("PUT", "upload", 403),
+        ("POST", "commit", 507),  # the server's disk is full
+        ("POST", "commit", "gone"),
+    ]
+    weights = (directory / "model.safetensors").read_bytes()
+    for method, path, failure in failures:
+        server.failures = {(method, path): failure}
+        code, output = shell(f"push {directory} me/failed")
+        assert code == 2 and f"`hf-sparse push {directory} me/failed`" in output, output
+        assert output.count("error:") == 1 and "Traceback" not in output and TOKEN not in output
+        assert not server.files.get("me/failed") and (directory / "model.safetensors").read_bytes() == weights
+    server.failures = {}
+    code, output = shell(f"push {directory} me/failed")
+    assert code == 0 and "is at" in output
+    assert {"config.json", "model.safetensors"} <= server.files["me/failed"].keys()
 
 
-def test_files_of_an_earlier_model_go_with_it(tmp_path: Path) -> None:
-    with HubServer() as server:
-        server.files["me/small"] = {
-            "model-00001-of-00002.safetensors": b"old",
-            "model.safetensors.index.json": b"{}",
-            "LICENSE": b"mine",
-        }
-        assert push(server, "directory", tmp_path / "out").returncode == 0
-        assert sorted(server.files["me/small"]) == [
-            "LICENSE",
-            "README.md",
-            "config.json",
-            "model.safetensors",
-            "modeling_hf_sparse.py",
-        ]
+def test_files_of_an_earlier_model_go_with_it(server: HubServer, pushed: Path, shell: Shell) -> None:
+    server.files["me/earlier"] = {
+        "model-00001-of-00002.safetensors": b"old",
+        "model.safetensors.index.json": b"{}",
+        "LICENSE": b"mine",
+    }
+    assert shell(f"push {pushed / 'directory'} me/earlier")[0] == 0
+    assert sorted(server.files["me/earlier"]) == [
+        "LICENSE",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "modeling_hf_sparse.py",
+    ]
 
 
-def test_a_repository_is_inspected_without_its_weights(tmp_path: Path) -> None:
-    with HubServer() as server:
-        assert push(server, "directory", tmp_path / "out").returncode == 0
-        server.requests.clear()
-        code = "from hf_sparse.cli import main; main(['inspect', 'me/small'])"
-        printed = python(server, tmp_path / "home2", code)
-        assert "BertForSequenceClassification, model type hf_sparse_bert" in printed
-        assert "bert.encoder.layer.1.attention.self" in printed
-        assert not list((tmp_path / "home2").rglob("*.safetensors"))
+@pytest.mark.usefixtures("pushed")
+def test_a_repository_is_inspected_without_its_weights(shell: Shell, home: Path) -> None:
+    code, printed = shell("inspect me/directory")
+    assert code == 0 and "BertForSequenceClassification, model type hf_sparse_bert" in printed
+    assert "bert.encoder.layer.1.attention.self" in printed
+    assert not list(home.rglob("*.safetensors"))
 
 
 def test_what_cannot_be_inspected_or_pushed_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
