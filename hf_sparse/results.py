@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -90,9 +90,7 @@ class ResultsMixin(ModelMixin):
         if sharded or gated:
             self.model_wrapped = self._model
             self.optimizer = self.lr_scheduler = None
-        if not self._compactions:
-            raise SparsityError("this model has no gates: nothing was pruned in this run")
-        return functools.reduce(CompactionReport.then, self._compactions)
+        return _together(self._compactions)
 
     def _verification_batch(self) -> dict[str, Tensor]:
         """A batch of the evaluation data, else of the training data, on the model's device, without labels."""
@@ -148,27 +146,21 @@ class ResultsMixin(ModelMixin):
     def _measure(
         self, inputs: Mapping[str, Tensor], metrics: tuple[Metrics, Metrics] | None, origin: Origin | None
     ) -> Report:
-        gated, earlier = self._model, list(self._compactions)
-        try:
-            if gate_bank(gated) is not None:
-                self.model = copy.deepcopy(gated)
-            compaction, pruned = self.compact(), self._model
-        finally:
-            self.model, self._compactions = gated, earlier
-        dense = with_random_weights_(skeleton(self._dense), gated.device)
+        dense = with_random_weights_(skeleton(self._dense), self._model.device)
         results = self._last_metrics()
-        self.report = make_report(
-            dense,
-            pruned,
-            self.structure,
-            compaction,
-            self.costs,
-            self._stage_config,
-            inputs,
-            metrics or ({}, {"evaluation": results} if results else {}),
-            origin or Origin(base_model=hub_id(dense), task=task_of(type(dense).__name__), command=command_line()),
-            self.args.seed,
-        )
+        with self._compacted() as compactions:
+            self.report = make_report(
+                dense,
+                self._model,
+                self.structure,
+                _together(compactions),
+                self.costs,
+                self._stage_config,
+                inputs,
+                metrics or ({}, {"evaluation": results} if results else {}),
+                origin or Origin(base_model=hub_id(dense), task=task_of(type(dense).__name__), command=command_line()),
+                self.args.seed,
+            )
         return self.report
 
     def _last_metrics(self) -> dict[str, float]:
@@ -237,12 +229,23 @@ class ResultsMixin(ModelMixin):
         )
 
     @contextmanager
-    def _compacted(self) -> Iterator[None]:
-        """The smaller model in the gated one's place, for a while."""
+    def _compacted(self) -> Iterator[list[CompactionReport]]:
+        """Inside this context the smaller model is in the gated one's place; gives all compactions that led to it."""
         if gate_bank(self._model) is None:
-            yield
+            yield self._compactions
             return
         with self._with_a_copy():
             with plain_forward(self._model):
-                compact(self._model, inputs=self._verification_batch())
-            yield
+                last = compact(self._model, inputs=self._verification_batch())
+            yield [*self._compactions, last]
+
+
+def _together(compactions: Sequence[CompactionReport]) -> CompactionReport:
+    """What compactions one after the other have done.
+
+    Raises:
+        SparsityError: there are none.
+    """
+    if not compactions:
+        raise SparsityError("this model has no gates: nothing was pruned in this run")
+    return functools.reduce(CompactionReport.then, compactions)
