@@ -63,10 +63,11 @@ class SearchConfig(DistillationConfig):
     t0: float = _option(0.05, "Threshold every gate starts from, between 0 and 1; gates are exactly 1 whatever it is.")
     p: float = _option(0.5, "Exponent of the p-norm penalty, between 0 and 1.")
     gate_learning_rate: float = _option(0.1, "Learning rate of the gates; their weight decay is always 0.")
-    warm_start: float = _option(
-        0.5,
+    warm_start: float | None = _option(
+        None,
         "Power of the sensitivity of the loss to what a gate scales, estimated on a few rows, that its importance "
-        "starts from; 0 starts all alike.",
+        "starts from; 0 starts all alike. By default 0.5 for heads and neurons, or 1 where more than nine tenths go, "
+        "and 1 for single weights.",
     )
     sparsity_warmup: float = _option(0.01, "Share of the steps before the penalty starts.")
     sparsity_ramp: float = _option(0.12, "Share of the steps over which the density descends to its target.")
@@ -82,7 +83,7 @@ class SearchConfig(DistillationConfig):
         for name in ("target", "t0", "p"):
             if not 0 < getattr(self, name) < 1:
                 raise SparsityError(f"{name} is {getattr(self, name)}: give a number between 0 and 1, both excluded")
-        if not self.warm_start >= 0:
+        if self.warm_start is not None and not self.warm_start >= 0:
             raise SparsityError(f"warm_start is {self.warm_start}: give 0 or a number above it")
         for name in ("gate_learning_rate", "controller_gain"):
             if not getattr(self, name) > 0:
@@ -192,11 +193,6 @@ class WeightSparsityConfig(SearchConfig):
     """
 
     target: float = _option(0.5, "Fraction of the weights of linear layers that become zero, between 0 and 1.")
-    warm_start: float = _option(
-        1.0,
-        "Power of the sensitivity of the loss to what a gate scales, estimated on a few rows, that its importance "
-        "starts from; 0 starts all alike.",
-    )
     pattern: Literal["unstructured", "block", "2:4"] = _option(
         "unstructured", "What a gate is for: a weight, a square block of them, or a weight of which 2 in 4 stay."
     )

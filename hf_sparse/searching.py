@@ -205,13 +205,13 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
     def _start_gates(self) -> None:
         """Let importances start from sensitivities on some rows of the training data; gates stay at 1."""
         bank = attached_gates(self._model)
-        if bank is None or self.sparsity.warm_start == 0:
+        if bank is None or bank.warm_start == 0:
             return
         training, _ = self._model.training, self._model.eval()
         with self._whole(), plain_forward(self._model), unchanged_random_state(self.args.device):
             found = sensitivities(self._model, bank.pools(), self._some_rows(SENSITIVITY_ROWS, 1), self._row_loss)
         self._model.train(training)
-        bank.start_from_(broadcast(found), self.sparsity.warm_start)
+        bank.start_from_(broadcast(found), bank.warm_start)
 
     def _some_rows(self, count: int, size: int) -> Iterator[dict[str, Any]]:
         """Batches of some rows of the training data, the same on all processes."""

@@ -32,6 +32,17 @@ class SteeredGates(Scaler):
         """The density to end at."""
         return 1.0 - self.config.target
 
+    @property
+    def warm_start(self) -> float:
+        """The power of the sensitivities that importances start from."""
+        given = self.config.warm_start
+        return self._usual_warm_start if given is None else given
+
+    @property
+    @abstractmethod
+    def _usual_warm_start(self) -> float:
+        """That power where the configuration leaves it open."""
+
     @abstractmethod
     def group_gates(self) -> dict[str, Tensor]:
         """The gates of every group."""

@@ -57,6 +57,7 @@ class WeightGates(SteeredGates):
 
     config: WeightSparsityConfig
     start_density = 1.0
+    _usual_warm_start = 1.0  # single weights get noisy gradients, so more is left to the start
 
     def __init__(self, layers: Mapping[str, nn.Module], config: WeightSparsityConfig) -> None:
         super().__init__()

@@ -56,6 +56,13 @@ def test_gates_stay_exactly_open_and_importances_follow_the_sensitivities() -> N
         assert bool((order.diff() >= 0).all()) and order[-1] > order[0]
 
 
+@pytest.mark.parametrize(("options", "power"), [((0.9, None), 0.5), ((0.92, None), 1.0), ((0.92, 0.25), 0.25)])
+def test_more_is_left_to_the_sensitivities_where_less_stays(options: tuple[float, float | None], power: float) -> None:
+    target, given = options
+    config = SparsityConfig(target=target, warm_start=given)
+    assert attach_gates(bert(num_attention_heads=8, intermediate_size=400), config).warm_start == power
+
+
 def test_a_warm_start_takes_nothing_from_what_follows(tmp_path: Path) -> None:
     """Gates start from it; the weights' first step, dropout and data order are those of a run without it."""
     weights = []
