@@ -7,28 +7,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def logit_distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def logit_distillation(student: Tensor, teacher: Tensor, temperature: float, problem_type: str | None = None) -> Tensor:
     """Distance between the predictions of student and teacher, one per item.
 
     KL(teacher || student) of the logits divided by the temperature T, times T^2 so that its gradients keep their
-    scale (Hinton et al., arXiv:1503.02531, section 2). With a single output, a regression, the squared difference.
+    scale (Hinton et al., arXiv:1503.02531, section 2). Where labels do not exclude each other, the mean of that over
+    labels that are or are not; in a regression, or with a single output, the squared difference.
 
     Args:
         student: logits, shape (..., labels).
         teacher: logits, shape (..., labels).
         temperature: T, above 0.
+        problem_type: as transformers names it in a config; None for labels that exclude each other.
 
     Returns:
         Losses, shape (...,).
     """
-    if student.shape[-1] == 1:
-        return (student.float() - teacher.float()).square().squeeze(-1)
-    student = F.log_softmax(student.float() / temperature, dim=-1)
-    teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
+    student, teacher = student.float(), teacher.float()
+    if student.shape[-1] == 1 or problem_type == "regression":
+        return (student - teacher).square().mean(-1)
+    student, teacher = student / temperature, teacher / temperature
+    if problem_type == "multi_label_classification":
+        likely = torch.sigmoid(teacher)
+        ours, least = (F.binary_cross_entropy_with_logits(one, likely, reduction="none") for one in (student, teacher))
+        return (ours - least).mean(-1) * temperature**2
+    student, teacher = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * temperature**2
 
 
-def hidden_distillation(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+def hidden_distillation(student: Sequence[Tensor], teacher: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
     """Distance between hidden states, each student layer against its teacher layer: a relative squared error.
 
     ||s - t||^2 / ||t||^2 over the tokens of a row, without its padding; the mean over rows, so that it does not depend
@@ -37,13 +44,13 @@ def hidden_distillation(student: Sequence[Tensor], teacher: Sequence[Tensor], ma
     Args:
         student: states of the layers, shape (rows, ..., width) each.
         teacher: states of the teacher layers that belong to them, of the same shapes.
-        mask: 1 for tokens, 0 for padding, shape (rows, tokens); None without padding.
+        masks: of every layer, 1 for tokens, 0 for padding, shape (rows, tokens); None without padding.
 
     Returns:
         The loss, shape ().
     """
     losses = []
-    for ours, theirs in zip(student, teacher, strict=True):
+    for ours, theirs, mask in zip(student, teacher, masks, strict=True):
         error, scale = (ours.float() - theirs.float()).square().mean(-1), theirs.float().square().mean(-1)
         if mask is not None and mask.shape == error.shape:  # other shapes: models that merge or add tokens
             error, scale = error * mask, scale * mask
@@ -51,10 +58,13 @@ def hidden_distillation(student: Sequence[Tensor], teacher: Sequence[Tensor], ma
     return torch.stack(losses).mean()
 
 
-def hidden_distances(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+def hidden_distances(student: Sequence[Tensor], teacher: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
     """`hidden_distillation` of every student layer against every teacher layer, shape (student, teacher layers)."""
     return torch.stack(
-        [torch.stack([hidden_distillation([ours], [theirs], mask) for theirs in teacher]) for ours in student]
+        [
+            torch.stack([hidden_distillation([ours], [theirs], [mask]) for theirs in teacher])
+            for ours, mask in zip(student, masks, strict=True)
+        ]
     )
 
 

@@ -1,5 +1,6 @@
 """A Trainer mixin that also trains on the distance to a dense teacher."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel, Trainer
 from hf_sparse.config import DistillationConfig
 from hf_sparse.distillation import hidden_distillation, logit_distillation
 from hf_sparse.model import ModelMixin
-from hf_sparse.teacher import Teacher, TeacherOutputs, layer_states
+from hf_sparse.teacher import Teacher, TeacherOutputs, layer_states, state_masks
 
 
 class DistillationMixin(ModelMixin):
@@ -40,44 +41,49 @@ class DistillationMixin(ModelMixin):
     ) -> Any:
         """Trainer's loss, mixed with the distances to the teacher's logits and hidden states while training."""
         if self.teacher is None or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         options, labels = self.distillation, inputs.get("labels")
-        teacher_inputs = {name: value for name, value in inputs.items() if name not in self.label_names}
         asked = {**inputs, "output_hidden_states": True} if self.teacher.hidden else inputs
-        loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch=num_items_in_batch)
         with self.accelerator.autocast():
-            taught = self.teacher(teacher_inputs)
-        distances = logit_distillation(outputs.logits, taught.logits, options.distillation_temperature)
+            taught = self.teacher(self._without_labels(inputs))
+        problem, temperature = getattr(self._model.config, "problem_type", None), options.distillation_temperature
+        distances = logit_distillation(outputs.logits, taught.logits, temperature, problem)
         distance = self._mean_over_items(distances, labels, num_items_in_batch)
         weight = options.distillation_weight
         loss = (1 - weight) * loss + weight * distance
         if self.teacher.hidden:
-            hidden = self._hidden_distance(layer_states(outputs), taught, inputs.get("attention_mask"))
-            if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
-                hidden = hidden / self.current_gradient_accumulation_steps  # Trainer does not, where it counts items
-            loss = loss + options.hidden_distillation_weight * hidden
+            hidden = self._hidden_distance(outputs, taught, inputs)
+            loss = loss + options.hidden_distillation_weight * self._share_of_step(hidden, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _hidden_distance(self, student: tuple[Tensor, ...], taught: TeacherOutputs, mask: Any) -> Tensor:
-        teacher, pairs = taught.hidden_states, self._layer_map
+    def _hidden_distance(self, outputs: Any, taught: TeacherOutputs, inputs: Mapping[str, Any]) -> Tensor:
+        student, teacher, masks = layer_states(outputs), taught.hidden_states, state_masks(outputs, inputs)
+        pairs = self._layer_map
         if pairs is None:
             pairs = tuple((layer, layer) for layer in range(len(student)))
-        return hidden_distillation([student[i] for i, _ in pairs], [teacher[j] for _, j in pairs], mask)
+        return hidden_distillation(
+            [student[i] for i, _ in pairs], [teacher[j] for _, j in pairs], [masks[i] for i, _ in pairs]
+        )
 
     def _mean_over_items(self, losses: Tensor, labels: Tensor | None, num_items: Tensor | int | None) -> Tensor:
         """The mean as Trainer takes it: over the labelled items of the whole accumulated batch where it counts them."""
-        if labels is not None and labels.shape == losses.shape:
-            if self._loss_shifts_labels:
-                losses, labels = losses[..., :-1], labels[..., 1:]
-            counted = labels != -100
-            losses = torch.where(counted, losses, 0.0)
-            items: Tensor | int = counted.sum()
-        else:
-            items = losses.numel()
-        if not (self.model_accepts_loss_kwargs and num_items is not None):
-            return losses.sum() / items
+        if labels is None or labels.shape != losses.shape:
+            return self._share_of_step(losses.mean(), num_items)
+        if self._loss_shifts_labels:
+            losses, labels = losses[..., :-1], labels[..., 1:]
+        counted = labels != -100
+        total = torch.where(counted, losses, 0.0).sum()
+        if num_items is None or not (self.model_accepts_loss_kwargs or self.compute_loss_func is not None):
+            return total / counted.sum()
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return losses.sum() / num_items * processes
+        return total / num_items * processes
+
+    def _share_of_step(self, mean: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """The mean over a micro-batch, divided by their number in a step where Trainer will not do so."""
+        counts = self.model_accepts_loss_kwargs and num_items is not None
+        divided = counts or self.compute_loss_func is not None
+        return mean / self.current_gradient_accumulation_steps if divided else mean
 
 
 class DistillationTrainer(DistillationMixin, Trainer):

@@ -7,10 +7,10 @@ from transformers.utils import logging
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.distillation import hidden_distances, layer_pairs
-from hf_sparse.refit import refit_, refittable
+from hf_sparse.refit import depths, refit_, refittable
 from hf_sparse.results import ResultsMixin
 from hf_sparse.searching import SearchingMixin
-from hf_sparse.teacher import layer_states
+from hf_sparse.teacher import layer_states, state_masks
 
 logger = logging.get_logger(__name__)
 
@@ -27,15 +27,14 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
         """Fit the output projections that are left to the teacher's, in place, where it has the same ones."""
         if self.teacher is None or not self.sparsity.refit:
             return
-        layers = {getattr(model.config, "num_hidden_layers", None) for model in (self._model, self.teacher.model)}
-        if len(layers) > 1:  # its sublayers do other things
+        if depths(self._model) != depths(self.teacher.model):  # its sublayers do other things
             return
         outputs = [block.output for block in self.structure.blocks]
         names = refittable(self._model, self.teacher.model, outputs)
         batches: list[dict[str, Any]] = []
         tokens = 0
         for batch in self._some_rows(REFIT_ROWS, self.args.eval_batch_size):
-            batches.append({name: value for name, value in batch.items() if name not in self.label_names})
+            batches.append(self._without_labels(batch))
             main = batch[self._model.main_input_name]
             tokens += main.numel() if main.ndim == 2 else 0
             if tokens >= REFIT_TOKENS:
@@ -54,8 +53,9 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
         batch = self._verification_batch()
         training, _ = self._model.training, self._model.eval()
         with torch.no_grad():
-            student = layer_states(self._model(**batch, output_hidden_states=True, return_dict=True))
+            outputs = self._model(**batch, output_hidden_states=True, return_dict=True)
             teacher = self.teacher(batch).hidden_states
+        student, masks = layer_states(outputs), state_masks(outputs, batch)
         self._model.train(training)
         left = self._layers_left(len(student))
         if [state.shape for state in student] == [state.shape for state in teacher] and len(left) == len(student):
@@ -64,8 +64,7 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
             logger.warning("Hidden states of model and teacher differ in shape: it learns from the logits alone.")
             self.teacher.hidden = False
         else:
-            mask = batch.get("attention_mask")
-            distances = hidden_distances([student[layer] for layer in left], teacher, mask)
+            distances = hidden_distances([student[layer] for layer in left], teacher, [masks[layer] for layer in left])
             pairs = layer_pairs(self.accelerator.reduce(distances, "mean").tolist())
             self._layer_map = tuple((left[student_layer], teacher_layer) for student_layer, teacher_layer in pairs)
 

@@ -47,6 +47,7 @@ class FiniteLossMixin(Trainer):
             return
         processes = self.accelerator.reduce(self._not_finite.float(), "sum")
         if processes.item():
+            self._not_finite = None  # it is said; the next run begins anew
             raise NonFiniteLossError(
                 f"the loss became NaN or infinite by step {self.state.global_step}: lower the learning rate, check the "
                 f"data, and go on from the last checkpoint in {self.args.output_dir}, which is from before"

@@ -1,10 +1,10 @@
 """The bare model of a Trainer, which most mixins here work on."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -22,6 +22,15 @@ class ModelMixin(Trainer):
     def _whole(self) -> AbstractContextManager[None]:
         """Where FSDP shards the model, it is whole on every process inside this context, in place."""
         return whole(self._model, self.optimizer, self.accelerator)
+
+    def _without_labels(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model can be run on where its loss is not wanted.
+
+        Labels stay where a decoder is fed with nothing else.
+        """
+        fed = self._model.config.is_encoder_decoder and not {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs)
+        left_out = set(self.label_names) - ({"labels"} if fed else set())
+        return {name: value for name, value in inputs.items() if name not in left_out}
 
     @contextmanager
     def _with_a_copy(self) -> Iterator[None]:

@@ -2,11 +2,12 @@
 
 import signal
 import threading
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from transformers import Trainer
+from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -77,6 +78,8 @@ class PreemptionMixin(Trainer):
         self.control.should_save |= stop
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if stop:
+            if self.args.save_strategy == SaveStrategy.BEST:  # then evaluating decides whether it saves
+                self._save_checkpoint(cast(nn.Module, self.model), trial=None)
             self._end_group()
             logger.warning(
                 "Told to stop by SIGTERM: step %d is saved in %s; start again with resume_from_checkpoint.",

@@ -20,10 +20,19 @@ RIDGE = 1e-2
 
 
 def refittable(model: nn.Module, teacher: nn.Module, projections: Sequence[str]) -> list[str]:
-    """Those of some paths where the model has a linear layer, or the bias left of one, and the teacher one as wide."""
+    """Those of some paths where the model has a linear layer, or the bias left of one, and the teacher one as wide.
+
+    Layers that are frozen stay as they are.
+    """
     modules, taught = dict(model.named_modules()), dict(teacher.named_modules())
     widths = [(name, _width(modules.get(name)), _width(taught.get(name))) for name in projections]
-    return [name for name, own, other in widths if own is not None and own == other]
+    found = [name for name, own, other in widths if own is not None and own == other]
+    return [name for name in found if all(parameter.requires_grad for parameter in modules[name].parameters())]
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """How many layers a model has, by the path of every list of them."""
+    return {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
 
 
 def _width(module: nn.Module | None) -> int | None:

@@ -97,8 +97,7 @@ class ResultsMixin(ModelMixin):
         dataset = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()))
-        batch = self._prepare_inputs(next(iter(self.get_test_dataloader(cast(Any, dataset)))))
-        return {name: value for name, value in batch.items() if name not in self.label_names}
+        return self._without_labels(self._prepare_inputs(next(iter(self.get_test_dataloader(cast(Any, dataset))))))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the physically smaller model with its card. Checkpoints that Trainer resumes from keep model and gates.
@@ -164,13 +163,15 @@ class ResultsMixin(ModelMixin):
         return self.report
 
     def _last_metrics(self) -> dict[str, float]:
-        """The task's own metrics of the last evaluation."""
+        """The task's own metrics of the last evaluation, of all data sets that it was on; numbers only."""
         costs = ("runtime", "per_second", "model_preparation_time")
-        evaluations = [log for log in self.state.log_history if "eval_loss" in log]
+        found = [log for log in self.state.log_history if any(name.startswith("eval_") for name in log)]
+        last = [log for log in found if log["step"] == found[-1]["step"]]
         return {
             name.removeprefix("eval_"): float(value)
-            for name, value in (evaluations[-1] if evaluations else {}).items()
-            if name.startswith("eval_") and not name.endswith(costs)
+            for log in last
+            for name, value in log.items()
+            if name.startswith("eval_") and not name.endswith(costs) and isinstance(value, int | float)
         }
 
     # Trainer takes and relays any keyword here; these are the ones that have a meaning.

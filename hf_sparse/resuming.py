@@ -5,6 +5,7 @@ import os
 import time
 import zipfile
 from collections.abc import Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.trainer import FSDP_MODEL_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from hf_sparse.config import DistillationConfig, SearchConfig
 from hf_sparse.errors import SparsityError
 
 logger = logging.get_logger(__name__)
@@ -25,6 +27,8 @@ STATE = "sparsity_state.json"
 PROCESSES = "processes"
 """How many processes wrote a checkpoint, in the state of its stage: each has left its random numbers."""
 
+SETTINGS = "settings"
+"""How the run searches, there, too."""
 
 LATEST = "latest"
 """Names the directory of DeepSpeed in a checkpoint, and is written last."""
@@ -44,10 +48,10 @@ def defect(checkpoint: Path) -> str | None:
         processes = int(stage.get(PROCESSES, 1))
         names = ["scheduler.pt", *_optimizer(checkpoint, processes)]
         names += [f"rng_state_{rank}.pth" for rank in range(processes) if processes > 1]
-        for path in [checkpoint / name for name in names]:
+        named = [checkpoint / name for name in names]
+        for path in named:
             if not path.is_file():
                 return f"{path.name} is missing"
-        named = [checkpoint / name for name in names]
         for path in {*named, *checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")}:
             if path.suffix in (".pt", ".pth", ".bin") and path.name != "training_args.bin":
                 with zipfile.ZipFile(path) as archive:
@@ -98,6 +102,29 @@ def newest_whole_checkpoint(directory: Path) -> Path | None:
     return None
 
 
+def settings(config: SearchConfig) -> dict[str, Any]:
+    """Those that a run cannot go on with others of: how it searches, not how it learns from a teacher."""
+    learning = {option.name for option in fields(DistillationConfig)}
+    return {name: value for name, value in asdict(config).items() if name not in learning}
+
+
+def require_same_settings(checkpoint: Path, config: SearchConfig) -> None:
+    """Refuse a checkpoint of a run that searches in another way.
+
+    Raises:
+        SparsityError: it is one, or it does not say so.
+    """
+    try:
+        before = dict(json.loads((checkpoint / STATE).read_text())[SETTINGS])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SparsityError(f"{checkpoint / STATE} does not say how its run searches ({error!r})") from None
+    now = settings(config)
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        were = ", ".join(f"{name}={before.get(name)!r} (now {now[name]!r})" for name in changed)
+        raise SparsityError(f"{checkpoint} is of a run with {were}: go on with the same, or start anew")
+
+
 class ResumingMixin(Trainer):
     """Adds to a Trainer that it goes on from checkpoints that are whole, and says so when one could not be written."""
 
@@ -138,7 +165,7 @@ class ResumingMixin(Trainer):
         except (OSError, RuntimeError, SafetensorError, SparsityError) as error:
             raise SparsityError(
                 f"the checkpoint of step {self.state.global_step} could not be written to {directory} "
-                f"({str(error).splitlines()[0]}): make room and resume; it goes on from the one before"
+                f"({(str(error) or repr(error)).splitlines()[0]}): make room and resume; it goes on from the one before"
             ) from error
 
 

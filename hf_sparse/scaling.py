@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 class ParameterScale:
@@ -81,7 +82,7 @@ class Scaler(nn.Module, ABC):
             scale.value = None
 
 
-def attach_scaler_(model: nn.Module, place: str, scaler: Scaler, paths: Mapping[str, str]) -> None:
+def attach_scaler_(model: PreTrainedModel, place: str, scaler: Scaler, paths: Mapping[str, str]) -> None:
     """Make a scaler a submodule of a model, in place, which from now on is read with its scales.
 
     Args:
@@ -96,6 +97,8 @@ def attach_scaler_(model: nn.Module, place: str, scaler: Scaler, paths: Mapping[
     scaler._paths = dict(paths)
     model.add_module(place, scaler.to(next(model.parameters()).device))
     model.register_forward_pre_hook(scaler.open)
+    if model.config.is_encoder_decoder:  # generate() runs it on its own
+        model.get_encoder().register_forward_pre_hook(scaler.open)
 
 
 def detach_scaler_(model: nn.Module, place: str) -> None:
@@ -104,7 +107,8 @@ def detach_scaler_(model: nn.Module, place: str) -> None:
     for path in scaler._paths.values():
         unscale_parameter_(model.get_submodule(path.rpartition(".")[0]))
     # A handle does not survive copying the model, so the hook is found by the scaler that it belongs to.
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if getattr(hook, "__self__", None) is scaler:
-            del model._forward_pre_hooks[key]
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if getattr(hook, "__self__", None) is scaler:
+                del module._forward_pre_hooks[key]
     del model._modules[place]

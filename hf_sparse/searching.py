@@ -25,7 +25,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.landing import Landing
 from hf_sparse.preemption import PreemptionMixin
-from hf_sparse.resuming import PROCESSES, STATE, ResumingMixin
+from hf_sparse.resuming import PROCESSES, SETTINGS, STATE, ResumingMixin, require_same_settings, settings
 from hf_sparse.sensitivity import sensitivities
 from hf_sparse.sharding import average_gradients_
 from hf_sparse.steering import attached_gates
@@ -107,6 +107,11 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
                 "DataParallel would train a copy of the gates on every GPU: start with `accelerate launch`, which uses "
                 "one process per GPU, or show one GPU with CUDA_VISIBLE_DEVICES=0"
             )
+        if self.lr_scheduler is not None:
+            raise SparsityError(
+                "a scheduler in optimizers=(...) cannot wait for the search: give (optimizer, None), and "
+                "lr_scheduler_type in TrainingArguments"
+            )
         if self.is_deepspeed_enabled:
             check_zero(self.accelerator)
         if self.args.fp16 and self.args.max_grad_norm <= 0:
@@ -179,11 +184,15 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
             )
         created = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if created and isinstance(scheduler, LambdaLR):
-            scheduler = self.lr_scheduler = _after_the_searches(
-                scheduler, self._schedules, self.args, not self.is_deepspeed_enabled
+        if not created:
+            return scheduler
+        if not isinstance(scheduler, LambdaLR):
+            raise SparsityError(
+                f"{type(scheduler).__name__} would also slow the gates down, which then do not close: give an "
+                "lr_scheduler_type whose rate depends on the step alone, such as linear or cosine"
             )
-        return scheduler
+        self.lr_scheduler = _after_the_searches(scheduler, self._schedules, self.args, not self.is_deepspeed_enabled)
+        return self.lr_scheduler
 
     def _penalize(self, step: int) -> None:
         """Steer lambda and add its share to the gradients of the gates, in place."""
@@ -227,7 +236,8 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
             yield self._prepare_inputs(loader.collate_fn(batch))
 
     def _row_loss(self, inputs: Mapping[str, Any]) -> Tensor:
-        return self.compute_loss(self._model, dict(inputs))
+        items = self._get_num_items_in_batch([inputs], self.args.device)
+        return self.compute_loss(self._model, dict(inputs), num_items_in_batch=items)
 
     # ---- The model ----
 
@@ -250,6 +260,7 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         """Trainer's step; before the first one, what has to be found out on data."""
         if not self._loss_is_probed:
             self._before_first_step(inputs)
+            self._loss_is_probed = True
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _before_first_step(self, inputs: dict[str, Tensor | Any]) -> None:
@@ -263,7 +274,6 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         Trainer believes so of every model with keyword arguments and then does not average over micro-batches and
         processes; several classification heads ignore the count, and their gradients would grow with accumulation.
         """
-        self._loss_is_probed = True
         split = self.args.gradient_accumulation_steps * self.accelerator.num_processes
         from_model = self.compute_loss_func is None and self.label_smoother is None and "labels" in inputs
         if split == 1 or not (self.model_accepts_loss_kwargs and from_model):
@@ -340,20 +350,25 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         self._forget_scales()
         super().save_model(output_dir, _internal_call)
         if _internal_call and self.args.should_save and self._schedules:
-            state = {PROCESSES: self.args.world_size, **self._state()}
+            state = {PROCESSES: self.args.world_size, SETTINGS: settings(self.sparsity), **self._state()}
             Path(str(output_dir)).mkdir(parents=True, exist_ok=True)  # shards are written into it later
             write_whole(Path(str(output_dir)) / STATE, json.dumps(state))
+
+    def _go_on_from_(self, checkpoint: Path) -> None:
+        """Give the model the form it had at a checkpoint of a run like this one, in place."""
+        require_same_settings(checkpoint, self.sparsity)
+        self._take_form_of_(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Give the model the form it had at a checkpoint, in place, then load the weights."""
         if not self.is_fsdp_enabled:
-            self._take_form_of_(Path(resume_from_checkpoint))
+            self._go_on_from_(Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _prepare_for_training(self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if sharded and resume_from_checkpoint is not None:  # they load weights once they have sharded them
-            self._take_form_of_(Path(resume_from_checkpoint))
+            self._go_on_from_(Path(resume_from_checkpoint))
         self._forget_scales()
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)

@@ -32,12 +32,19 @@ def sensitivities(
     parameters = dict(model.named_parameters())
     weights = {name: parameters[path] for name, (path, _) in pools.items()}
     totals = {name: torch.zeros_like(pool(weights[name].detach().float())) for name, (_, pool) in pools.items()}
+    frozen = [weight for weight in weights.values() if not weight.requires_grad]
     count = 0
-    for row in rows:
-        count += 1
-        with torch.enable_grad():
-            slopes = torch.autograd.grad(loss_of(row), list(weights.values()), allow_unused=True)
-        for (name, weight), slope in zip(weights.items(), slopes):
-            if slope is not None:
-                totals[name] += pools[name][1](slope.float() * weight.detach().float()).square()
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        for row in rows:
+            count += 1
+            with torch.enable_grad():
+                slopes = torch.autograd.grad(loss_of(row), list(weights.values()), allow_unused=True)
+            for (name, weight), slope in zip(weights.items(), slopes):
+                if slope is not None:
+                    totals[name] += pools[name][1](slope.float() * weight.detach().float()).square()
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
     return {name: total / max(count, 1) for name, total in totals.items()}

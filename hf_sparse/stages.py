@@ -53,7 +53,8 @@ class StagesMixin(EstimatesMixin):
         if structure_found:
             self._require_finite()  # else it would be the shrinking that looks wrong
             self._shrink()
-        if self.state.global_step == self._schedule.end and self._stage < len(self._schedules) - 1:
+        if self.state.global_step >= self._schedule.end and self._stage < len(self._schedules) - 1:
+            self._require_finite()
             if gate_bank(self._model) is not None:
                 logger.warning("The structure for target %s was not found in time.", self._stage_config.target)
                 self._shrink()
@@ -77,7 +78,9 @@ class StagesMixin(EstimatesMixin):
     def _finish_stage(self) -> None:
         """Evaluate, measure and save the model of this stage, where there are several."""
         if self.eval_dataset is not None:
+            due = self.control.should_log, self.control.should_evaluate
             self.evaluate()
+            self.control.should_log, self.control.should_evaluate = due
         path = self._member_path(self._stage_config.target)
         with self._whole():
             if self.is_world_process_zero():

@@ -38,6 +38,16 @@ def layer_states(outputs: Any) -> tuple[Tensor, ...]:
     return tuple(state for stack in stacks if stack is not None for state in stack[1:])
 
 
+def state_masks(outputs: Any, inputs: Mapping[str, Any]) -> tuple[Tensor | None, ...]:
+    """Of every layer of `layer_states`, where its tokens are: 1, and 0 for padding; None where that is not known."""
+    labels = inputs.get("labels")
+    decoder = inputs.get("decoder_attention_mask", None if labels is None else (labels != -100).long())
+    masks = {"hidden_states": inputs.get("attention_mask"), "encoder_hidden_states": inputs.get("attention_mask")}
+    masks["decoder_hidden_states"] = decoder
+    stacks = [(outputs.get(name), mask) for name, mask in masks.items()]
+    return tuple(mask for stack, mask in stacks if stack is not None for _ in stack[1:])
+
+
 class Teacher:
     """Freezes a model in place, moves it to the device or shards it, and answers with its outputs.
 
@@ -86,7 +96,8 @@ class Teacher:
         """Its outputs for a batch without labels."""
         if not self.cached:
             return self._ask(inputs)
-        mask = inputs.get("attention_mask")
+        # With a decoder, what is as long as the input may be of the output: padding stays where it is.
+        mask = None if self.model.config.is_encoder_decoder else inputs.get("attention_mask")
         mask = mask.bool().cpu() if isinstance(mask, Tensor) else None
         keys = _keys(inputs, mask)
         if any(key not in self._rows for key in keys):
@@ -106,7 +117,13 @@ class Teacher:
         # Not in inference mode, which is hardly faster: its tensors could not be used again outside, as FSDP would.
         with torch.no_grad():
             outputs = self.model(**inputs, output_hidden_states=self.hidden, return_dict=True)
-        return TeacherOutputs(outputs.logits, layer_states(outputs) if self.hidden else ())
+        logits = outputs.get("logits")
+        if logits is None or logits.ndim > 3:
+            raise SparsityError(
+                f"{type(self.model).__name__} has no logits of shape (rows, labels) or (rows, tokens, labels) to learn "
+                "from: leave the teacher out"
+            )
+        return TeacherOutputs(logits, layer_states(outputs) if self.hidden else ())
 
     def _remember(self, keys: list[bytes], outputs: TeacherOutputs, mask: Tensor | None) -> None:
         if self._bytes > MOST_CACHED_BYTES:
@@ -131,7 +148,7 @@ def _keys(inputs: Mapping[str, Any], mask: Tensor | None) -> list[bytes]:
     tensors = [value.cpu() for _, value in sorted(inputs.items()) if isinstance(value, Tensor)]
     return [
         b"".join(
-            _unpadded(value[row], None if mask is None else mask[row]).contiguous().view(torch.uint8).numpy().tobytes()
+            _unpadded(value[row], None if mask is None else mask[row]).reshape(-1).view(torch.uint8).numpy().tobytes()
             for value in tensors
         )
         for row in range(len(tensors[0]))

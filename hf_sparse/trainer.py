@@ -47,9 +47,7 @@ class SparseTrainerMixin(StagesMixin):
         bank = gate_bank(self._model) or self._attach_gates()
         if bank.config != sparsity.stage(0):
             raise SparsityError("the model has gates of another SparsityConfig: call detach_gates(model) first")
-        self.structure, self.costs = bank.structure, bank.costs
-        self._dense = skeleton(self._model)
-        detach_gates(self._dense)
+        self._begin_with(self._model, bank)
         if teacher is not None:
             self._learn_from(teacher, sparsity)
 
@@ -64,12 +62,24 @@ class SparseTrainerMixin(StagesMixin):
 
     def _attach_gates(self) -> GateBank:
         """Put gates on the model, in place; found by a batch of the data if no other input can be made up."""
+        self._place_to_measure(self._model)
         try:
             return attach_gates(self._model, self._stage_config)
         except UnknownInputsError:
             if self.eval_dataset is None and self.train_dataset is None:
                 raise
             return attach_gates(self._model, self._stage_config, self._verification_batch())
+
+    def _place_to_measure(self, model: PreTrainedModel) -> None:
+        """Move a model, in place, to the device that latencies are wanted of; Trainer may do so only later."""
+        if self.sparsity.cost == "latency":
+            nn.Module.to(model, self.args.device)
+
+    def _begin_with(self, model: PreTrainedModel, bank: GateBank) -> None:
+        """Remember what the run begins with, for its report."""
+        self.structure, self.costs = bank.structure, bank.costs
+        self._dense = skeleton(model)
+        detach_gates(self._dense)
 
     def _density_left(self) -> tuple[float, float]:
         kept = {name: len(kept) for name, kept in self.plan().kept.items()}
@@ -80,7 +90,8 @@ class SparseTrainerMixin(StagesMixin):
         model = cast(PreTrainedModel, super().call_model_init(trial))
         self._stage, self._compactions, self._members, self._layer_map = 0, [], {}, None
         self._loss_is_probed = False
-        attach_gates(model, self._stage_config)
+        self._place_to_measure(model)
+        self._begin_with(model, attach_gates(model, self._stage_config))
         return model
 
 

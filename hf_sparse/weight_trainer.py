@@ -22,6 +22,7 @@ from hf_sparse.weights import (
     attach_weight_gates,
     fix_weights_,
     fold_weights_,
+    parameter_shapes,
     weight_densities,
 )
 
@@ -64,11 +65,12 @@ class SparseWeightsTrainerMixin(SearchingMixin):
         if bank.config != sparsity:
             raise SparsityError("the model has gates of another configuration: load it anew")
         if teacher is not None:
-            sizes = [(one.config.num_hidden_layers, one.config.hidden_size) for one in (self._model, teacher)]
-            if sizes[0] != sizes[1] and sparsity.hidden_distillation_weight > 0:
+            sizes, others = (parameter_shapes(one) for one in (self._model, teacher))
+            if sizes != others and sparsity.hidden_distillation_weight > 0:
+                name = next(name for name in sizes | others if sizes.get(name) != others.get(name))
                 raise SparsityError(
-                    f"the teacher has (layers, width) {sizes[1]} and the model {sizes[0]}: set "
-                    "hidden_distillation_weight to 0, which leaves the logits"
+                    f"the teacher has another shape than the model ({name} is {others.get(name)} for "
+                    f"{sizes.get(name)}): set hidden_distillation_weight to 0, which leaves the logits"
                 )
             self._learn_from(teacher, sparsity)
 

@@ -205,6 +205,12 @@ def fold_weights_(model: PreTrainedModel) -> None:
             model.get_parameter(f"{name}.weight").mul_(mask)
 
 
+def parameter_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by name, without those of gates."""
+    named = model.named_parameters()
+    return {name: tuple(parameter.shape) for name, parameter in named if not name.startswith(BANK)}
+
+
 def weight_densities(model: PreTrainedModel) -> dict[str, float]:
     """The share of weights that are not zero, by path of the linear layer, in a model without gates."""
     weights = {name: model.get_parameter(f"{name}.weight") for name in matrices(model)}

@@ -107,7 +107,15 @@ def main() -> None:
     # Before hours are spent: is there the teacher, is there something to prune, and can the target be met?
     other_teacher = None
     if model_arguments.teacher_name_or_path is not None:
-        other_teacher = _model(model_arguments.teacher_name_or_path, model_arguments, data, tokenizer)[0]
+        source = model_arguments.teacher_name_or_path
+        other_teacher, knows_labels = _model(
+            source, dataclasses.replace(model_arguments, model_revision="main"), data, tokenizer
+        )
+        if not knows_labels:
+            raise SparsityError(
+                f"the teacher {source} has no head that was trained for {', '.join(data.labels[:10])}: fine-tune it on "
+                "these data first, with these names in its config"
+            )
     nn.Module.to(dense, arguments.device)  # where latencies are measured, if that is the cost
     attach_gates(dense, sparsity)
     detach_gates(dense)

@@ -61,6 +61,13 @@ def load_text_data(arguments: DataArguments, seed: int) -> TextData:
     """
     if arguments.max_seq_length < 1:
         raise SparsityError(f"max_seq_length is {arguments.max_seq_length}: give a number of tokens above 0")
+    for option in ("max_train_samples", "max_eval_samples"):
+        if (limit := getattr(arguments, option)) is not None and limit < 1:
+            raise SparsityError(f"{option} is {limit}: give a number of rows above 0, or leave it out for all")
+    if arguments.test_file is not None and arguments.train_file is None:
+        raise SparsityError("--test_file goes with --train_file and --validation_file: give those, too")
+    if arguments.dataset_name is not None and arguments.train_file is not None:
+        raise SparsityError("both --dataset_name and --train_file are given: leave one of them out")
     splits, name = _read(arguments, seed)
     for split, rows in splits.items():
         if not len(rows):
@@ -69,6 +76,7 @@ def load_text_data(arguments: DataArguments, seed: int) -> TextData:
     _require_columns(splits, [label])
     texts = _text_columns(arguments, splits["train"])
     _require_columns(splits, texts)
+    _require_texts(splits, texts)
     labels = _labels(splits["train"], label)
     known = {name: index for index, name in enumerate(labels)}
     encoded = {}
@@ -85,8 +93,19 @@ def load_text_data(arguments: DataArguments, seed: int) -> TextData:
             )
         limit = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
         rows = rows.select_columns(list(texts)).add_column("label", [known[name] for name in names])
-        encoded[split] = rows.select(range(min(limit, len(rows)))) if limit else rows
+        encoded[split] = rows if limit is None else rows.select(range(min(limit, len(rows))))
     return TextData(DatasetDict(encoded), texts, labels, name)
+
+
+def _require_texts(splits: DatasetDict, columns: tuple[str, ...]) -> None:
+    for split, rows in splits.items():
+        for column in columns:
+            for number, text in enumerate(rows[column], start=1):
+                if not isinstance(text, str):
+                    what = "is empty" if text is None else f"is {text!r}, not a text"
+                    raise SparsityError(
+                        f"column {column!r} {what} in row {number} of the {split} data: mend or drop it"
+                    )
 
 
 def _read(arguments: DataArguments, seed: int) -> tuple[DatasetDict, str]:

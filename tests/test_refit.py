@@ -44,7 +44,7 @@ def test_what_is_left_comes_closer_to_the_teacher(name: str) -> None:
     def distance() -> float:
         with torch.no_grad():
             states = [one(**held_out, output_hidden_states=True).hidden_states[1:] for one in (pruned, model)]
-        return hidden_distances(states[0], states[1], None).diagonal().mean().item()
+        return hidden_distances(states[0], states[1], [None] * len(states[0])).diagonal().mean().item()
 
     before = distance()
     refit_(pruned, model, names, BATCHES)

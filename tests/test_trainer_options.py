@@ -1,0 +1,149 @@
+"""What users give to a Trainer works with gates, or is refused before it does harm."""
+
+import copy
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import StopAt, bart, bert, rows, training_arguments
+from test_trainer import trainer
+from torch import nn
+from transformers import GenerationConfig, Trainer, get_linear_schedule_with_warmup
+
+from hf_sparse import NonFiniteLossError, SparseTrainer, SparseTrainerMixin, SparsityConfig, SparsityError, compact
+from hf_sparse.patching import attach_gates, require_bank
+
+
+def test_schedulers_that_would_stop_the_search_are_refused(tmp_path: Path) -> None:
+    model = bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    own = optimizer, get_linear_schedule_with_warmup(optimizer, 1, 40)
+    given: dict[str, Any] = {"sparsity": SparsityConfig(), "train_dataset": rows(64)}
+    with pytest.raises(SparsityError, match=r"give \(optimizer, None\)"):
+        SparseTrainer(model=model, args=training_arguments(tmp_path), optimizers=own, **given)
+    plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 5}
+    with pytest.raises(SparsityError, match="ReduceLROnPlateau would also slow the gates down"):
+        trainer(tmp_path, **plateau).train()
+
+
+def test_an_optimizer_of_ones_own_trains(tmp_path: Path) -> None:
+    model = bert()
+    run = SparseTrainer(
+        model=model,
+        args=training_arguments(tmp_path),
+        optimizers=(torch.optim.SGD(model.parameters(), lr=1e-3), None),
+        sparsity=SparsityConfig(target=0.3, sparsity_ramp=0.3),
+        train_dataset=rows(64),
+    )
+    run.train()
+    assert run.compact().parameters_after < run.compact().parameters_before
+
+
+def test_frozen_layers_lose_units_but_change_no_weight(tmp_path: Path) -> None:
+    model = bert()
+    frozen = model.bert.encoder.layer[0].requires_grad_(False)
+    before = copy.deepcopy(frozen.state_dict())
+    run = trainer(tmp_path, model, teacher=bert(), sparsity=SparsityConfig(target=0.5, sparsity_ramp=0.3))
+    run.train()
+    plan = run.compact().plan.kept["bert.encoder.layer.0.intermediate"]
+    assert 0 < len(plan) < 40
+    after = model.bert.encoder.layer[0].state_dict()
+    assert torch.equal(after["intermediate.dense.weight"], before["intermediate.dense.weight"][list(plan)])
+    assert torch.equal(after["output.dense.bias"], before["output.dense.bias"])
+
+
+def test_a_trainer_may_take_the_number_of_items_by_name_alone(tmp_path: Path) -> None:
+    class Base(Trainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+    class Mine(SparseTrainerMixin, Base):
+        pass
+
+    for teacher in (None, bert()):
+        given: dict[str, Any] = {"sparsity": SparsityConfig(), "teacher": teacher, "train_dataset": rows(64)}
+        run = Mine(model=bert(), args=training_arguments(tmp_path, max_steps=2), **given)
+        assert run.train().global_step == 2
+
+
+def test_nan_before_a_stage_ends_leaves_no_model_and_the_next_run_begins_anew(tmp_path: Path) -> None:
+    class Spoil(StopAt):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if state.global_step == self.step:
+                with torch.no_grad():
+                    model.classifier.bias.fill_(float("nan"))
+
+    sparsity = SparsityConfig(targets=[0.3, 0.5])
+    steps: dict[str, Any] = {"max_steps": 60, "logging_steps": 1000, "save_strategy": "steps", "save_steps": 20}
+    run = trainer(tmp_path, sparsity=sparsity, callbacks=[Spoil(27)], **steps)
+    with pytest.raises(NonFiniteLossError):
+        run.train()
+    assert not list(tmp_path.glob("removed-*"))
+    again = trainer(tmp_path, sparsity=sparsity, **steps)
+    again._not_finite, run.callback_handler.callbacks = None, again.callback_handler.callbacks
+    run.model = again.model
+    run._require_finite()  # what was said once does not stop the next training
+
+
+def test_metrics_of_all_evaluation_sets_are_reported(tmp_path: Path) -> None:
+    nested = {"accuracy": 0.5, "by_class": {"a": 1.0}}
+    run = trainer(tmp_path, compute_metrics=lambda prediction: nested)
+    run.eval_dataset = {"a": rows(8, seed=1), "b": rows(8, seed=2)}
+    run.train()
+    run.evaluate()
+    metrics = run.measure().pruned.metrics["evaluation"]
+    assert {"a_loss", "b_loss", "a_accuracy", "b_accuracy"} == metrics.keys()
+
+
+def test_sigterm_saves_where_only_the_best_are_saved(tmp_path: Path) -> None:
+    class Terminate(StopAt):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == self.step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    best = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss"}
+    with pytest.raises(SystemExit):
+        trainer(tmp_path, callbacks=[Terminate(4)], **best).train()
+    assert (tmp_path / "checkpoint-4/sparsity_state.json").is_file()
+
+
+def test_a_run_does_not_go_on_with_another_target(tmp_path: Path) -> None:
+    trainer(tmp_path, sparsity=SparsityConfig(target=0.3), callbacks=[StopAt(3)]).train()
+    state = json.loads((tmp_path / "checkpoint-3/sparsity_state.json").read_text())
+    assert state["settings"]["target"] == 0.3 and "distillation_weight" not in state["settings"]
+    other = trainer(tmp_path, sparsity=SparsityConfig(target=0.8))
+    with pytest.raises(SparsityError, match=r"target=0.3 \(now 0.8\): go on with the same, or start anew"):
+        other.train(resume_from_checkpoint=True)
+    same = SparsityConfig(target=0.3, distillation_weight=0.9)
+    assert trainer(tmp_path, sparsity=same).train(resume_from_checkpoint=True).global_step == 40
+
+
+def test_a_first_step_that_was_interrupted_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(tmp_path, teacher=bert(layers=4), max_steps=1)
+    monkeypatch.setattr(run, "_start_gates", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    monkeypatch.undo()
+    run.train()
+    assert run._layer_map is not None and len(run._layer_map) == 2
+    assert all(group.alpha.std() > 0 for group in require_bank(run.model).groups.values())
+
+
+def test_gated_encoders_generate_what_the_compact_model_does() -> None:
+    model = bart()
+    bank = attach_gates(model, SparsityConfig())
+    with torch.no_grad():
+        for group in bank.groups.values():
+            group.alpha[::2] = -9.0
+    tokens = torch.tensor(rows(3)["input_ids"])
+    small = copy.deepcopy(model)
+    compact(small)
+    wanted = GenerationConfig(max_new_tokens=8, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    wanted.decoder_start_token_id, wanted.pad_token_id = 2, 1
+    one, other = (each.eval().generate(tokens, generation_config=wanted) for each in (model, small))
+    for gated, compacted in zip(one.logits, other.logits, strict=True):
+        torch.testing.assert_close(gated, compacted, rtol=1e-4, atol=1e-4)
