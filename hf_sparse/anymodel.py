@@ -11,7 +11,7 @@ from transformers.utils import CONFIG_NAME
 from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
 from hf_sparse.families import ANYMODEL_ARCHITECTURES
-from hf_sparse.inspection import inspect_checkpoint, read_config
+from hf_sparse.inspection import inspect_checkpoint, read_config, tensor_names
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
 from hf_sparse.stock import OWN_ENTRIES
 
@@ -46,7 +46,13 @@ def export_anymodel(directory: str | Path, output: str | Path) -> None:
         )
     if Path(output).resolve() == source.resolve():
         raise SparsityError(f"{output} is the checkpoint itself: give another directory")
-    layers = {int(index): sizes for index, sizes in entries.get("per_layer_config", {}).items()}
+    biases = [f"{removal['output']}.bias" for removal in recipe["removed"].values()]
+    if any(name.endswith(bias) for name in tensor_names(source) for bias in biases):
+        raise SparsityError(f"{source} keeps the bias of a sublayer that is gone, which AnyModel has no word for")
+    try:
+        layers = {int(index): dict(sizes) for index, sizes in entries.get("per_layer_config", {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise SparsityError(f"{source} has a per_layer_config that is not a table by layer ({error})") from None
     stock = {name: value for name, value in entries.items() if name not in _OWN}
     model_type = entries["base_model_type"]
     if model_type not in CONFIG_MAPPING_NAMES:

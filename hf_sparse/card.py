@@ -49,7 +49,7 @@ def model_card(directory: Path, about: CardFields) -> ModelCard:
     """
     summary = inspect_checkpoint(directory)
     report = Report.read(directory / REPORT) if (directory / REPORT).is_file() else None
-    if report is not None and report.pruned.parameters != summary.parameters:
+    if report is not None and not _is_of(report, summary):
         report = None  # of another model that was here before
     model_id = about.model_id or directory.name
     name = about.model_name or model_id.rpartition("/")[2]
@@ -68,8 +68,16 @@ def model_card(directory: Path, about: CardFields) -> ModelCard:
     )
 
 
+def _is_of(report: Report, summary: CheckpointSummary) -> bool:
+    """Whether a report is that of a checkpoint, whose files may also have buffers."""
+    same_sizes = bool(summary.layers) and tuple(report.layers) == summary.layers
+    return same_sizes or report.pruned.parameters == summary.parameters
+
+
 def write_card(directory: Path, destination: Path, about: CardFields) -> None:
     """Write the card of a checkpoint into its directory, unless there is one that somebody has made their own.
+
+    What an older card says of language, license and tags is kept where nothing else is given.
 
     Args:
         directory: where the checkpoint is now.
@@ -81,6 +89,15 @@ def write_card(directory: Path, destination: Path, about: CardFields) -> None:
     """
     older = destination / CARD
     if not older.is_file() or MARK in older.read_text(encoding="utf-8", errors="replace"):
+        if older.is_file():
+            said = ModelCard.load(older, ignore_metadata_errors=True).data
+            tags = tuple(tag for tag in said.tags or () if tag not in TAGS)
+            about = replace(
+                about,
+                language=about.language or said.language,
+                license=about.license or said.license,
+                tags=about.tags or tags,
+            )
         about = replace(about, model_id=about.model_id or destination.resolve().name)
         (directory / CARD).write_text(str(model_card(directory, about)), encoding="utf-8")
 

@@ -81,7 +81,11 @@ def load_pruned(path: str | Path) -> PreTrainedModel:
         architecture = config.base_architecture if pruned else (config.architectures or ["?"])[0]
         stock = stock_class(architecture, f"{path} holds a")
         model = model_class(stock, config.base_model_type) if pruned else stock
-        return model.from_pretrained(path, use_safetensors=True)
+        loaded, info = cast(Any, model).from_pretrained(path, use_safetensors=True, output_loading_info=True)
+        if not pruned and (info["missing_keys"] or info["unexpected_keys"]):
+            missing, extra = (sorted(info[f"{which}_keys"])[:3] for which in ("missing", "unexpected"))
+            raise SparsityError(f"the weights at {path} are not whole: missing {missing}, unexpected {extra}")
+        return cast(PreTrainedModel, loaded)
     except SparsityError:
         raise
     except Exception as error:  # a file that came from anywhere can be wrong in any way

@@ -216,7 +216,8 @@ def _compact_(
     recipe, values = shrink(parameters, structure.blocks, kept, gates)
     recipe = rebased(recipe, base_path(model))
     recipe["parameters"] = before
-    sizes = layer_sizes(structure, {name: units.tolist() for name, units in kept.items()})
+    stay = {block.name: physical_units(block, kept[block.name]).tolist() for block in structure.blocks}
+    sizes = layer_sizes(structure, stay)
     recipe["layers"] = [asdict(layer) for layer in sizes]
     if recipe["shapes"] or recipe["removed"]:
         resize_(model.base_model, recipe)

@@ -58,7 +58,9 @@ def replaced_directory(path: Path) -> Iterator[Path]:
         (temporary / _UNFINISHED).unlink()
         if not path.exists():
             temporary.rename(path)
-        elif _exchange(temporary, path):
+        elif path != Path.cwd() and _exchange(
+            temporary, path
+        ):  # else a process would stand in a directory that is gone
             _clear(temporary, path)
         else:
             _move_files(temporary, path)

@@ -26,8 +26,13 @@ UPLOADED = (
     "*.png",
     "modeling_hf_sparse.py",
     "LICENSE*",
+    "*.spm",
+    "bpe.codes",
+    "prophetnet.tokenizer",
 )
 """What belongs to the model in its directory; training state, pickles and logs stay at home."""
+
+NOT_UPLOADED = ("*/*", "trainer_state.json", "sparsity_state.json", "*_results.json")
 
 
 def push_to_hub(
@@ -84,7 +89,7 @@ def upload(
     if not (directory / CONFIG_NAME).is_file():
         raise SparsityError(f"no checkpoint at {directory}: it has no {CONFIG_NAME}")
     inspect_checkpoint(directory)
-    again = again or f"run `hf-sparse push {shlex.quote(str(directory))} {repo_id}`"
+    again = again or f"run `{_push_command(directory, repo_id, about, private, revision)}`"
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -97,7 +102,7 @@ def upload(
             revision=revision,
             commit_message=commit_message,
             allow_patterns=list(UPLOADED),
-            ignore_patterns=["*/*"],
+            ignore_patterns=list(NOT_UPLOADED),
             delete_patterns=list(CHECKPOINT_FILES),  # weights of an earlier model would be loaded by this one's config
         )
     except Exception as error:  # a server can fail in any way, and the way out is the same
@@ -105,3 +110,13 @@ def upload(
         raise SparsityError(
             f"the upload to {repo_id} failed ({reason}); the model here is whole. To push it again, {again}"
         ) from error
+
+
+def _push_command(directory: Path, repo_id: str, about: CardFields, private: bool | None, revision: str | None) -> str:
+    words = ["hf-sparse", "push", str(directory), repo_id, *(["--private"] if private else [])]
+    words += ["--revision", revision] if revision is not None else []
+    for name in ("model_name", "language", "license"):
+        value = getattr(about, name)
+        words += [f"--{name}", value] if value is not None else []
+    words += ["--tags", *about.tags] if about.tags else []
+    return shlex.join(words)

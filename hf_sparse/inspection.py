@@ -103,6 +103,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise SparsityError(f"{path} is not the config of a model: it has no model_type")
     if not isinstance(entries.get("auto_map", {}), dict):
         raise SparsityError(f"{path} has an auto_map that is not a table of names")
+    if entries.get("transformers_weights") is not None:  # it could name any file
+        raise SparsityError(f"{path} has transformers_weights: weights are read from model.safetensors alone")
     if "hf_sparse" in entries or entries["model_type"].startswith(MODEL_TYPE_PREFIX):
         try:
             check_recipe(entries.get("hf_sparse"), entries)
@@ -124,7 +126,8 @@ def inspect_checkpoint(source: str | Path, revision: str | None = None, token: s
     """
     directory = Path(source)
     if directory.is_dir():
-        config, tensors, files = read_config(directory / CONFIG_NAME), *_local_tensors(directory)
+        config, found, files = read_config(directory / CONFIG_NAME), *_local_tensors(directory)
+        tensors = list(found.values())
     else:
         config, tensors, files = _remote(str(source), revision, token)
     recipe = config.get("hf_sparse")
@@ -148,13 +151,22 @@ def inspect_checkpoint(source: str | Path, revision: str | None = None, token: s
     )
 
 
-def _local_tensors(directory: Path) -> tuple[list[tuple[str, int]], int]:
-    """(dtype, values) of every tensor in a directory, and the number of files."""
+def tensor_names(directory: Path) -> list[str]:
+    """Names of the tensors in a directory.
+
+    Raises:
+        SparsityError: it has no whole weights.
+    """
+    return list(_local_tensors(directory)[0])
+
+
+def _local_tensors(directory: Path) -> tuple[dict[str, tuple[str, int]], int]:
+    """(dtype, values) of every tensor in a directory by name, and the number of files."""
     names = [SAFE_WEIGHTS_NAME]
     try:
         if not (directory / SAFE_WEIGHTS_NAME).is_file():
             names = shards(directory / SAFE_WEIGHTS_INDEX_NAME)
-        tensors = []
+        tensors = {}
         for name in names:
             with safe_open(directory / name, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118  not a dict
@@ -162,7 +174,7 @@ def _local_tensors(directory: Path) -> tuple[list[tuple[str, int]], int]:
                     size = 1
                     for length in part.get_shape():
                         size *= length
-                    tensors.append((part.get_dtype(), size))
+                    tensors[key] = part.get_dtype(), size
     except (OSError, ValueError, SafetensorError) as error:
         raise SparsityError(f"{directory} has no whole weights as safetensors ({error})") from None
     return tensors, len(names)
@@ -172,8 +184,23 @@ def _remote(repo_id: str, revision: str | None, token: str | None) -> tuple[dict
     try:
         config = read_config(Path(hf_hub_download(repo_id, CONFIG_NAME, revision=revision, token=token)))
         metadata = get_safetensors_metadata(repo_id, revision=revision, token=token)
-    except (HfHubHTTPError, HFValidationError, NotASafetensorsRepoError, SafetensorsParsingError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        if not metadata.files_metadata:
+            raise ValueError("its index of weights names no files")
+    except SparsityError:
+        raise
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        NotASafetensorsRepoError,
+        SafetensorsParsingError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # files that come from anywhere
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise SparsityError(f"{repo_id} is neither a directory nor a readable repository ({reason})") from None
     tensors = [
         (str(tensor.dtype), tensor.parameter_count)

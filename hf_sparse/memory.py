@@ -16,6 +16,8 @@ from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs
 from hf_sparse.inspection import stock_class
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
+from hf_sparse.probing import FORWARD_ERRORS
 
 Engine = Literal["single", "ddp", "fsdp", "zero1", "zero2"]
 FEW_TOKENS = 1000
@@ -80,8 +82,16 @@ def estimate_memory(
         target: share of the prunable parameters to remove.
 
     Raises:
-        SparsityError: the architecture is unknown, or has nothing to prune.
+        SparsityError: the architecture is unknown, was pruned already, has nothing to prune or cannot be run without
+            weights, or a number is outside its range.
     """
+    if min(processes, batch_size, sequence_length) < 1 or not 0 < target < 1:
+        raise SparsityError(
+            f"{processes} processes, {batch_size} sequences of {sequence_length} tokens, target {target}: give numbers "
+            "of at least 1, and a target between 0 and 1"
+        )
+    if config.model_type.startswith(MODEL_TYPE_PREFIX):
+        raise SparsityError(f"{config.model_type} is pruned already: give the model that it was pruned from")
     model = _on_meta(config)
     parameters = list(model.parameters())
     total = sum(parameter.numel() for parameter in parameters)
@@ -91,7 +101,13 @@ def estimate_memory(
     stored = 4 if engine == "fsdp" and bf16 else _bytes(config)
     compute = 2 if bf16 else stored
     share = processes if engine == "fsdp" else 1
-    kept, states = _activations(model, batch_size, sequence_length, compute == 2)
+    try:
+        kept, states = _activations(model, batch_size, sequence_length, compute == 2)
+    except FORWARD_ERRORS as error:
+        raise SparsityError(
+            f"{type(model).__name__} cannot be run on {sequence_length} tokens without weights "
+            f"({str(error).splitlines()[0][:200]}): give fewer, or bf16, which some kernels need"
+        ) from error
     if gradient_checkpointing:
         kept = states + kept // len(layers)
     zero = engine.startswith("zero")

@@ -231,6 +231,8 @@ def check_recipe(recipe: Any, entries: dict[str, Any]) -> None:
         raise ValueError("config.hf_sparse has layers or parameters that cannot be")
     if not _is_list(recipe["identities"], lambda path: isinstance(path, str) and path != ""):
         raise ValueError("config.hf_sparse has identities that are not a list of paths")
+    if entries.get("transformers_weights") is not None:  # it could name any file
+        raise ValueError("config.json has transformers_weights: weights are read from model.safetensors alone")
     for name, value in _sizes(entries):
         if "layers" in name and value > _MOST_LAYERS:
             raise ValueError(f"config.json has {name} {value}: no model has as many")
@@ -671,10 +673,16 @@ class _PrunedModel:
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """Stock's, with what the config says of the architecture: it may have got another head since it was pruned."""
+        # Tensors keep the names they have here: stock ones of older times are not read by pruned model types.
+        self._weight_conversions: list[Any] = []
         config: Any = self.config  # type: ignore[attr-defined]
         config.base_architecture = self.stock_class.__name__
         config.auto_map = auto_map(self.stock_class, config.base_model_type)
         return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    def _get_name(self) -> str:
+        """That of the stock class, by which Trainer knows whose labels are shifted."""
+        return self.stock_class.__name__
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -16,12 +16,10 @@ KEPT, GONE, INK = "#2563eb", "#e5e9f0", "#1f2937"
 
 
 def plot_structure(layers: Sequence[LayerSizes], title: str, path: Path) -> None:
-    """Draw kept attention heads as squares and kept FFN neurons as bars, a row per sublayer, and write a PNG."""
-    panels = [
-        (kind, [layer for layer in layers if layer.kind == kind])
-        for kind in ("attention", "ffn")
-        if any(layer.kind == kind for layer in layers)
-    ]
+    """Draw kept attention heads as squares and kept neurons as bars, a row per sublayer, and write a PNG."""
+    heads = [layer for layer in layers if layer.kind == "attention"]
+    neurons = [layer for layer in layers if layer.kind != "attention"]  # of an FFN, or of experts
+    panels = [panel for panel in (("attention", heads), ("ffn", neurons)) if panel[1]]
     rows = max(len(sizes) for _, sizes in panels)
     figure = Figure(figsize=(5.2 * len(panels) + 0.6, 0.42 * rows + 1.6), layout="constrained")
     FigureCanvasAgg(figure)

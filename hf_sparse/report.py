@@ -204,7 +204,7 @@ def command_line() -> str:
     words, hidden = ["accelerate", "launch"] if "WORLD_SIZE" in os.environ else ["python"], False
     for word in [script.name if script.is_absolute() else str(script), *sys.argv[1:]]:
         words.append("..." if hidden else re.sub(r"(?<=token=).+|\bhf_[A-Za-z0-9]{20,}", "...", word))
-        hidden = re.fullmatch(r"--\w*token", word) is not None
+        hidden = re.fullmatch(r"--[\w-]*token", word) is not None
     return shlex.join(words)
 
 
@@ -226,9 +226,16 @@ def weight_bytes(model: PreTrainedModel) -> int:
 @torch.no_grad()
 def count_macs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
     """Multiply-accumulates of one forward: projections, convolutions and attention scores."""
-    # Fused attention is not counted on all devices; as plain products it is.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(**inputs)
+    # Fused attention is not counted on all devices, and grouped products of experts on none; as plain ones they are.
+    experts = model.get_experts_implementation() if model._can_set_experts_implementation() else None
+    try:
+        if experts is not None:
+            model.set_experts_implementation("eager")
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(**inputs)
+    finally:
+        if experts is not None:
+            model.set_experts_implementation(experts)
     return counter.get_total_flops() // 2
 
 

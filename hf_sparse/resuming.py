@@ -4,14 +4,15 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import FSDP_MODEL_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
@@ -125,6 +126,24 @@ def require_same_settings(checkpoint: Path, config: SearchConfig) -> None:
         raise SparsityError(f"{checkpoint} is of a run with {were}: go on with the same, or start anew")
 
 
+@contextmanager
+def _names_in_memory(model: PreTrainedModel) -> Iterator[None]:
+    """Inside this context a model is saved with the names that its tensors have now, by which Trainer loads them.
+
+    Otherwise transformers saves those that it has renamed while loading, such as of experts, under their older names.
+    """
+    own = vars(model)
+    before = own.get("_weight_conversions")
+    own["_weight_conversions"] = []
+    try:
+        yield
+    finally:
+        if before is None:
+            del own["_weight_conversions"]
+        else:
+            own["_weight_conversions"] = before
+
+
 class ResumingMixin(Trainer):
     """Adds to a Trainer that it goes on from checkpoints that are whole, and says so when one could not be written."""
 
@@ -140,6 +159,25 @@ class ResumingMixin(Trainer):
             wanted = None if resume_from_checkpoint is True else Path(resume_from_checkpoint)
             resume_from_checkpoint = self._checked(wanted)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's; a checkpoint to resume from has the names by which it is loaded."""
+        with _names_in_memory(cast(PreTrainedModel, self.model)) if _internal_call else nullcontext():
+            super().save_model(output_dir, _internal_call)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that lacks tensors, or has others: Trainer would go on with those that it has.
+
+        Raises:
+            SparsityError: it does.
+        """
+        model, missing = cast(PreTrainedModel, self.model), set(load_result.missing_keys)
+        named = dict(model.named_parameters(remove_duplicate=False))
+        loaded = {id(parameter) for name, parameter in named.items() if name not in missing}  # some may be tied
+        lacking = sorted(name for name in missing if id(named.get(name)) not in loaded)
+        if lacking or load_result.unexpected_keys:
+            what = f"lacks {lacking[0]}" if lacking else f"also has {load_result.unexpected_keys[0]}"
+            raise SparsityError(f"the checkpoint is not of this model: it {what}")
 
     def _checked(self, wanted: Path | None) -> str:
         """A whole checkpoint, the newest by default; the first process chooses for all."""

@@ -4,17 +4,18 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import bert, llama
+from conftest import bart, bert, llama
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from test_compaction import learnt, plans
 from test_stock import uniform
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hf_sparse import (
     CardFields,
@@ -30,11 +31,13 @@ from hf_sparse import (
 from hf_sparse.cli import main
 from hf_sparse.costs import counted_costs
 from hf_sparse.inputs import example_inputs
+from hf_sparse.plot import plot_structure
 from hf_sparse.report import Origin, Report, command_line, hub_id, make_report
+from hf_sparse.structure import LayerSizes
 
 
-def pruned_with_report(origin: Origin) -> tuple[PreTrainedModel, Report]:
-    dense, model = bert(), bert()
+def pruned_with_report(origin: Origin, make: Callable[[], PreTrainedModel] = bert) -> tuple[PreTrainedModel, Report]:
+    dense, model = make(), make()
     structure = discover(model)
     compaction = compact(model, plans(model)["uneven"])
     metrics = ({"test": {"accuracy": 0.875}}, {"test": {"accuracy": 0.75}})
@@ -170,12 +173,39 @@ def test_the_code_in_a_card_runs(tmp_path: Path) -> None:
             assert int(run.stdout) == (model if name == "pruned" else stock).num_parameters()
 
 
+def test_buffers_in_the_weights_do_not_cost_the_card_its_report(tmp_path: Path) -> None:
+    model, report = pruned_with_report(Origin(), bart)
+    save_pruned(model, tmp_path, report=report)
+    assert report.pruned.parameters < inspect_checkpoint(tmp_path).parameters  # final_logits_bias
+    assert "structure.png" in (tmp_path / "README.md").read_text()
+
+
+def test_a_model_that_lost_neurons_of_experts_alone_has_a_picture(tmp_path: Path) -> None:
+    plot_structure([LayerSizes("layers.0.mlp", "experts", 0, 10, 5)], "half", tmp_path / "structure.png")
+    assert (tmp_path / "structure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sublayer_whose_bias_stays_is_not_exported(tmp_path: Path) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**{**llama().config.to_dict(), "attention_bias": True}))
+    attention, ffn = (
+        next(block for block in discover(model).blocks if block.kind == kind) for kind in ("attention", "ffn")
+    )
+    compact(model, PruningPlan({attention.name: (), ffn.name: (1, 2)}))
+    save_pruned(model, tmp_path / "pruned")
+    with pytest.raises(SparsityError, match="keeps the bias of a sublayer that is gone"):
+        export_anymodel(tmp_path / "pruned", tmp_path / "out")
+
+
 def test_a_card_that_was_edited_stays(tmp_path: Path) -> None:
     model, report = pruned_with_report(Origin())
     save_pruned(model, tmp_path, report=report)
     main(["card", str(tmp_path), "--model_id", "me/other", "--license", "mit", "--tags", "small", "fast"])
     data = ModelCard.load(tmp_path / "README.md").data
     assert data.license == "mit" and {"small", "fast"} <= set(data.tags)
+    save_pruned(model, tmp_path, report=report)  # what is not said again is kept
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.license == "mit" and {"small", "fast"} <= set(data.tags)
+    main(["card", str(tmp_path), "--model_id", "me/other"])
     assert 'from_pretrained("me/other")' in (tmp_path / "README.md").read_text()
     (tmp_path / "README.md").write_text("# My own\n")
     save_pruned(model, tmp_path, report=report)

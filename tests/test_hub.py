@@ -217,6 +217,8 @@ def test_a_failed_upload_leaves_the_model_and_says_how_to_go_on(
         assert code == 2 and f"`hf-sparse push {directory} me/failed`" in output, output
         assert output.count("error:") == 1 and "Traceback" not in output and TOKEN not in output
         assert not server.files.get("me/failed") and (directory / "model.safetensors").read_bytes() == weights
+    code, output = shell(f"push {directory} me/failed --private --revision new --license mit --tags a b")
+    assert "me/failed --private --revision new --license mit --tags a b`" in output
     server.failures = {}
     code, output = shell(f"push {directory} me/failed")
     assert code == 0 and "is at" in output

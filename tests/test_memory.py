@@ -2,12 +2,13 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import command, environment
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, T5Config, T5ForConditionalGeneration
 
-from hf_sparse import SparsityError, discover
+from hf_sparse import PruningPlan, SparsityError, compact, discover
 from hf_sparse.cli import main
 from hf_sparse.memory import Engine, estimate_memory
 
@@ -90,6 +91,27 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as raised:
         main(["estimate", str(tmp_path / "missing")])
     assert raised.value.code == 2 and "cannot read the config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"processes": 0}, "give numbers of at least 1"),
+        ({"target": 5.0}, "a target between 0 and 1"),
+        ({"sequence_length": 1000}, "cannot be run on 1000 tokens"),
+    ],
+)
+def test_what_cannot_be_estimated_is_said(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(SparsityError, match=reason):
+        estimate_memory(BERT, **options)
+
+
+def test_a_pruned_model_is_not_estimated(tmp_path: Path) -> None:
+    model = BertForSequenceClassification(BERT)
+    [first, *_] = discover(model).blocks
+    compact(model, PruningPlan({first.name: (0, 3)}))
+    with pytest.raises(SparsityError, match="pruned already"):
+        estimate_memory(model.config)
 
 
 def test_an_unknown_architecture_is_refused() -> None:

@@ -144,6 +144,37 @@ def test_the_recipe_leaves_a_small_model_a_report_and_a_picture(
     assert (out / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"--max_train_samples": 0}, "give a number of rows above 0"),
+        ({"--train_file": ABSENT, "--validation_file": ABSENT, "--test_file": "test.csv"}, "goes with --train_file"),
+        ({"--dataset_name": "me/data"}, "leave one of them out"),
+    ],
+)
+def test_flags_that_would_be_ignored_are_refused(
+    flags: dict[str, object], reason: str, run: Run, data: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run({**data, **flags}) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_an_empty_text_is_said_with_its_row(
+    run: Run, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "dev.csv").open("a") as file:
+        file.write(",a\n")
+    assert run(dict(data)) == 2
+    assert "column 'sentence' is empty in row 33 of the validation data" in capsys.readouterr().err
+
+
+def test_a_teacher_without_a_head_for_the_labels_is_refused(
+    run: Run, data: dict[str, str], tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run({**data, "--teacher_name_or_path": tiny}) == 2
+    assert "has no head that was trained for a, b" in capsys.readouterr().err
+
+
 def test_several_targets_leave_a_family(
     run: Run, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
