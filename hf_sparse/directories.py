@@ -42,10 +42,12 @@ def replaced_directory(path: Path) -> Iterator[Path]:
     host = socket.gethostname()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for other in path.parent.glob(f".{path.name}.new-{host}-*"):
+        # Beside it, but for a directory that is mounted into a place where nothing else can be written.
+        home = path.parent if not path.exists() or os.access(path.parent, os.W_OK) else path
+        for other in home.glob(f".{path.name}.new-{host}-*"):
             if not _runs(int(other.name.split("-")[-2])):
                 _clear(other, path)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-{host}-{os.getpid()}-"))
+        temporary = Path(tempfile.mkdtemp(dir=home, prefix=f".{path.name}.new-{host}-{os.getpid()}-"))
         (temporary / _UNFINISHED).touch()
     except OSError as error:
         raise SparsityError(f"cannot write {path}: {error.strerror or error}") from None
@@ -58,9 +60,8 @@ def replaced_directory(path: Path) -> Iterator[Path]:
         (temporary / _UNFINISHED).unlink()
         if not path.exists():
             temporary.rename(path)
-        elif path != Path.cwd() and _exchange(
-            temporary, path
-        ):  # else a process would stand in a directory that is gone
+        # A directory that a process stands in would be gone from under it.
+        elif path not in (Path.cwd(), home) and _exchange(temporary, path):
             _clear(temporary, path)
         else:
             _move_files(temporary, path)

@@ -28,8 +28,8 @@ class SparseTrainerMixin(StagesMixin):
             on; it is put in evaluation mode and frozen.
 
     Raises:
-        SparsityError: the model has nothing to prune, the teacher has other labels, or an engine is in use that would
-            not give exact results.
+        SparsityError: the model has nothing to prune, the teacher has another number of labels, or an engine is in use
+            that would not give exact results.
     """
 
     # The arguments are those of whichever Trainer this is mixed into, so they cannot be spelt out here.

@@ -104,6 +104,19 @@ def test_a_config_cannot_name_other_files_for_weights(prune: bool, tmp_path: Pat
             type(model).from_pretrained(tmp_path, config=AutoConfig.from_pretrained(tmp_path))
 
 
+def test_a_mounted_directory_is_written_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, mounted = bert(), tmp_path / "mounted"
+    save_pruned(model, mounted)
+    (mounted / "notes.txt").write_text("mine")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    compact(model, random_plans(discover(model))["some gone"])
+    before = mounted.stat().st_ino
+    save_pruned(model, mounted)
+    assert mounted.stat().st_ino == before and (mounted / "notes.txt").read_text() == "mine"
+    assert load_pruned(mounted).num_parameters() == model.num_parameters()
+    assert not list(mounted.glob(".*")) and [path.name for path in tmp_path.iterdir()] == ["mounted"]
+
+
 def test_saving_into_the_working_directory_leaves_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
