@@ -335,7 +335,9 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
 
         Early stopping has no best metric to fall behind until then, so it waits too.
         """
-        return self._in_last_form and super()._determine_best_metric(metrics, trial)
+        wanted = self.args.metric_for_best_model
+        unknown = wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics  # Trainer then says so
+        return (self._in_last_form or unknown) and super()._determine_best_metric(metrics, trial)
 
     # ---- Checkpoints to resume from ----
 

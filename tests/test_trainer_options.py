@@ -111,6 +111,14 @@ def test_sigterm_saves_where_only_the_best_are_saved(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint-4/sparsity_state.json").is_file()
 
 
+def test_a_metric_that_is_not_there_is_said_at_the_first_evaluation(tmp_path: Path) -> None:
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "acuracy", "save_strategy": "steps"}
+    run = trainer(tmp_path, eval_strategy="steps", eval_steps=2, save_steps=2, **best)
+    with pytest.raises(KeyError, match="acuracy"):
+        run.train()
+    assert run.state.global_step == 2
+
+
 def test_a_run_does_not_go_on_with_another_target(tmp_path: Path) -> None:
     trainer(tmp_path, sparsity=SparsityConfig(target=0.3), callbacks=[StopAt(3)]).train()
     state = json.loads((tmp_path / "checkpoint-3/sparsity_state.json").read_text())
