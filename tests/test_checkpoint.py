@@ -55,26 +55,6 @@ def test_twice_pruned_models_load(model: PreTrainedModel, tmp_path: Path) -> Non
     assert torch.equal(outputs(load_pruned(tmp_path / "out")), outputs(model))
 
 
-def test_a_fresh_process_loads_the_same_logits_with_and_without_the_library(tmp_path: Path) -> None:
-    model = bert()
-    compact(learnt(model))
-    save_pruned(model, tmp_path / "out")
-    inputs = {name: tensor.tolist() for name, tensor in example_inputs(model).items()}
-    blocked = "sys.modules['hf_sparse'] = None"
-    for prelude, trust in (("import hf_sparse", False), (blocked, True)):
-        code = (
-            f"import json, sys, torch\n{prelude}\n"
-            "from transformers import AutoModelForSequenceClassification as Auto\n"
-            f"inputs = {{name: torch.tensor(rows) for name, rows in {inputs!r}.items()}}\n"
-            f"model = Auto.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code={trust}).eval()\n"
-            "print(json.dumps(model(**inputs).logits.tolist()))\n"
-        )
-        environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-        assert run.returncode == 0, run.stderr
-        torch.testing.assert_close(torch.tensor(json.loads(run.stdout)), outputs(model), rtol=1e-6, atol=1e-6)
-
-
 def test_with_neither_the_library_nor_trust_the_error_and_the_card_say_what_to_do(tmp_path: Path) -> None:
     model = bert()
     compact(learnt(model))
