@@ -88,18 +88,19 @@ def write_card(directory: Path, destination: Path, about: CardFields) -> None:
         SparsityError: as `model_card`.
     """
     older = destination / CARD
-    if not older.is_file() or MARK in older.read_text(encoding="utf-8", errors="replace"):
-        if older.is_file():
-            said = ModelCard.load(older, ignore_metadata_errors=True).data
-            tags = tuple(tag for tag in said.tags or () if tag not in TAGS)
-            about = replace(
-                about,
-                language=about.language or said.language,
-                license=about.license or said.license,
-                tags=about.tags or tags,
-            )
-        about = replace(about, model_id=about.model_id or destination.resolve().name)
-        (directory / CARD).write_text(str(model_card(directory, about)), encoding="utf-8")
+    if older.is_file():
+        if MARK not in older.read_text(encoding="utf-8", errors="replace"):
+            return
+        said = ModelCard.load(older, ignore_metadata_errors=True).data
+        tags = tuple(tag for tag in said.tags or () if tag not in TAGS)
+        about = replace(
+            about,
+            language=about.language or said.language,
+            license=about.license or said.license,
+            tags=about.tags or tags,
+        )
+    about = replace(about, model_id=about.model_id or destination.resolve().name)
+    (directory / CARD).write_text(str(model_card(directory, about)), encoding="utf-8")
 
 
 def task_of(architecture: str) -> str | None:

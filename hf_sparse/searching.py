@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.landing import Landing
 from hf_sparse.preemption import PreemptionMixin
 from hf_sparse.resuming import PROCESSES, SETTINGS, STATE, ResumingMixin, require_same_settings, settings
+from hf_sparse.scheduling import after_the_searches
 from hf_sparse.sensitivity import sensitivities
 from hf_sparse.sharding import average_gradients_
 from hf_sparse.steering import attached_gates
@@ -191,7 +192,7 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
                 f"{type(scheduler).__name__} would also slow the gates down, which then do not close: give an "
                 "lr_scheduler_type whose rate depends on the step alone, such as linear or cosine"
             )
-        self.lr_scheduler = _after_the_searches(scheduler, self._schedules, self.args, not self.is_deepspeed_enabled)
+        self.lr_scheduler = after_the_searches(scheduler, self._schedules, self.args, not self.is_deepspeed_enabled)
         return self.lr_scheduler
 
     def _penalize(self, step: int) -> None:
@@ -388,28 +389,3 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         bank = attached_gates(self._model)
         if bank is not None and self._gate_optimizer is not None and self.args.should_save:
             save_gates(bank, self._gate_optimizer, Path(output_dir))
-
-
-def _after_the_searches(
-    stock: LambdaLR, schedules: Sequence[Schedule], args: TrainingArguments, with_gates: bool
-) -> LambdaLR:
-    """The stock schedule, begun in every stage when the search for the structure ends and compressed into what is left.
-
-    Structure must be found while weights can still move, and recovery wants a whole decay of its own.
-    """
-    warmup = args.get_warmup_steps(schedules[-1].end)
-
-    def weights(step: int, decay: Any) -> float:
-        stage = next((stage for stage in schedules if step < stage.end), schedules[-1])
-        if step < stage.hold_end:
-            return min(1.0, (step - stage.start + 1) / (warmup + 1))
-        progress = (step - stage.hold_end) / max(1, stage.end - stage.hold_end)
-        return decay(warmup + progress * (schedules[-1].end - warmup))
-
-    lambdas: list[Any] = [lambda step, decay=decay: weights(step, decay) for decay in stock.lr_lambdas]
-    if with_gates:
-        lambdas[-1] = lambda step: 1.0  # their group is the last one
-    optimizer = stock.optimizer
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"]
-    return LambdaLR(optimizer, lambdas)

@@ -41,7 +41,7 @@ def check(directory: Path, with_library: bool) -> None:
 
 def main(way: str, directories: list[str]) -> None:
     if way == "with":
-        import hf_sparse  # noqa: F401
+        import hf_sparse  # noqa: F401  registers the pruned model types
     else:
         sys.modules["hf_sparse"] = None  # type: ignore[assignment]
     torch.set_num_threads(1)

@@ -65,6 +65,7 @@ ORDER = [
     "finite",
     "resuming",
     "preemption",
+    "scheduling",
     "searching",
     "weight_trainer",
     "estimates",

@@ -5,12 +5,21 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert, rows, training_arguments
+from conftest import bert, llama, rows, training_arguments
 from test_zoo import random_plans
 from transformers import AutoConfig, LlamaForCausalLM, PreTrainedModel, Trainer
 from zoo import ZOO
 
-from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, compact, discover, load_pruned, save_pruned
+from hf_sparse import (
+    PruningPlan,
+    SparseTrainer,
+    SparsityConfig,
+    SparsityError,
+    compact,
+    discover,
+    load_pruned,
+    save_pruned,
+)
 from hf_sparse.comparison import outputs
 from hf_sparse.report import count_macs
 
@@ -53,8 +62,6 @@ def test_experts_that_were_loaded_train_stop_and_go_on(tmp_path: Path) -> None:
 
 def test_a_pruned_decoder_is_smoothed_as_the_stock_one(tmp_path: Path) -> None:
     """Trainer finds out by the name of a class whether its labels are those of the next tokens."""
-    from conftest import llama
-
     data = rows(8).map(lambda row: {"labels": row["input_ids"]})
     losses = []
     for prune in (False, True):
@@ -63,8 +70,6 @@ def test_a_pruned_decoder_is_smoothed_as_the_stock_one(tmp_path: Path) -> None:
             model.get_parameter("model.layers.0.mlp.down_proj.weight")[:, 0] = 0.0
         if prune:
             [ffn] = [block for block in discover(model).blocks if block.name == "model.layers.0.mlp"]
-            from hf_sparse import PruningPlan
-
             compact(model, PruningPlan({ffn.name: tuple(range(1, ffn.units))}))
             assert type(model) is not LlamaForCausalLM and isinstance(model, LlamaForCausalLM)
         run = Trainer(model=model, args=training_arguments(tmp_path, label_smoothing_factor=0.1), eval_dataset=data)
