@@ -81,6 +81,7 @@ def compact(
     structure = bank.structure if bank else discover(model, inputs)
     plan = plan or current_plan(model)
     kept = _kept_units(structure, plan)
+    physical = {block.name: tuple(physical_units(block, kept[block.name]).tolist()) for block in structure.blocks}
     gates = bank.block_gates() if bank else {block.name: torch.ones(block.units) for block in structure.blocks}
     before = _parameters(model) - (_parameters(bank) if bank else 0)
     removed = tuple(block.name for block in structure.blocks if not len(kept[block.name]))
@@ -93,7 +94,7 @@ def compact(
         try:
             reference = _masked_outputs(model, structure, gates, kept, inputs)
             idle = _idle_norms(model, inputs) if removed else set()
-            _compact_(model, structure, gates, kept, before)
+            _compact_(model, structure, gates, kept, physical, before)
             if removed:
                 _drop_norms_(model, _idle_norms(model, inputs) - idle, inputs)
             _seal_(model)
@@ -115,7 +116,6 @@ def compact(
             raise
         for module in model.modules():
             module.training = modes.get(module, modes[model])
-    physical = {block.name: tuple(physical_units(block, kept[block.name]).tolist()) for block in structure.blocks}
     return CompactionReport(PruningPlan(physical), difference, before, _parameters(model), removed)
 
 
@@ -209,16 +209,19 @@ def _snapshot(model: nn.Module) -> Any:
 
 
 def _compact_(
-    model: PreTrainedModel, structure: ModelStructure, gates: dict[str, Tensor], kept: dict[str, Tensor], before: int
+    model: PreTrainedModel,
+    structure: ModelStructure,
+    gates: dict[str, Tensor],
+    kept: dict[str, Tensor],
+    physical: dict[str, tuple[int, ...]],
+    before: int,
 ) -> None:
     """Resize the model in place by the recipe that its checkpoint will carry, then fill in the new weights."""
     parameters = dict(model.named_parameters())
     recipe, values = shrink(parameters, structure.blocks, kept, gates)
     recipe = rebased(recipe, base_path(model))
     recipe["parameters"] = before
-    stay = {block.name: physical_units(block, kept[block.name]).tolist() for block in structure.blocks}
-    sizes = layer_sizes(structure, stay)
-    recipe["layers"] = [asdict(layer) for layer in sizes]
+    recipe["layers"] = [asdict(layer) for layer in layer_sizes(structure, physical)]
     if recipe["shapes"] or recipe["removed"]:
         resize_(model.base_model, recipe)
         _describe_(model, structure, kept, recipe)
