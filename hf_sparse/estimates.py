@@ -1,5 +1,6 @@
 """What some rows of data tell a Trainer at the borders of a stage: a refit, and who learns from whom."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from transformers.utils import logging
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.distillation import hidden_distances, layer_pairs
-from hf_sparse.refit import depths, refit_, refittable
+from hf_sparse.refit import depths, most_tokens, refit_, refittable
 from hf_sparse.results import ResultsMixin
 from hf_sparse.searching import SearchingMixin
 from hf_sparse.teacher import layer_states, state_masks
@@ -15,7 +16,9 @@ from hf_sparse.teacher import layer_states, state_masks
 logger = logging.get_logger(__name__)
 
 REFIT_ROWS, REFIT_TOKENS = 256, 8192
-"""Rows that output projections are refitted on, and tokens of texts after which there are no more of them."""
+"""Rows that output projections are refitted on, at once, and tokens; as many rows as make up either of them."""
+PROBED_ROWS = 8
+"""Rows to find out on how many tokens there are in one."""
 
 
 class EstimatesMixin(SearchingMixin, ResultsMixin):
@@ -31,17 +34,16 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
             return
         outputs = [block.output for block in self.structure.blocks]
         names = refittable(self._model, self.teacher.model, outputs)
-        batches: list[dict[str, Any]] = []
-        tokens = 0
-        for batch in self._some_rows(REFIT_ROWS, self.args.eval_batch_size):
-            batches.append(self._without_labels(batch))
-            main = batch[self._model.main_input_name]
-            tokens += main.numel() if main.ndim == 2 else 0
-            if tokens >= REFIT_TOKENS:
-                break
         training, _ = self._model.training, self._model.eval()
-        refit_(self._model, self.teacher.model, names, batches)
+        tried = self._batch_of(PROBED_ROWS)
+        tokens = most_tokens(self.teacher.model, names, tried) / len(tried[self._model.main_input_name])
+        rows = min(REFIT_ROWS, math.ceil(REFIT_TOKENS / max(tokens, 1)))
+        refit_(self._model, self.teacher.model, names, self._batch_of(rows))
         self._model.train(training)
+
+    def _batch_of(self, rows: int) -> dict[str, Any]:
+        """A batch of the training data, or all of them where there are fewer, without labels."""
+        return self._without_labels(next(self._some_rows(rows, rows)))
 
     def _match_layers(self) -> None:
         """Find out which layers of the student learn from which of the teacher, on a batch of the evaluation data.

@@ -43,55 +43,77 @@ def _width(module: nn.Module | None) -> int | None:
 
 
 @torch.no_grad()
-def refit_(
-    model: nn.Module, teacher: nn.Module, projections: Sequence[str], batches: Sequence[Mapping[str, Any]]
-) -> None:
+def most_tokens(model: nn.Module, projections: Sequence[str], inputs: Mapping[str, Any]) -> int:
+    """How many tokens, padding included, the linear layer sees that sees most of them in one forward."""
+    seen = [0]
+
+    def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(output.shape[:-1].numel())
+
+    with hooked([model.get_submodule(name).register_forward_hook(count) for name in projections]):
+        model(**inputs)
+    return max(seen)
+
+
+@torch.no_grad()
+def refit_(model: nn.Module, teacher: nn.Module, projections: Sequence[str], inputs: Mapping[str, Any]) -> None:
     """Change output projections in place, one after the other, so that they say what the teacher's do.
 
-    Each sees inputs from a model in which those before it are refitted already, and so makes up for their errors too.
+    All in one forward: each is fitted as soon as its inputs are there, and says what it has learnt, so that those after
+    it make up for its errors, too. One that runs several times, for several layers, cannot say what each of them wants,
+    and stays as it is.
 
     Args:
         model: pruned, in evaluation mode.
         teacher: dense, in evaluation mode.
-        projections: paths of linear layers of both, as `refittable` finds them, in the order in which they run.
-        batches: of inputs, without labels.
+        projections: paths of linear layers of both, as `refittable` finds them.
+        inputs: one batch, without labels.
     """
-    wanted = [{name: output for name, (_, output) in _seen(teacher, projections, batch).items()} for batch in batches]
-    for name in projections:
-        module = model.get_submodule(name)
-        bias = module._parameters.get("bias")
-        gram, moment = torch.zeros(()), torch.zeros(())
-        for batch, targets in zip(batches, wanted):
-            inputs, outputs = _seen(model, [name], batch)[name]
-            inputs = inputs[:, : 0 if isinstance(module, BiasOnly) else None].double()
-            if bias is not None:
-                inputs = torch.cat([inputs, torch.ones_like(outputs[:, :1], dtype=torch.double)], 1)
-            gram = gram + inputs.T @ inputs
-            moment = moment + inputs.T @ (targets[name] - outputs).double()
-        width = len(gram) - (bias is not None)
-        gram.diagonal()[:width] += RIDGE * gram.diagonal()[:width].sum() / max(width, 1)
-        change = torch.linalg.solve(gram, moment)
-        if bias is not None:
-            bias.add_(change[-1].to(bias.dtype))
-        if width:
-            weight = module.get_parameter("weight")
-            weight.add_((change[:width] if isinstance(module, Conv1D) else change[:width].T).to(weight.dtype))
+    mask = inputs.get("attention_mask")
+    wanted: dict[str, list[Tensor]] = {name: [] for name in projections}
 
-
-def _seen(model: nn.Module, names: Sequence[str], batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
-    """(inputs, outputs) of linear layers by path, shape (tokens, width), without padding."""
-    seen = {}
-
-    def keep(name: str) -> Any:
+    def listen(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            mask = batch.get("attention_mask")
-            if mask is not None and mask.shape == output.shape[:-1]:
-                seen[name] = args[0][mask.bool()], output[mask.bool()]
-            else:
-                seen[name] = args[0].flatten(0, -2), output.flatten(0, -2)
+            wanted[name].append(_tokens(output, mask))
 
         return hook
 
-    with hooked([model.get_submodule(name).register_forward_hook(keep(name)) for name in names]):
-        model(**batch)
-    return seen
+    def fit(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            targets = wanted.pop(name, [])
+            if len(targets) != 1 or targets[0].shape != _tokens(output, mask).shape:
+                return None
+            _fit_(module, _tokens(args[0], mask), targets[0] - _tokens(output, mask))
+            refitted: Tensor = module.forward(*args)
+            return refitted
+
+        return hook
+
+    with hooked([teacher.get_submodule(name).register_forward_hook(listen(name)) for name in projections]):
+        teacher(**inputs)
+    with hooked([model.get_submodule(name).register_forward_hook(fit(name)) for name in projections]):
+        model(**inputs)
+
+
+def _tokens(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Values of shape (..., width) as (tokens, width), without padding where a mask says what that is."""
+    if mask is not None and mask.shape == values.shape[:-1]:
+        return values[mask.bool()]
+    return values.flatten(0, -2)
+
+
+def _fit_(module: nn.Module, inputs: Tensor, errors: Tensor) -> None:
+    """Change a linear layer, or the bias left of one, in place by what its outputs for some inputs lack."""
+    bias = module._parameters.get("bias")
+    inputs = inputs[:, : 0 if isinstance(module, BiasOnly) else None].double()
+    width = inputs.shape[1]
+    if bias is not None:
+        inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
+    gram = inputs.T @ inputs
+    gram.diagonal()[:width] += RIDGE * gram.diagonal()[:width].sum() / max(width, 1)
+    change = torch.linalg.solve(gram, inputs.T @ errors.double())
+    if bias is not None:
+        bias.add_(change[-1].to(bias.dtype))
+    if width:
+        weight = module.get_parameter("weight")
+        weight.add_((change[:width] if isinstance(module, Conv1D) else change[:width].T).to(weight.dtype))

@@ -6,15 +6,30 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import MODELS, bert, rows, training_arguments
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import AlbertConfig, AlbertModel, PreTrainedModel
 
 from hf_sparse import PruningPlan, SparseTrainer, SparsityConfig, compact, discover
 from hf_sparse.distillation import hidden_distances
 from hf_sparse.inputs import example_inputs
 from hf_sparse.modeling_hf_sparse import BiasOnly
-from hf_sparse.refit import RIDGE, _seen, refit_, refittable
+from hf_sparse.probing import hooked
+from hf_sparse.refit import RIDGE, refit_, refittable
 
-BATCHES = [{"input_ids": torch.tensor(rows(32, seed=seed)["input_ids"])} for seed in range(4)]
+BATCH = {"input_ids": torch.tensor([tokens for seed in range(4) for tokens in rows(32, seed=seed)["input_ids"]])}
+
+
+@torch.no_grad()
+def seen(model: PreTrainedModel, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and outputs of a linear layer on the batch, shape (tokens, width)."""
+    found = []
+
+    def keep(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        found.append((args[0].flatten(0, -2), output.flatten(0, -2)))
+
+    with hooked([model.get_submodule(name).register_forward_hook(keep)]):
+        model(**BATCH)
+    return found[0]
 
 
 def halved(model: PreTrainedModel) -> tuple[PreTrainedModel, list[str]]:
@@ -30,7 +45,7 @@ def test_a_whole_model_stays_as_it_is(name: str) -> None:
     same = copy.deepcopy(model)
     names = refittable(same, model, [block.output for block in discover(model).blocks])
     assert len(names) == len(discover(model).blocks)
-    refit_(same, model, names, [example_inputs(model)])
+    refit_(same, model, names, example_inputs(model))
     for key, tensor in model.state_dict().items():
         torch.testing.assert_close(same.state_dict()[key], tensor, rtol=1e-5, atol=1e-6)
 
@@ -47,25 +62,46 @@ def test_what_is_left_comes_closer_to_the_teacher(name: str) -> None:
         return hidden_distances(states[0], states[1], [None] * len(states[0])).diagonal().mean().item()
 
     before = distance()
-    refit_(pruned, model, names, BATCHES)
+    refit_(pruned, model, names, BATCH)
     assert distance() < 0.8 * before
 
 
 def test_it_is_the_minimum_of_the_squared_error_and_the_pull() -> None:
     model = bert().double()
     pruned, names = halved(model)
-    first = names[0]
-    seen = [(_seen(pruned, [first], batch)[first], _seen(model, [first], batch)[first]) for batch in BATCHES]
-    inputs = torch.cat([own[0] for own, _ in seen])
-    wanted = torch.cat([other[1] for _, other in seen])
-    module = pruned.get_submodule(first)
-    start = module.weight.detach().clone()
-    refit_(pruned, model, [first], BATCHES)
-    error = torch.nn.functional.linear(inputs, module.weight, module.bias) - wanted
-    pull = RIDGE * inputs.square().sum(0).mean() * (module.weight - start)
-    slope = error.T @ inputs + pull
-    assert slope.abs().max() <= 1e-8 * (wanted.T @ inputs).abs().max()
-    assert error.sum(0).abs().max() <= 1e-8 * wanted.abs().sum()
+    starts = {name: pruned.get_submodule(name).weight.detach().clone() for name in names}
+    refit_(pruned, model, names, BATCH)
+    for name in names:  # each on inputs from what was refitted before it
+        module, (inputs, _), (_, wanted) = pruned.get_submodule(name), seen(pruned, name), seen(model, name)
+        error = torch.nn.functional.linear(inputs, module.weight, module.bias) - wanted
+        pull = RIDGE * inputs.square().sum(0).mean() * (module.weight - starts[name])
+        slope = error.T @ inputs + pull
+        assert slope.abs().max() <= 1e-8 * (wanted.T @ inputs).abs().max()
+        assert error.sum(0).abs().max() <= 1e-8 * wanted.abs().sum()
+
+
+def test_padding_does_not_count() -> None:
+    model = bert()
+    (pruned, names), padded = (
+        halved(model),
+        {name: torch.nn.functional.pad(BATCH["input_ids"], (0, 3)) for name in BATCH},
+    )
+    same = copy.deepcopy(pruned)
+    padded["attention_mask"] = (torch.arange(11) < 8).long().expand(128, -1)
+    refit_(pruned, model, names, BATCH)
+    refit_(same, model, names, padded)
+    for name, weight in pruned.named_parameters():
+        torch.testing.assert_close(same.get_parameter(name), weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_several_share_stays_as_it_is() -> None:
+    sizes = {"embedding_size": 16, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40}
+    model = AlbertModel(AlbertConfig(vocab_size=99, num_hidden_layers=3, **sizes)).eval()
+    pruned, names = halved(model)
+    before = copy.deepcopy(pruned.state_dict())
+    refit_(pruned, model, names, BATCH)
+    assert names
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
 
 
 def test_of_a_removed_sublayer_the_bias_is_fitted() -> None:
@@ -74,8 +110,8 @@ def test_of_a_removed_sublayer_the_bias_is_fitted() -> None:
     block = discover(model).blocks[0]
     compact(pruned, PruningPlan({block.name: ()}))
     assert isinstance(pruned.get_submodule(block.output), BiasOnly)
-    refit_(pruned.eval(), model, refittable(pruned, model, [block.output]), BATCHES)
-    wanted = torch.cat([_seen(model, [block.output], batch)[block.output][1] for batch in BATCHES]).mean(0)
+    refit_(pruned.eval(), model, refittable(pruned, model, [block.output]), BATCH)
+    wanted = seen(model, block.output)[1].mean(0)
     torch.testing.assert_close(pruned.get_submodule(block.output).bias, wanted, rtol=1e-4, atol=1e-5)
 
 
