@@ -147,7 +147,8 @@ class ResultsMixin(ModelMixin):
     ) -> Report:
         dense = with_random_weights_(skeleton(self._dense), self._model.device)
         results = self._last_metrics()
-        with self._compacted() as compactions:
+        # In its own precision, as those who load it will have it, and as the dense model is measured.
+        with self._compacted() as compactions, plain_forward(self._model):
             self.report = make_report(
                 dense,
                 self._model,

@@ -68,7 +68,10 @@ class RecipeParser(HfArgumentParser):
 
     def parse(self) -> tuple[Any, ...]:
         """One instance of every dataclass, from the command line."""
-        *parsed, unknown = self.parse_args_into_dataclasses(return_remaining_strings=True)
+        try:
+            *parsed, unknown = self.parse_args_into_dataclasses(return_remaining_strings=True)
+        except ValueError as error:  # flags that do not go together
+            self.error(str(error))
         if unknown:
             self.error(f"unknown flag {unknown[0]}")
         return tuple(parsed)

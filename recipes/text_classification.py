@@ -181,6 +181,8 @@ def _tokenizer(source: str, arguments: ModelArguments) -> PreTrainedTokenizerBas
         )
     except (OSError, ValueError) as error:
         raise SparsityError(f"cannot load the tokenizer of {source}: {str(error).splitlines()[0]}") from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up where there is none
+        raise SparsityError(f"{source} has no tokenizer, so all words would look the same: save one beside the model")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -245,7 +247,7 @@ def _fine_tune(
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(dense, directory))
     gather_(model, trainer.optimizer)
     if trainer.is_world_process_zero():
-        save_pruned(model, finished)
+        save_pruned(model, finished, tokenizer)
         for checkpoint in directory.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     trainer.accelerator.wait_for_everyone()

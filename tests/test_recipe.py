@@ -257,9 +257,11 @@ def test_other_files_and_columns(run: Run, tmp_path: Path, suffix: str, separato
         ({"--output_dir": None}, "expected one argument"),
         ({"--output_dir": ABSENT}, "--output_dir is missing"),
         ({"--model_name_or_path": "unprunable"}, "has no attention heads or FFN neurons"),
+        ({"--model_name_or_path": "untold"}, "untold has no tokenizer"),
         ({"--model_name_or_path": "no/such_model"}, "cannot load the"),
         ({"--teacher_name_or_path": "no/such_teacher"}, "cannot load the model no/such_teacher"),
         ({"--resume_from_checkpoint": "checkpoint-7"}, "is not a whole checkpoint"),
+        ({"--load_best_model_at_end": None, "--save_strategy": "no"}, "requires the save and eval strategy to match"),
         ({"--no_such_flag": 1}, "unknown flag --no_such_flag"),
     ],
 )
@@ -285,6 +287,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     if flags.get("--model_name_or_path") == "unprunable":
         DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "unprunable")
         AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "unprunable")
+    bert().save_pretrained(tmp_path / "untold")
     before = sorted(path for path in tmp_path.rglob("*"))
     capsys.readouterr()
     assert run({**data, **flags}) == 2

@@ -14,7 +14,15 @@ from test_trainer import trainer
 from torch import nn
 from transformers import GenerationConfig, Trainer, get_linear_schedule_with_warmup
 
-from hf_sparse import NonFiniteLossError, SparseTrainer, SparseTrainerMixin, SparsityConfig, SparsityError, compact
+from hf_sparse import (
+    NonFiniteLossError,
+    SparseTrainer,
+    SparseTrainerMixin,
+    SparsityConfig,
+    SparsityError,
+    compact,
+    report,
+)
 from hf_sparse.patching import attach_gates, require_bank
 
 
@@ -97,6 +105,24 @@ def test_metrics_of_all_evaluation_sets_are_reported(tmp_path: Path) -> None:
     run.evaluate()
     metrics = run.measure().pruned.metrics["evaluation"]
     assert {"a_loss", "b_loss", "a_accuracy", "b_accuracy"} == metrics.keys()
+
+
+def test_both_models_are_measured_in_their_own_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(tmp_path, bf16=True)
+    run.train()
+    run.compact()
+    seen: list[torch.dtype] = []
+
+    def latencies(models: list[Any], inputs: Any) -> list[float]:
+        for model in models:
+            # Inside the model: what accelerate puts around it turns outputs back into float32.
+            model.classifier.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+            model(**inputs)
+        return [1.0, 1.0]
+
+    monkeypatch.setattr(report, "median_latencies_ms", latencies)
+    run.measure()
+    assert set(seen) == {torch.float32}
 
 
 def test_sigterm_saves_where_only_the_best_are_saved(tmp_path: Path) -> None:
