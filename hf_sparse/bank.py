@@ -11,7 +11,6 @@ from hf_sparse.costs import CostTable
 from hf_sparse.gates import GateGroup
 from hf_sparse.layout import uniform_counts
 from hf_sparse.objective import DENSITIES
-from hf_sparse.sensitivity import Pools
 from hf_sparse.steering import SteeredGates, log_importances
 from hf_sparse.structure import Block, ModelStructure
 
@@ -128,9 +127,9 @@ class GateBank(SteeredGates):
             if scores.any():
                 group.open_(log_importances(scores, power).to(group.alpha))
 
-    def pools(self) -> Pools:
-        """By block, the weight of its output projection, and the sums over the columns of every unit."""
-        return {block.name: (block.weight.parameter, block.column_sums) for block in self.structure.blocks}
+    def pooled(self, name: str, values: Tensor) -> Tensor:
+        """Sums over the columns of every unit of a block, shape (units,)."""
+        return next(block for block in self.structure.blocks if block.name == name).column_sums(values)
 
     def block_gates(self) -> dict[str, Tensor]:
         """The gates of every block, shape (units,)."""

@@ -76,6 +76,10 @@ class Scaler(nn.Module, ABC):
         for name, value in self.scales().items():
             self._scales[name].value = value
 
+    def scales_in_use(self) -> dict[str, Tensor]:
+        """By name, what parameters were read with in the last forward, with the graph that leads to it."""
+        return {name: scale.value for name, scale in self._scales.items() if scale.value is not None}
+
     def forget_scales_(self) -> None:
         """Let parameters be read unscaled until the next forward, in place."""
         for scale in self._scales.values():

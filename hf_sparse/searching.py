@@ -218,8 +218,8 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         if bank is None or bank.warm_start == 0:
             return
         training, _ = self._model.training, self._model.eval()
-        with self._whole(), plain_forward(self._model), unchanged_random_state(self.args.device):
-            found = sensitivities(self._model, bank.pools(), self._some_rows(SENSITIVITY_ROWS, 1), self._row_loss)
+        with plain_forward(self._model), unchanged_random_state(self.args.device):
+            found = sensitivities(bank, self._some_rows(SENSITIVITY_ROWS, 1), self._row_loss)
         self._model.train(training)
         bank.start_from_(broadcast(found), bank.warm_start)
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from hf_sparse.config import SearchConfig
 from hf_sparse.controller import Controller
 from hf_sparse.scaling import Scaler
-from hf_sparse.sensitivity import Pools
 
 BANK = "sparsity_gates"
 """Name of the submodule that holds the gates of a model; their parameters start with it in checkpoints."""
@@ -68,15 +67,15 @@ class SteeredGates(Scaler):
         return self.penalties(gates).sum()
 
     @abstractmethod
-    def pools(self) -> Pools:
-        """What the gates scale, for `sensitivities`."""
+    def pooled(self, name: str, values: Tensor) -> Tensor:
+        """Sums of values of the shape of a scale, by its name, over what each of its gates scales."""
 
     @abstractmethod
     def start_from_(self, sensitivities: Mapping[str, Tensor], power: float) -> None:
         """Set the importances in place to a power of what the loss loses without each; every gate stays exactly 1.
 
         Args:
-            sensitivities: by the names of `pools`, not negative.
+            sensitivities: by the names of the scales, not negative.
             power: 0 for all alike.
         """
 

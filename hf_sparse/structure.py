@@ -108,7 +108,7 @@ class Block:
         return None if torch.equal(flat, torch.arange(len(flat))) else flat.argsort()
 
     def column_sums(self, values: Tensor) -> Tensor:
-        """Sums of values of the shape of the weight over what each gate scales, shape (units,)."""
+        """Sums of values that have the columns of the weight over what each gate scales, shape (units,)."""
         columns = values.movedim(self.weight.dim, 0).flatten(1).sum(1)
         return columns[self.columns.to(columns.device)].sum(1)
 

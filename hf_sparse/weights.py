@@ -3,7 +3,6 @@
 The model keeps its shapes and stays a stock one. `hf_sparse.sparse` makes sparse tensors of its weights.
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import cast
@@ -19,7 +18,6 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.gates import GateGroup
 from hf_sparse.patterns import pattern_of
 from hf_sparse.scaling import Scaler, attach_scaler_, detach_scaler_
-from hf_sparse.sensitivity import Pools
 from hf_sparse.steering import BANK, SteeredGates, attached_gates, log_importances
 
 MASKS = "sparsity_masks"
@@ -98,11 +96,8 @@ class WeightGates(SteeredGates):
         """Which weights stay, bool, by path of their layer."""
         return self._laid_out(self.pattern.kept(self.group.alpha.detach(), self.group().detach()))
 
-    def pools(self) -> Pools:
-        """By layer, its weight and the sums over the weights of every gate."""
-        return {name: (f"{name}.weight", functools.partial(self._pooled, name)) for name in self.shapes}
-
-    def _pooled(self, name: str, values: Tensor) -> Tensor:
+    def pooled(self, name: str, values: Tensor) -> Tensor:
+        """Sums over the weights of every gate of a layer."""
         return self.pattern.pool(values.T if self.turned[name] else values)
 
     def start_from_(self, sensitivities: Mapping[str, Tensor], power: float) -> None:

@@ -7,23 +7,22 @@ import torch
 from conftest import bert, rows, training_arguments
 from torch import nn
 
-from hf_sparse import SparseTrainer, SparsityConfig, attach_gates, discover
+from hf_sparse import SparseTrainer, SparsityConfig, attach_gates
 from hf_sparse.patching import require_bank
 from hf_sparse.sensitivity import sensitivities
 
 
 def test_they_are_squared_slopes_of_the_loss_by_every_gate() -> None:
     model = bert().double()
-    structure = discover(model)
-    pools = {block.name: (block.weight.parameter, block.column_sums) for block in structure.blocks}
+    bank = attach_gates(model, SparsityConfig())
     batches = [
         {"input_ids": torch.tensor([row["input_ids"]]), "labels": torch.tensor([row["labels"]])} for row in rows(3)
     ]
-    found = sensitivities(model, pools, batches, lambda batch: model(**batch).loss)
+    found = sensitivities(bank, batches, lambda batch: model(**batch).loss)
     step = 1e-5
     with torch.no_grad():
-        for block in structure.blocks:
-            weight = model.get_parameter(block.weight.parameter)
+        for block in bank.structure.blocks:
+            weight = dict(model.named_parameters())[block.weight.parameter]
             for unit in (0, block.units - 1):
                 slopes = []
                 for batch in batches:

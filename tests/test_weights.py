@@ -139,7 +139,7 @@ def test_sensitivities_are_squared_slopes_by_every_gate(config: WeightSparsityCo
     batches = [
         {"input_ids": torch.tensor([row["input_ids"]]), "labels": torch.tensor([row["labels"]])} for row in rows(2)
     ]
-    found = sensitivities(model, bank.pools(), batches, lambda batch: model(**batch).loss)
+    found = sensitivities(bank, batches, lambda batch: model(**batch).loss)
     name, shape = list(bank.shapes.items())[1]
     pattern, squares = bank.pattern, []
     fold = copy.deepcopy(model)
