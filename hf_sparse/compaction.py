@@ -23,7 +23,7 @@ from hf_sparse.modeling_hf_sparse import (
 )
 from hf_sparse.patching import current_plan, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
-from hf_sparse.probing import FORWARD_ERRORS
+from hf_sparse.probing import FORWARD_ERRORS, hooked
 from hf_sparse.slicing import BY_PATH, base_path, physical_units, rebased, shrink
 from hf_sparse.stock import stock_config, to_stock_
 from hf_sparse.structure import ModelStructure, layer_sizes
@@ -236,28 +236,33 @@ def _compact_(
 
 
 def _idle_norms(model: PreTrainedModel, inputs: dict[str, Any]) -> set[str]:
-    """Modules without children, with vectors for parameters, that no output depends on: seen by autograd."""
-    vectors = {
-        name: list(module.parameters(recurse=False))
+    """Modules without children, with vectors for parameters, whose output no other depends on: seen by autograd."""
+    shapes = {
+        name: {parameter.ndim for parameter in module.parameters(recurse=False)}
         for name, module in model.named_modules()
-        if not list(module.children()) and all(parameter.ndim == 1 for parameter in module.parameters(recurse=False))
+        if not list(module.children())
     }
-    vectors = {name: parameters for name, parameters in vectors.items() if parameters}
-    flat = [parameter for parameters in vectors.values() for parameter in parameters]
-    if not flat:
-        return set()
-    frozen = [parameter for parameter in flat if not parameter.requires_grad]
-    with torch.enable_grad():
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        try:
-            total = torch.stack([value.sum() for value in outputs(model, inputs).values()]).sum()
-            slopes = torch.autograd.grad(total, flat, allow_unused=True)
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-    unused = {id(parameter) for parameter, slope in zip(flat, slopes) if slope is None}
-    return {name for name, parameters in vectors.items() if all(id(parameter) in unused for parameter in parameters)}
+    names = {name for name, dimensions in shapes.items() if dimensions == {1}}
+    scales: list[tuple[str, Tensor]] = []
+
+    def scaled(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                names.discard(name)
+                return None
+            scales.append((name, torch.ones((), dtype=output.dtype, device=output.device, requires_grad=True)))
+            multiplied: Tensor = output * scales[-1][1]
+            return multiplied
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(scaled(name)) for name in names]
+    with torch.enable_grad(), hooked(handles):
+        total = torch.stack([value.sum() for value in outputs(model, inputs).values()]).sum()
+    if not scales or not total.requires_grad:
+        return names
+    slopes = torch.autograd.grad(total, [scale for _, scale in scales], allow_unused=True)
+    return names - {name for (name, _), slope in zip(scales, slopes) if slope is not None}
 
 
 def _drop_norms_(model: PreTrainedModel, names: set[str], inputs: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from hf_sparse.streaming import device_of, streamed
+
 RELATIVE_TOLERANCE = 1e-4
 """Largest difference, in units of the largest output, that counts as rounding in float32."""
 
@@ -26,7 +28,8 @@ def tensors(output: Any, place: str = "") -> dict[str, Tensor]:
 
 def outputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The floating-point tensors in the model's outputs, by their place; models that sample draw the same each time."""
-    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+    device = device_of(inputs)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), streamed(model, inputs):
         torch.manual_seed(0)
         found = model(**inputs, return_dict=True)
     assert isinstance(found, ModelOutput)

@@ -33,7 +33,7 @@ def discover(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None) ->
 
     Args:
         model: any transformers model; attached gates don't matter.
-        inputs: a small batch that it can be run on; made from its config by default.
+        inputs: a small batch that it can be run on, from any device; made from its config by default.
 
     Returns:
         The blocks in the order of the model, and what was found but cannot be pruned, with the reason.
@@ -41,7 +41,8 @@ def discover(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None) ->
     Raises:
         SparsityError: no example inputs can be made for this model, and none are given.
     """
-    inputs = dict(inputs) if inputs is not None else example_inputs(model)
+    given = example_inputs(model) if inputs is None else inputs
+    inputs = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in given.items()}
     with _evaluating(model):
         return _Discovery(model, inputs).run()
 

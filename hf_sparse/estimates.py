@@ -11,6 +11,7 @@ from hf_sparse.distillation import hidden_distances, layer_pairs
 from hf_sparse.refit import depths, most_tokens, refit_, refittable
 from hf_sparse.results import ResultsMixin
 from hf_sparse.searching import SearchingMixin
+from hf_sparse.streaming import streamed
 from hf_sparse.teacher import layer_states, state_masks
 
 logger = logging.get_logger(__name__)
@@ -54,7 +55,7 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
             return
         batch = self._verification_batch()
         training, _ = self._model.training, self._model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), streamed(self._model, batch):
             outputs = self._model(**batch, output_hidden_states=True, return_dict=True)
             teacher = self.teacher(batch).hidden_states
         student, masks = layer_states(outputs), state_masks(outputs, batch)

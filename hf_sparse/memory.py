@@ -35,12 +35,14 @@ class MemoryEstimate:
 
     Attributes:
         parts: what is there during the search for the structure, when most is.
-        shrinking: the peak while the model shrinks, for which FSDP puts it together on every device.
+        shrinking: the peak while the model shrinks.
+        host: what every process then takes of the host's memory, where FSDP puts the model together; 0 otherwise.
         units: attention heads and FFN neurons that get gates.
     """
 
     parts: Mapping[str, int]
     shrinking: int
+    host: int
     units: int
 
     @property
@@ -50,6 +52,7 @@ class MemoryEstimate:
 
     def __str__(self) -> str:
         rows = [*self.parts.items(), ("peak of a step", self.training), ("peak while shrinking", self.shrinking)]
+        rows += [("on the host, while shrinking", self.host)] if self.host else []
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:{width}}  {size / 2**30:9.3f} GiB" for name, size in rows)
 
@@ -142,10 +145,13 @@ def estimate_memory(
         parts["teacher"] = taught
         parts["teacher's hidden states"] = states
     # Outputs are compared in float32, first with masks; what is left is a copy, before what it was cut from goes.
-    gathered = stored * total if engine == "fsdp" else 0
     copied = round(max(4 * scaled, 4 * (1 - target) * inside)) + (4 - stored) * total
-    shrinking = parts["weights"] + (0 if zero else parts["optimizer"]) + gathered + copied + taught
-    return MemoryEstimate(parts, shrinking, units)
+    shrinking, host = parts["weights"] + (0 if zero else parts["optimizer"]) + taught, 0
+    if engine == "fsdp":  # it runs from there, a layer at a time
+        shrinking, host = shrinking + 4 * (largest + total - inside), stored * total + copied
+    else:
+        shrinking += copied
+    return MemoryEstimate(parts, shrinking, host, units)
 
 
 def _bytes(config: PreTrainedConfig) -> int:

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_sparse.modeling_hf_sparse import BiasOnly
 from hf_sparse.probing import hooked, sizes
+from hf_sparse.streaming import streamed
 
 RIDGE = 1e-2
 """Pull towards the weights that are there, in units of the mean square of the inputs."""
@@ -56,7 +58,7 @@ def most_tokens(model: nn.Module, projections: Sequence[str], inputs: Mapping[st
 
 
 @torch.no_grad()
-def refit_(model: nn.Module, teacher: nn.Module, projections: Sequence[str], inputs: Mapping[str, Any]) -> None:
+def refit_(model: PreTrainedModel, teacher: nn.Module, projections: Sequence[str], inputs: Mapping[str, Any]) -> None:
     """Change output projections in place, one after the other, so that they say what the teacher's do.
 
     All in one forward: each is fitted as soon as its inputs are there, and says what it has learnt, so that those after
@@ -91,7 +93,8 @@ def refit_(model: nn.Module, teacher: nn.Module, projections: Sequence[str], inp
 
     with hooked([teacher.get_submodule(name).register_forward_hook(listen(name)) for name in projections]):
         teacher(**inputs)
-    with hooked([model.get_submodule(name).register_forward_hook(fit(name)) for name in projections]):
+    handles = [model.get_submodule(name).register_forward_hook(fit(name)) for name in projections]
+    with hooked(handles), streamed(model, inputs):
         model(**inputs)
 
 

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from huggingface_hub import CommitInfo
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
 
 from hf_sparse.card import NO_FIELDS, CardFields, task_of
 from hf_sparse.checkpoint import complete
@@ -28,6 +30,8 @@ from hf_sparse.report import Metrics, Origin, Report, command_line, hub_id, make
 from hf_sparse.sharding import gather_
 from hf_sparse.structure import ModelStructure
 from hf_sparse.surgery import plain_forward, skeleton, with_random_weights_
+
+logger = logging.get_logger(__name__)
 
 
 class ResultsMixin(ModelMixin):
@@ -88,6 +92,7 @@ class ResultsMixin(ModelMixin):
             with plain_forward(self._model):
                 self._compactions.append(compact(self._model, inputs=self._verification_batch()))
         if sharded or gated:
+            nn.Module.to(self._model, self.args.device)  # transformers wraps `to` in a way that hides its type
             self.model_wrapped = self._model
             self.optimizer = self.lr_scheduler = None
         return _together(self._compactions)
@@ -145,10 +150,11 @@ class ResultsMixin(ModelMixin):
     def _measure(
         self, inputs: Mapping[str, Tensor], metrics: tuple[Metrics, Metrics] | None, origin: Origin | None
     ) -> Report:
-        dense = with_random_weights_(skeleton(self._dense), self._model.device)
+        dense = with_random_weights_(skeleton(self._dense), self.args.device)
         results = self._last_metrics()
         # In its own precision, as those who load it will have it, and as the dense model is measured.
         with self._compacted() as compactions, plain_forward(self._model):
+            nn.Module.to(self._model, self.args.device)
             self.report = make_report(
                 dense,
                 self._model,
@@ -162,6 +168,14 @@ class ResultsMixin(ModelMixin):
                 self.args.seed,
             )
         return self.report
+
+    def _measured_if_it_fits(self) -> Report | None:
+        """`measure()` where nobody has asked for it: nothing is lost if both models do not fit the device together."""
+        try:
+            return self.measure()
+        except torch.OutOfMemoryError:
+            logger.warning("Not measured: the models before and after do not fit %s together.", self.args.device)
+            return None
 
     def _last_metrics(self) -> dict[str, float]:
         """The task's own metrics of the last evaluation, of all data sets that it was on; numbers only."""
@@ -216,7 +230,7 @@ class ResultsMixin(ModelMixin):
         pruned = gate_bank(self._model) is not None or self._compactions
         with self._whole():
             if self.report is None and pruned and self.is_world_process_zero():
-                self.measure()
+                self._measured_if_it_fits()
             self._save_result(Path(str(self.args.output_dir)))
         if not self.is_world_process_zero():
             return None

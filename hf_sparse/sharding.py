@@ -17,6 +17,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from hf_sparse.errors import SparsityError
 from hf_sparse.steering import BANK, attached_gates
+from hf_sparse.streaming import layers
 
 
 def prepare_sharding_(accelerator: Accelerator) -> None:
@@ -79,16 +80,14 @@ def average_gradients_(gates: nn.Module, accelerator: Accelerator) -> None:
 
 def shard_frozen_(model: PreTrainedModel) -> None:
     """Shard a model in place, layer by layer, that is never changed; from here on all processes run it together."""
-    layers = set(model._no_split_modules or ())
-    for module in reversed(list(model.modules())):
-        if type(module).__name__ in layers:
-            fully_shard(module)
+    for layer in layers(model):
+        fully_shard(layer)
     fully_shard(model)
 
 
 @contextmanager
 def whole(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterator[None]:
-    """Inside this context a sharded model is whole on every process, in place.
+    """Inside this context a sharded model is whole on every process, in place, in the host's memory.
 
     One that is not sharded stays as it is. All processes must come here together.
     """
@@ -104,9 +103,10 @@ def whole(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterato
 
 @torch.no_grad()
 def gather_(model: nn.Module, optimizer: Any) -> None:
-    """Make a sharded model whole in place on every process, one tensor after the other; another is left as it is.
+    """Make a sharded model whole in place in every process's host memory, tensor by tensor; leave another as it is.
 
-    The optimizer's state stays in shards: they are of use again to parameters that are the same afterwards.
+    Devices need room for one tensor only, and `streamed` runs it there. The optimizer's state stays in shards: they are
+    of use again to parameters that are the same afterwards.
     """
     # Private names of torch: imported here, so that nobody depends on them who does not shard.
     from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
@@ -116,7 +116,7 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
         if isinstance(module, FSDPModule):
             module.reshard()
     shards = {id(parameter): parameter for parameter in model.parameters() if isinstance(parameter, DTensor)}
-    wholes = {key: nn.Parameter(shard.full_tensor(), shard.requires_grad) for key, shard in shards.items()}
+    wholes = {key: nn.Parameter(shard.full_tensor().cpu(), shard.requires_grad) for key, shard in shards.items()}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             module._parameters[name] = wholes.get(id(parameter), parameter)

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers.utils import logging
 
+from hf_sparse.bank import GateBank
 from hf_sparse.card import REPORT
 from hf_sparse.compaction import CompactionReport, compact
 from hf_sparse.config import SparsityConfig
-from hf_sparse.errors import SparsityError
+from hf_sparse.costs import CostTable
+from hf_sparse.errors import SparsityError, UnknownInputsError
 from hf_sparse.estimates import EstimatesMixin
 from hf_sparse.family import write_family
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank
@@ -61,9 +63,18 @@ class StagesMixin(EstimatesMixin):
             self._finish_stage()
             self._stage += 1
             with self._surgery():
-                attach_gates(self._model, self._stage_config, self._verification_batch(), self.costs)
-                self._start_gates()
+                self._attach_gates(self.costs)
             self._train_gates()
+            self._start_gates()
+
+    def _attach_gates(self, costs: CostTable | None = None) -> GateBank:
+        """Put gates on the model, in place; found by a batch of the data if no other input can be made up."""
+        try:
+            return attach_gates(self._model, self._stage_config, None, costs)
+        except UnknownInputsError:
+            if self.eval_dataset is None and self.train_dataset is None:
+                raise
+            return attach_gates(self._model, self._stage_config, self._verification_batch(), costs)
 
     def _shrink(self) -> None:
         """Make the model physically smaller in place, and go on training what is left."""
@@ -83,11 +94,12 @@ class StagesMixin(EstimatesMixin):
             self.control.should_log, self.control.should_evaluate = due
         path = self._member_path(self._stage_config.target)
         with self._whole():
-            if self.is_world_process_zero():
-                self._members[path.name] = self.measure()
+            report = self._measured_if_it_fits() if self.is_world_process_zero() else None
+            if report is not None:
+                self._members[path.name] = report
             self._save_result(path)
         self.report = None
-        if self.args.should_save:
+        if self.args.should_save and self._members:
             write_family(Path(str(self.args.output_dir)), self._members)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -143,4 +155,4 @@ class StagesMixin(EstimatesMixin):
             finished = [self._member_path(target) for target in self.sparsity.descent[:stage]]
             self._members = {path.name: Report.read(path / REPORT) for path in finished if (path / REPORT).is_file()}
             if searching and gate_bank(self._model) is None:
-                attach_gates(self._model, self._stage_config, batch, self.costs)
+                self._attach_gates(self.costs)

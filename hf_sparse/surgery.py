@@ -31,7 +31,7 @@ def surgery(model: PreTrainedModel, wrapped: nn.Module, optimizer: Any, accelera
     with whole(model, optimizer, accelerator):
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
-        with plain_forward(model), unchanged_random_state(model.device):
+        with plain_forward(model), unchanged_random_state(accelerator.device):
             yield
         parameters = dict(model.named_parameters())
         state = optimizer.state

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 
 from hf_sparse.bank import GateBank
 from hf_sparse.config import SparsityConfig
-from hf_sparse.errors import SparsityError, UnknownInputsError
+from hf_sparse.errors import SparsityError
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank, require_bank
 from hf_sparse.sharding import prepare_sharding_, require_whole
 from hf_sparse.stages import StagesMixin
@@ -44,6 +44,7 @@ class SparseTrainerMixin(StagesMixin):
         require_whole(self._model)
         if self.is_fsdp_enabled:
             prepare_sharding_(self.accelerator)
+        self._place_to_measure(self._model)
         bank = gate_bank(self._model) or self._attach_gates()
         if bank.config != sparsity.stage(0):
             raise SparsityError("the model has gates of another SparsityConfig: call detach_gates(model) first")
@@ -59,16 +60,6 @@ class SparseTrainerMixin(StagesMixin):
             SparsityError: the model has none (any more).
         """
         return require_bank(self._model)
-
-    def _attach_gates(self) -> GateBank:
-        """Put gates on the model, in place; found by a batch of the data if no other input can be made up."""
-        self._place_to_measure(self._model)
-        try:
-            return attach_gates(self._model, self._stage_config)
-        except UnknownInputsError:
-            if self.eval_dataset is None and self.train_dataset is None:
-                raise
-            return attach_gates(self._model, self._stage_config, self._verification_batch())
 
     def _place_to_measure(self, model: PreTrainedModel) -> None:
         """Move a model, in place, to the device that latencies are wanted of; Trainer may do so only later."""

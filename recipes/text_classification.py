@@ -246,6 +246,7 @@ def _fine_tune(
     )
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(dense, directory))
     gather_(model, trainer.optimizer)
+    nn.Module.to(model, arguments.device)
     if trainer.is_world_process_zero():
         save_pruned(model, finished, tokenizer)
         for checkpoint in directory.glob("checkpoint-*"):

@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+
+from hf_sparse import streaming
 
 TESTS = Path(__file__).parent
 DEEPSPEED = Path(sys.prefix) / "deepspeed"
@@ -32,8 +35,12 @@ def free_port() -> int:
 
 
 def shard_on_cpus() -> None:
-    """Let accelerate shard, which it does on accelerators alone, though torch's fully_shard works on CPUs as well."""
+    """Let accelerate shard, which it does on accelerators alone, though torch's fully_shard works on CPUs as well.
+
+    And let models that are put together run by copies of their layers, as where the device is not the host.
+    """
     PartialState(cpu=True)
+    streaming.device_of = lambda inputs: torch.device("cpu", 0)  # which no tensor says of itself
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 

@@ -10,7 +10,7 @@ from conftest import StopAt, bert, rows, training_arguments
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback
 
-from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, load_pruned
+from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, load_pruned, results
 from hf_sparse.patching import gate_bank
 from hf_sparse.resuming import STATE
 
@@ -66,6 +66,19 @@ def test_a_run_leaves_a_whole_model_at_every_target(unbroken: SparseTrainer) -> 
     assert (directory / "family.png").stat().st_size > 0
     inputs = torch.tensor(rows(4)["input_ids"])
     assert torch.equal(run.model.eval()(inputs).logits, member.eval()(inputs).logits)
+
+
+def test_models_that_do_not_fit_beside_each_other_are_saved_unmeasured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(results, "make_report", no_room)
+    run_of(tmp_path, sparsity=SparsityConfig(targets=[0.2, 0.4])).train()
+    for target in (0.2, 0.4):
+        assert load_pruned(tmp_path / f"removed-{target}").num_parameters() < model().num_parameters()
+        assert not (tmp_path / f"removed-{target}/report.json").exists()
 
 
 # In a recovery, at the border of two stages, and in the second search.
