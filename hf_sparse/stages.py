@@ -84,7 +84,9 @@ class StagesMixin(EstimatesMixin):
             self._match_layers()
 
     def _member_path(self, target: float) -> Path:
-        return Path(str(self.args.output_dir)) / f"removed-{target:g}"
+        """Where the model of a stage goes; trials of a hyperparameter search have a directory each."""
+        trial = None if self.hp_search_backend is None else self._trial
+        return Path(self._get_output_dir(trial)) / f"removed-{target:g}"
 
     def _finish_stage(self) -> None:
         """Evaluate, measure and save the model of this stage, where there are several."""
@@ -100,7 +102,7 @@ class StagesMixin(EstimatesMixin):
             self._save_result(path)
         self.report = None
         if self.args.should_save and self._members:
-            write_family(Path(str(self.args.output_dir)), self._members)
+            write_family(path.parent, self._members)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         output = super()._finalize_training(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from conftest import StopAt, bert, rows, training_arguments
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import HPSearchBackend
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, load_pruned, results
 from hf_sparse.patching import gate_bank
@@ -66,6 +68,13 @@ def test_a_run_leaves_a_whole_model_at_every_target(unbroken: SparseTrainer) -> 
     assert (directory / "family.png").stat().st_size > 0
     inputs = torch.tensor(rows(4)["input_ids"])
     assert torch.equal(run.model.eval()(inputs).logits, member.eval()(inputs).logits)
+
+
+def test_trials_of_a_search_leave_their_models_apart(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    assert run._member_path(0.5) == tmp_path / "removed-0.5"
+    run.hp_search_backend, run._trial = HPSearchBackend.OPTUNA, SimpleNamespace(number=3)
+    assert run._member_path(0.5) == tmp_path / "run-3/removed-0.5"
 
 
 def test_models_that_do_not_fit_beside_each_other_are_saved_unmeasured(
