@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, outputs
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
-from hf_sparse.inputs import example_inputs
+from hf_sparse.inputs import example_inputs, placed
 from hf_sparse.modeling_hf_sparse import (
     MODEL_TYPE_PREFIX,
     auto_map,
@@ -26,6 +26,7 @@ from hf_sparse.plan import PruningPlan
 from hf_sparse.probing import FORWARD_ERRORS, hooked
 from hf_sparse.slicing import BY_PATH, base_path, physical_units, rebased, shrink
 from hf_sparse.stock import stock_config, to_stock_
+from hf_sparse.streaming import HOST
 from hf_sparse.structure import ModelStructure, layer_sizes
 
 
@@ -78,6 +79,8 @@ def compact(
     """
     bank = gate_bank(model)
     inputs = dict(inputs) if inputs is not None else example_inputs(model)
+    if model.device != HOST:  # from which it can run elsewhere
+        inputs = placed(inputs, model.device)
     structure = bank.structure if bank else discover(model, inputs)
     plan = plan or current_plan(model)
     kept = _kept_units(structure, plan)
@@ -105,6 +108,9 @@ def compact(
                     f"{type(model).__name__} cannot be pruned exactly, and is left as it was"
                 )
             _to_stock_if_uniform_(model, structure, kept, inputs)
+        except torch.OutOfMemoryError:
+            restore()
+            raise
         except FORWARD_ERRORS as error:
             restore()
             raise SparsityError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_sparse.experts import expert_neurons, stacked_weights
-from hf_sparse.inputs import example_inputs
+from hf_sparse.inputs import example_inputs, placed
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
 from hf_sparse.ownership import CoupledError, Ownership, heads, neurons
 from hf_sparse.probing import input_dim, probe, projections, record_calls, sizes
@@ -41,8 +41,7 @@ def discover(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None) ->
     Raises:
         SparsityError: no example inputs can be made for this model, and none are given.
     """
-    given = example_inputs(model) if inputs is None else inputs
-    inputs = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in given.items()}
+    inputs = example_inputs(model) if inputs is None else placed(inputs, model.device)
     with _evaluating(model):
         return _Discovery(model, inputs).run()
 

@@ -1,6 +1,5 @@
 """What some rows of data tell a Trainer at the borders of a stage: a refit, and who learns from whom."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from transformers.utils import logging
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.distillation import hidden_distances, layer_pairs
-from hf_sparse.refit import depths, most_tokens, refit_, refittable
+from hf_sparse.refit import depths, refit_, refittable
 from hf_sparse.results import ResultsMixin
 from hf_sparse.searching import SearchingMixin
 from hf_sparse.streaming import streamed
@@ -17,9 +16,9 @@ from hf_sparse.teacher import layer_states, state_masks
 logger = logging.get_logger(__name__)
 
 REFIT_ROWS, REFIT_TOKENS = 256, 8192
-"""Rows that output projections are refitted on, at once, and tokens; as many rows as make up either of them."""
-PROBED_ROWS = 8
-"""Rows to find out on how many tokens there are in one."""
+"""Rows of text that output projections are refitted on, at once; fewer if they make up so many tokens with padding."""
+OTHER_ROWS = 64
+"""Rows of images or sound."""
 
 
 class EstimatesMixin(SearchingMixin, ResultsMixin):
@@ -35,16 +34,24 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
             return
         outputs = [block.output for block in self.structure.blocks]
         names = refittable(self._model, self.teacher.model, outputs)
+        batch = self._refit_batch()
+        if batch is None:
+            return
         training, _ = self._model.training, self._model.eval()
-        tried = self._batch_of(PROBED_ROWS)
-        tokens = most_tokens(self.teacher.model, names, tried) / len(tried[self._model.main_input_name])
-        rows = min(REFIT_ROWS, math.ceil(REFIT_TOKENS / max(tokens, 1)))
-        refit_(self._model, self.teacher.model, names, self._batch_of(rows))
+        refit_(self._model, self.teacher.model, names, batch)
         self._model.train(training)
 
-    def _batch_of(self, rows: int) -> dict[str, Any]:
-        """A batch of the training data, or all of them where there are fewer, without labels."""
-        return self._without_labels(next(self._some_rows(rows, rows)))
+    def _refit_batch(self) -> dict[str, Any] | None:
+        """Rows of the training data as one batch, without labels; None if the data have ended."""
+        rows = longest = 0
+        for row in self._some_rows(REFIT_ROWS, 1):
+            main = row[self._model.main_input_name]
+            is_text = main.ndim == 2 and not main.is_floating_point()
+            longest = max(longest, main.shape[1] if is_text else REFIT_TOKENS // OTHER_ROWS)
+            rows += 1
+            if rows * longest >= REFIT_TOKENS:
+                break
+        return self._without_labels(next(self._some_rows(rows, rows))) if rows else None
 
     def _match_layers(self) -> None:
         """Find out which layers of the student learn from which of the teacher, on a batch of the evaluation data.

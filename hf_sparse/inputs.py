@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -48,6 +48,11 @@ def example_inputs(model: PreTrainedModel) -> Inputs:
                 left = _idle(model, more)
                 inputs, idle = (more, left) if left < idle else (inputs, idle)
     return inputs
+
+
+def placed(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch with its tensors on a device."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
 def _read(model: PreTrainedModel, made: Inputs) -> Inputs:

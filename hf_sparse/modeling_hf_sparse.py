@@ -552,13 +552,19 @@ def _pad_(module: Any, path: str, padding: dict[str, Any], shape: list[int] | No
     module.padded_channels = padding
 
 
+def channels_read(module: nn.Module, inputs: Tensor) -> Tensor:
+    """What a projection reads of its inputs, shape (..., channels): all of them, unless it is padded."""
+    padding = vars(module).get("padded_channels")
+    return inputs if padding is None or padding["side"] != "inputs" else _take(inputs, -1, padding["runs"])
+
+
 @functools.cache
 def _padding_class(stock: Any) -> Any:
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        kept = self.padded_channels["runs"]
+        outputs = stock.forward(self, channels_read(self, hidden_states))
         if self.padded_channels["side"] == "inputs":
-            return stock.forward(self, _take(hidden_states, -1, kept))
-        outputs = stock.forward(self, hidden_states)
+            return outputs
+        kept = self.padded_channels["runs"]
         parts, end, taken = [], 0, 0
         for start, stop in [*kept, [self.padded_channels["size"]] * 2]:
             parts.append(outputs.new_zeros(*outputs.shape[:-1], start - end))

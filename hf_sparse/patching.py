@@ -16,6 +16,7 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.costs import CostTable, counted_costs
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
+from hf_sparse.inputs import placed
 from hf_sparse.latency import measured_costs
 from hf_sparse.layout import filled
 from hf_sparse.plan import PruningPlan
@@ -41,7 +42,7 @@ def attach_gates(
     Args:
         model: any that `discover` finds something in.
         config: gate, group, cost and controller settings.
-        inputs: a small batch that it can be run on, for `discover`; made from its config by default.
+        inputs: a small batch that it can be run on, for `discover`, from any device; made from its config by default.
         costs: what its blocks cost, or those that they were cut from; by default counted or measured as the config
             says.
 
@@ -53,6 +54,7 @@ def attach_gates(
     """
     if attached_gates(model) is not None:
         raise SparsityError("this model has gates already: call detach_gates(model) first")
+    inputs = None if inputs is None else placed(inputs, model.device)
     structure = discover(model, inputs)
     if config.layout == "uniform":
         structure = expressible(model, structure)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_sparse.modeling_hf_sparse import BiasOnly
+from hf_sparse.modeling_hf_sparse import BiasOnly, channels_read
 from hf_sparse.probing import hooked, sizes
 from hf_sparse.streaming import streamed
 
@@ -24,11 +24,11 @@ RIDGE = 1e-2
 def refittable(model: nn.Module, teacher: nn.Module, projections: Sequence[str]) -> list[str]:
     """Those of some paths where the model has a linear layer, or the bias left of one, and the teacher one as wide.
 
-    Layers that are frozen stay as they are.
+    Layers that are frozen stay as they are, and experts, who see the tokens that are sent to them, not the teacher's.
     """
     modules, taught = dict(model.named_modules()), dict(teacher.named_modules())
     widths = [(name, _width(modules.get(name)), _width(taught.get(name))) for name in projections]
-    found = [name for name, own, other in widths if own is not None and own == other]
+    found = [name for name, own, other in widths if own is not None and own == other and ".experts." not in name]
     return [name for name in found if all(parameter.requires_grad for parameter in modules[name].parameters())]
 
 
@@ -42,19 +42,6 @@ def _width(module: nn.Module | None) -> int | None:
     if isinstance(module, BiasOnly):
         return module.size
     return sizes(module)[1] if isinstance(module, nn.Linear | Conv1D) else None
-
-
-@torch.no_grad()
-def most_tokens(model: nn.Module, projections: Sequence[str], inputs: Mapping[str, Any]) -> int:
-    """How many tokens, padding included, the linear layer sees that sees most of them in one forward."""
-    seen = [0]
-
-    def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append(output.shape[:-1].numel())
-
-    with hooked([model.get_submodule(name).register_forward_hook(count) for name in projections]):
-        model(**inputs)
-    return max(seen)
 
 
 @torch.no_grad()
@@ -83,9 +70,9 @@ def refit_(model: PreTrainedModel, teacher: nn.Module, projections: Sequence[str
     def fit(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             targets = wanted.pop(name, [])
-            if len(targets) != 1 or targets[0].shape != _tokens(output, mask).shape:
+            if len(targets) != 1 or not targets[0].numel() or targets[0].shape != _tokens(output, mask).shape:
                 return None
-            _fit_(module, _tokens(args[0], mask), targets[0] - _tokens(output, mask))
+            _fit_(module, _tokens(channels_read(module, args[0]), mask), targets[0] - _tokens(output, mask))
             refitted: Tensor = module.forward(*args)
             return refitted
 
@@ -113,7 +100,8 @@ def _fit_(module: nn.Module, inputs: Tensor, errors: Tensor) -> None:
     if bias is not None:
         inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
     gram = inputs.T @ inputs
-    gram.diagonal()[:width] += RIDGE * gram.diagonal()[:width].sum() / max(width, 1)
+    pull = RIDGE * gram.diagonal()[:width].sum() / max(width, 1)
+    gram.diagonal()[:width] += torch.where(pull > 0, pull, 1.0)  # inputs that are all zero tell nothing
     change = torch.linalg.solve(gram, inputs.T @ errors.double())
     if bias is not None:
         bias.add_(change[-1].to(bias.dtype))

@@ -98,7 +98,7 @@ class ResultsMixin(ModelMixin):
         return _together(self._compactions)
 
     def _verification_batch(self) -> dict[str, Tensor]:
-        """A batch of the evaluation data, else of the training data, on the model's device, without labels."""
+        """A batch of the evaluation data, else of the training data, on the device of the run, without labels."""
         dataset = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()))
@@ -151,6 +151,9 @@ class ResultsMixin(ModelMixin):
         self, inputs: Mapping[str, Tensor], metrics: tuple[Metrics, Metrics] | None, origin: Origin | None
     ) -> Report:
         dense = with_random_weights_(skeleton(self._dense), self.args.device)
+        nn.Module.to(dense, self.args.device)  # buffers, too
+        if dense.dtype != self._model.dtype:  # engines may keep weights in float32 that were loaded in half precision
+            nn.Module.to(dense, self._model.dtype)
         results = self._last_metrics()
         # In its own precision, as those who load it will have it, and as the dense model is measured.
         with self._compacted() as compactions, plain_forward(self._model):

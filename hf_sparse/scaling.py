@@ -66,6 +66,7 @@ class Scaler(nn.Module, ABC):
         super().__init__()
         self._scales: dict[str, ParameterScale] = {}
         self._paths: dict[str, str] = {}
+        self._running = False
 
     @abstractmethod
     def scales(self) -> dict[str, Tensor]:
@@ -73,6 +74,19 @@ class Scaler(nn.Module, ABC):
 
     def open(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook of the model: compute the scales and hand each parameter its own."""
+        self._running = True
+        self._hand_out()
+
+    def close(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook of the model: its encoder, if it runs now, runs on its own."""
+        self._running = False
+
+    def open_encoder(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook of an encoder, which generate() runs on its own."""
+        if not self._running:
+            self._hand_out()
+
+    def _hand_out(self) -> None:
         for name, value in self.scales().items():
             self._scales[name].value = value
 
@@ -101,8 +115,9 @@ def attach_scaler_(model: PreTrainedModel, place: str, scaler: Scaler, paths: Ma
     scaler._paths = dict(paths)
     model.add_module(place, scaler.to(next(model.parameters()).device))
     model.register_forward_pre_hook(scaler.open)
-    if model.config.is_encoder_decoder:  # generate() runs it on its own
-        model.get_encoder().register_forward_pre_hook(scaler.open)
+    if model.config.is_encoder_decoder:
+        model.register_forward_hook(scaler.close, always_call=True)
+        model.get_encoder().register_forward_pre_hook(scaler.open_encoder)
 
 
 def detach_scaler_(model: nn.Module, place: str) -> None:
@@ -112,7 +127,9 @@ def detach_scaler_(model: nn.Module, place: str) -> None:
         unscale_parameter_(model.get_submodule(path.rpartition(".")[0]))
     # A handle does not survive copying the model, so the hook is found by the scaler that it belongs to.
     for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if getattr(hook, "__self__", None) is scaler:
-                del module._forward_pre_hooks[key]
+        tables: list[dict[int, Any]] = [module._forward_pre_hooks, module._forward_hooks]
+        for table in tables:
+            for key in [key for key, hook in table.items() if getattr(hook, "__self__", None) is scaler]:
+                del table[key]
+                module._forward_hooks_always_called.pop(key, None)
     del model._modules[place]

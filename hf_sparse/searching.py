@@ -221,7 +221,8 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         with plain_forward(self._model), unchanged_random_state(self.args.device):
             found = sensitivities(bank, self._some_rows(SENSITIVITY_ROWS, 1), self._row_loss)
         self._model.train(training)
-        bank.start_from_(broadcast(found), bank.warm_start)
+        if found:  # a stream may have ended
+            bank.start_from_(broadcast(found), bank.warm_start)
 
     def _some_rows(self, count: int, size: int) -> Iterator[dict[str, Any]]:
         """Batches of some rows of the training data, the same on all processes."""

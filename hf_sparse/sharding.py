@@ -133,6 +133,9 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
         for mark in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
             vars(module).pop(mark, None)
     remove_hooks_(model, "torch.distributed.fsdp")
+    for name, child in model.named_children():  # what is not in shards: buffers, and what the plugin ignores
+        if name != BANK:
+            child.cpu()
 
 
 def remove_hooks_(model: nn.Module, package: str) -> None:

@@ -107,7 +107,8 @@ class StagesMixin(EstimatesMixin):
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         output = super()._finalize_training(*args, **kwargs)
         if len(self._schedules) > 1 and (self._in_last_form or self.state.global_step == self._schedules[-1].end):
-            self.compact()  # changes nothing where the structure was found in time
+            if gate_bank(self._model) is not None:  # the structure was not found in time
+                self.compact()
             self._finish_stage()
         return output
 

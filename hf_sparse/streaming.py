@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,16 +22,17 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def device_of(inputs: Mapping[str, Any]) -> torch.device:
-    """Where a batch is."""
-    return next(value.device for value in inputs.values() if isinstance(value, Tensor))
+    """Where a batch is; the host if it has no tensors."""
+    return next((value.device for value in inputs.values() if isinstance(value, Tensor)), HOST)
 
 
 @contextmanager
 def streamed(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Iterator[None]:
-    """Inside this context a model runs where its inputs are, if all of its weights are in the host's memory.
+    """Inside this context a model runs where its inputs are, if all of its parameters are in the host's memory.
 
-    Copies of a layer's weights are there while it runs, of those outside of layers during a whole forward; what is
-    changed in them is brought back. For a backward, weights are copied again when it needs them.
+    Copies of a layer's weights are there while it runs, of those outside of layers, such as embeddings, during a whole
+    forward; what is changed in them is brought back. For a backward, weights are copied again when it needs them. A
+    model whose class does not name its layers is there as a whole.
     """
     device, homes = device_of(inputs), {parameter.device for parameter in model.parameters()}
     if isinstance(model, FSDPModule) or device == HOST or homes != {HOST}:
@@ -44,8 +46,22 @@ def streamed(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Iterator[None
     for place, modules in [(model, outside), *((layer, list(layer.modules())) for layer in inside)]:
         handles.append(place.register_forward_pre_hook(visit.begin(place, modules), prepend=True))
         handles.append(place.register_forward_hook(visit.end(place), always_call=True))
-    with hooked(handles), torch.autograd.graph.saved_tensors_hooks(visit.pack, visit.unpack):
-        yield
+    try:
+        with hooked(handles), torch.autograd.graph.saved_tensors_hooks(visit.pack, visit.unpack):
+            yield
+    finally:
+        visit.end_all()  # after an interrupt, for which hooks are not called
+
+
+@dataclass(frozen=True)
+class _Guest:
+    """A copy on the device, and the tensor in whose place it is in a module's table."""
+
+    table: dict[str, Any]
+    name: str
+    home: Tensor
+    copy: Tensor
+    version: int
 
 
 class _Visit:
@@ -55,7 +71,7 @@ class _Visit:
         self.device = device
         self.homes: dict[int, Tensor] = {}
         """The weights by the storage of the copies that are there now."""
-        self._guests: dict[int, list[tuple[dict[str, Any], str, Tensor, int]]] = {}
+        self._guests: dict[int, list[_Guest]] = {}
 
     def begin(self, place: nn.Module, modules: Iterable[nn.Module]) -> Callable[..., None]:
         """A hook that brings the weights of some modules to the device."""
@@ -74,29 +90,39 @@ class _Visit:
                     if id(home) not in copies:
                         copy = home.to(self.device, copy=True)
                         copies[id(home)] = nn.Parameter(copy, False) if isinstance(home, nn.Parameter) else copy
-                        self.homes[copy.untyped_storage()._cdata] = home
-                    table[name] = guest = copies[id(home)]
-                    guests.append((table, name, home, guest._version))
+                        self.homes[_storage(copy)] = home
+                    table[name] = copies[id(home)]
+                    guests.append(_Guest(table, name, home, table[name], table[name]._version))
 
         return hook
 
     def end(self, place: nn.Module) -> Callable[..., None]:
         """A hook that puts back the weights that the other one for this place has brought."""
 
-        @torch.no_grad()
         def hook(*_: Any) -> None:
-            for table, name, home, version in self._guests.pop(id(place), []):
-                guest = table[name]
-                if guest._version != version:
-                    home.copy_(guest)
-                self.homes.pop(guest.untyped_storage()._cdata, None)
-                table[name] = home
+            self._send_home(self._guests.pop(id(place), []))
 
         return hook
 
+    def end_all(self) -> None:
+        """Put back all weights that are not where they belong."""
+        for place in list(self._guests):
+            self._send_home(self._guests.pop(place))
+
+    @torch.no_grad()
+    def _send_home(self, guests: Iterable["_Guest"]) -> None:
+        for guest in guests:
+            self.homes.pop(_storage(guest.copy), None)
+            if guest.table.get(guest.name) is not guest.copy:  # a buffer that the forward has replaced
+                guest.table[guest.name] = guest.table[guest.name].to(guest.home.device)
+                continue
+            if guest.copy._version != guest.version:
+                guest.home.copy_(guest.copy)
+            guest.table[guest.name] = guest.home
+
     def pack(self, tensor: Tensor) -> Any:
         """What autograd is to keep of a tensor: of a copy, only whose it is."""
-        home = self.homes.get(tensor.untyped_storage()._cdata)
+        home = self.homes.get(_storage(tensor))
         return tensor if home is None else (home, tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def unpack(self, packed: Any) -> Tensor:
@@ -105,3 +131,7 @@ class _Visit:
             return packed
         home, *layout = packed
         return home.detach().to(self.device).as_strided(*layout)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -159,8 +159,9 @@ def main() -> None:
     trainer.save_model()
     output = Path(str(arguments.output_dir))
     print(f"\n{summary(report)}\n\nthe model, its card, report.json and structure.png are in {output}")
-    if sparsity.targets is not None:
-        print(f"\n{(output / FAMILY).with_suffix('.md').read_text()}\nthese models and family.png are in {output}")
+    family = (output / FAMILY).with_suffix(".md")
+    if sparsity.targets is not None and family.is_file():
+        print(f"\n{family.read_text()}\nthese models and family.png are in {output}")
 
 
 def _parse() -> tuple[ModelArguments, DataArguments, SparsityConfig, RecipeArguments]:

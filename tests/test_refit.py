@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import MODELS, bert, rows, training_arguments
 from torch import nn
-from transformers import AlbertConfig, AlbertModel, PreTrainedModel
+from transformers import AlbertConfig, AlbertModel, LongformerConfig, LongformerModel, PreTrainedModel
 
 from hf_sparse import PruningPlan, SparseTrainer, SparsityConfig, compact, discover
 from hf_sparse.distillation import hidden_distances
@@ -113,6 +113,33 @@ def test_of_a_removed_sublayer_the_bias_is_fitted() -> None:
     refit_(pruned.eval(), model, refittable(pruned, model, [block.output]), BATCH)
     wanted = seen(model, block.output)[1].mean(0)
     torch.testing.assert_close(pruned.get_submodule(block.output).bias, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_that_are_all_zero_and_tokens_that_are_none_change_only_what_they_can() -> None:
+    model = bert()
+    pruned, names = halved(model)
+    with torch.no_grad():
+        pruned.bert.encoder.layer[0].intermediate.dense.weight.zero_()
+        pruned.bert.encoder.layer[0].intermediate.dense.bias.zero_()
+    module = pruned.bert.encoder.layer[0].output.dense
+    before = module.weight.detach().clone()
+    refit_(pruned, model, names, {**BATCH, "attention_mask": torch.zeros_like(BATCH["input_ids"])})
+    assert torch.equal(module.weight, before)
+    refit_(pruned, model, names, BATCH)
+    assert torch.equal(module.weight, before)
+    wanted = seen(model, "bert.encoder.layer.0.output.dense")[1].mean(0)
+    torch.testing.assert_close(module.bias, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_projections_that_are_padded_are_fitted_by_what_they_read() -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40, "attention_window": [4, 4]}
+    config = LongformerConfig(vocab_size=99, num_hidden_layers=2, max_position_embeddings=64, **sizes)
+    model = LongformerModel(config).eval()
+    pruned, names = halved(model)
+    assert any("padded_channels" in vars(pruned.get_submodule(name)) for name in names)
+    before = copy.deepcopy(pruned.state_dict())
+    refit_(pruned, model, names, BATCH)
+    assert all(not torch.equal(pruned.state_dict()[f"{name}.weight"], before[f"{name}.weight"]) for name in names)
 
 
 @pytest.mark.parametrize("refit", [True, False])

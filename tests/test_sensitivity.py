@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import bert, rows, training_arguments
+from conftest import bart, bert, rows, training_arguments
 from torch import nn
 
-from hf_sparse import SparseTrainer, SparsityConfig, attach_gates
+from hf_sparse import SparseTrainer, SparsityConfig, attach_gates, detach_gates
 from hf_sparse.patching import require_bank
 from hf_sparse.sensitivity import sensitivities
 
@@ -37,6 +37,28 @@ def test_they_are_squared_slopes_of_the_loss_by_every_gate() -> None:
                     slopes.append((losses[0] - losses[1]) / (2 * step))
                 expected = torch.stack(slopes).square().mean()
                 assert found[block.name][unit].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_what_runs_before_an_encoder_has_its_slopes_too() -> None:
+    """The encoder of a model computes no gates of its own in a forward of that model; alone it does."""
+    model = bart()
+    bank = attach_gates(model, SparsityConfig())
+    used: list[torch.Tensor] = []
+    model.model.encoder.register_forward_pre_hook(lambda *_: used.extend(bank.scales_in_use().values()))
+    batch = {"input_ids": torch.ones(1, 4, dtype=torch.long), "labels": torch.ones(1, 4, dtype=torch.long)}
+    model(**batch)
+    assert all(one is other for one, other in zip(used, bank.scales_in_use().values(), strict=True))
+    used.clear()
+    model.get_encoder()(batch["input_ids"])
+    model.get_encoder()(batch["input_ids"])
+    count = len(used) // 2
+    assert count == len(bank.structure.blocks) and used[0] is not used[count]
+    detach_gates(model)
+    assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_without_rows_there_are_none() -> None:
+    assert sensitivities(attach_gates(bert(), SparsityConfig()), [], lambda batch: torch.zeros(())) == {}
 
 
 def test_gates_stay_exactly_open_and_importances_follow_the_sensitivities() -> None:
