@@ -8,6 +8,7 @@ from typing import Any
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import CONFIG_NAME
 
+from hf_sparse.card import CARD
 from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
 from hf_sparse.families import ANYMODEL_ARCHITECTURES
@@ -68,7 +69,8 @@ def export_anymodel(directory: str | Path, output: str | Path) -> None:
     }
     with replaced_directory(Path(output)) as target:
         for file in source.iterdir():
-            if file.is_file() and file.suffix not in (".py", ".bin") and file.name != CONFIG_NAME:
+            # The card says how transformers loads it, which it does not load the copy.
+            if file.is_file() and file.suffix not in (".py", ".bin") and file.name not in (CONFIG_NAME, CARD):
                 shutil.copy2(file, target / file.name)
         (target / CONFIG_NAME).write_text(json.dumps(rewritten, indent=2) + "\n")
 

@@ -11,10 +11,12 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.hub import push_to_hub
 from hf_sparse.inspection import inspect_checkpoint
 from hf_sparse.memory import Engine, estimate_memory, load_config
+from hf_sparse.version import __version__
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-sparse", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     inspect = commands.add_parser(
@@ -58,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     estimate.add_argument("source", metavar="PATH_OR_REPO", help="a directory, or a repository such as me/my-model")
     estimate.add_argument(
-        "--engine", choices=typing.get_args(Engine), default="single", help="fsdp is FSDP2, zero is DeepSpeed"
+        "--engine",
+        choices=typing.get_args(Engine),
+        default="single",
+        help="FSDP2, or ZeRO of DeepSpeed",
     )
     estimate.add_argument("--num_processes", type=int, default=1, help="devices, as given to accelerate launch")
     estimate.add_argument("--per_device_train_batch_size", type=int, default=8, help="sequences of one step")
@@ -72,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     anymodel = commands.add_parser(
         "anymodel",
         help="rewrite a pruned decoder for engines that serve layers of different sizes (vLLM's AnyModel)",
-        description=export_anymodel.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Copies a pruned checkpoint, with the sizes of its layers as vLLM's AnyModel reads them. "
+        "Transformers does not load the copy.",
     )
     anymodel.add_argument("directory", metavar="PATH", type=Path, help="a pruned checkpoint")
     anymodel.add_argument("output", metavar="OUTPUT", type=Path, help="where the rewritten copy goes")

@@ -120,7 +120,8 @@ class SparsityConfig(SearchConfig):
         },
     )
     target_speedup: float | None = _option(
-        None, "Make the model this many times as fast on this device, such as 2.0; needs --cost latency, for --target."
+        None,
+        "Instead of --target: make the model so many times as fast on this device, such as 2.0; needs --cost latency.",
     )
     cost: Literal["params", "macs", "latency"] = _option(
         "params",
@@ -154,6 +155,8 @@ class SparsityConfig(SearchConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self)
+        if self.targets is not None:
+            object.__setattr__(self, "targets", list(self.targets))  # as it is read back from JSON
         if (
             not self.descent
             or list(self.descent) != sorted(set(self.descent))

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_sparse.config import DistillationConfig
 from hf_sparse.distillation import hidden_distillation, logit_distillation
+from hf_sparse.errors import SparsityError
 from hf_sparse.model import ModelMixin
 from hf_sparse.teacher import Teacher, TeacherOutputs, layer_states, state_masks
 
@@ -18,6 +19,7 @@ class DistillationMixin(ModelMixin):
 
     distillation: DistillationConfig
     teacher: Teacher | None = None
+    _teacher_asked = False
     _layer_map: tuple[tuple[int, int], ...] | None = None
     """Pairs of student and teacher layers whose states are compared; None where each layer has its own."""
 
@@ -32,6 +34,23 @@ class DistillationMixin(ModelMixin):
         self.distillation = distillation
         self.teacher = Teacher(teacher, self._model, self.args.device, hidden, cached, sharded)
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Trainer's step.
+
+        Raises:
+            SparsityError: the teacher was not asked in it, as the loss of a subclass hides that of this class.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.teacher is not None and not self._teacher_asked:
+            raise SparsityError(
+                f"the teacher would teach nothing: a compute_loss in {type(self).__name__} hides the one that asks it. "
+                "Let it call super().compute_loss, put it in a Trainer of its own, `class Mine(SparseTrainerMixin, "
+                "YourTrainer)`, or give a compute_loss_func"
+            )
+        return loss
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -45,6 +64,7 @@ class DistillationMixin(ModelMixin):
         options, labels = self.distillation, inputs.get("labels")
         asked = {**inputs, "output_hidden_states": True} if self.teacher.hidden else inputs
         loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch=num_items_in_batch)
+        self._teacher_asked = True
         with self.accelerator.autocast():
             taught = self.teacher(self._without_labels(inputs))
         problem, temperature = getattr(self._model.config, "problem_type", None), options.distillation_temperature

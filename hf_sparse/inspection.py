@@ -15,7 +15,9 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from hf_sparse.errors import SparsityError
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, check_recipe, shards
+from hf_sparse.steering import BANK
 from hf_sparse.structure import LayerSizes
+from hf_sparse.weights import MASKS
 
 LARGEST_CONFIG = 64 << 20
 """Bytes of a config.json that is still read."""
@@ -127,12 +129,15 @@ def inspect_checkpoint(source: str | Path, revision: str | None = None, token: s
     directory = Path(source)
     if directory.is_dir():
         config, found, files = read_config(directory / CONFIG_NAME), *_local_tensors(directory)
-        tensors = list(found.values())
     else:
-        config, tensors, files = _remote(str(source), revision, token)
+        config, found, files = _remote(str(source), revision, token)
+    if any(name.startswith((f"{BANK}.", f"{MASKS}.")) for name in found):
+        raise SparsityError(
+            f"{source} has gates in it: it is a checkpoint to resume from, not a model; `save_model` writes one"
+        )
     recipe = config.get("hf_sparse")
     dtypes: dict[str, int] = {}
-    for dtype, size in tensors:
+    for dtype, size in found.values():
         dtypes[dtype] = dtypes.get(dtype, 0) + size
     architectures, references = config.get("architectures"), config.get("auto_map")
     first = architectures[0] if isinstance(architectures, list) and architectures else "?"
@@ -180,7 +185,9 @@ def _local_tensors(directory: Path) -> tuple[dict[str, tuple[str, int]], int]:
     return tensors, len(names)
 
 
-def _remote(repo_id: str, revision: str | None, token: str | None) -> tuple[dict[str, Any], list[tuple[str, int]], int]:
+def _remote(
+    repo_id: str, revision: str | None, token: str | None
+) -> tuple[dict[str, Any], dict[str, tuple[str, int]], int]:
     try:
         config = read_config(Path(hf_hub_download(repo_id, CONFIG_NAME, revision=revision, token=token)))
         metadata = get_safetensors_metadata(repo_id, revision=revision, token=token)
@@ -202,9 +209,9 @@ def _remote(repo_id: str, revision: str | None, token: str | None) -> tuple[dict
     ) as error:  # files that come from anywhere
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise SparsityError(f"{repo_id} is neither a directory nor a readable repository ({reason})") from None
-    tensors = [
-        (str(tensor.dtype), tensor.parameter_count)
+    tensors = {
+        name: (str(tensor.dtype), tensor.parameter_count)
         for file in metadata.files_metadata.values()
-        for tensor in file.tensors.values()
-    ]
+        for name, tensor in file.tensors.items()
+    }
     return config, tensors, len(metadata.files_metadata)

@@ -22,7 +22,7 @@ from hf_sparse.layout import filled
 from hf_sparse.plan import PruningPlan
 from hf_sparse.scaling import attach_scaler_, detach_scaler_
 from hf_sparse.steering import BANK, attached_gates
-from hf_sparse.stock import expressible
+from hf_sparse.stock import expressible, require_known_class
 
 
 def gate_bank(model: nn.Module) -> GateBank | None:
@@ -50,10 +50,14 @@ def attach_gates(
         The gates, also registered as a submodule of the model.
 
     Raises:
-        SparsityError: gates are attached already, or there is nothing to prune, or the target would leave nothing.
+        SparsityError: gates are attached already, or there is nothing to prune, or the target would leave nothing, or
+            the model is not of a class of transformers.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise SparsityError(f"{type(model).__name__} is not a model of transformers (a PreTrainedModel)")
     if attached_gates(model) is not None:
         raise SparsityError("this model has gates already: call detach_gates(model) first")
+    require_known_class(model)
     inputs = None if inputs is None else placed(inputs, model.device)
     structure = discover(model, inputs)
     if config.layout == "uniform":

@@ -4,7 +4,9 @@ import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -48,6 +50,7 @@ class ResultsMixin(ModelMixin):
     _stage_config: SparsityConfig
     _compactions: list[CompactionReport]
     _card_fields: CardFields = NO_FIELDS
+    _said: Mapping[str, Any] = MappingProxyType({})
     _hub_token: str | None = None
 
     def _prepare_hub(self) -> None:
@@ -167,10 +170,14 @@ class ResultsMixin(ModelMixin):
                 self._stage_config,
                 inputs,
                 metrics or ({}, {"evaluation": results} if results else {}),
-                origin or Origin(base_model=hub_id(dense), task=task_of(type(dense).__name__), command=command_line()),
+                replace(origin or self._origin(dense), **self._said),
                 self.args.seed,
             )
         return self.report
+
+    def _origin(self, dense: PreTrainedModel) -> Origin:
+        """What can be known of it here."""
+        return Origin(base_model=hub_id(dense), task=task_of(type(dense).__name__), command=command_line())
 
     def _measured_if_it_fits(self) -> Report | None:
         """`measure()` where nobody has asked for it: nothing is lost if both models do not fit the device together."""
@@ -192,6 +199,59 @@ class ResultsMixin(ModelMixin):
             if name.startswith("eval_") and not name.endswith(costs) and isinstance(value, int | float)
         }
 
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Save the physically smaller model to `output_dir`, with a card that says this beside what is measured.
+
+        Args:
+            language: of the texts.
+            license: of the weights.
+            tags: beside hf_sparse's own.
+            model_name: what the card calls it.
+            finetuned_from: the model that was pruned, as an id on the Hub.
+            tasks: what it does, the first of them, as the Hub calls it.
+            dataset_tags: the first of the data sets, as an id on the Hub.
+            dataset: what it was trained on, for people.
+            dataset_args: which part of that.
+        """
+        self._describe(language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
+        self._save_result(Path(str(self.args.output_dir)))
+
+    def _describe(
+        self,
+        language: str | None,
+        license: str | None,
+        tags: str | list[str] | None,
+        model_name: str | None,
+        base_model: str | None,
+        tasks: str | list[str] | None,
+        dataset_tags: str | list[str] | None,
+        dataset: str | list[str] | None,
+        dataset_args: str | list[str] | None,
+    ) -> None:
+        """Remember what cards say of this model from now on."""
+        repo_id = self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
+        self._card_fields = CardFields(repo_id, model_name, language, license, tuple(_listed(tags)))
+        said = {
+            "base_model": base_model,
+            "task": next(iter(_listed(tasks)), None),
+            "dataset": ", ".join([*_listed(dataset), *_listed(dataset_args)]),
+            "dataset_id": next(iter(_listed(dataset_tags)), None),
+        }
+        self._said = {name: value for name, value in said.items() if value}
+        if self.report is not None:
+            self.report = replace(self.report, origin=replace(self.report.origin, **self._said))
+
     # Trainer takes and relays any keyword here; these are the ones that have a meaning.
     def push_to_hub(  # type: ignore[override]
         self,
@@ -204,6 +264,11 @@ class ResultsMixin(ModelMixin):
         language: str | None = None,
         license: str | None = None,
         tags: str | list[str] | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
     ) -> CommitInfo | None:
         """Upload the physically smaller model with its card to `hub_model_id`; measured, where it is not yet.
 
@@ -217,6 +282,7 @@ class ResultsMixin(ModelMixin):
             language: of the texts, for the card.
             license: of the weights, for the card.
             tags: for the card.
+            finetuned_from, tasks, dataset_tags, dataset, dataset_args: as in `create_model_card`.
 
         Returns:
             The commit; None on all processes but the first.
@@ -226,9 +292,8 @@ class ResultsMixin(ModelMixin):
         """
         if not blocking:
             raise SparsityError("blocking=False would hide a failed upload: push in the foreground")
-        tags = [tags] if isinstance(tags, str) else tags or []
-        repo_id = self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
-        self._card_fields = CardFields(repo_id, model_name, language, license, tuple(tags))
+        self._describe(language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
+        repo_id = str(self._card_fields.model_id)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         pruned = gate_bank(self._model) is not None or self._compactions
         with self._whole():
@@ -257,6 +322,10 @@ class ResultsMixin(ModelMixin):
             with plain_forward(self._model):
                 last = compact(self._model, inputs=self._verification_batch())
             yield [*self._compactions, last]
+
+
+def _listed(given: str | list[str] | None) -> list[str]:
+    return [given] if isinstance(given, str) else given or []
 
 
 def _together(compactions: Sequence[CompactionReport]) -> CompactionReport:

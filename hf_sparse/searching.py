@@ -115,6 +115,12 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
             )
         if self.is_deepspeed_enabled:
             check_zero(self.accelerator)
+        checkpointing = self.args.gradient_checkpointing_kwargs
+        if self.args.gradient_checkpointing and isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
+            raise SparsityError(
+                "use_reentrant=True goes backward layer by layer through gates that all layers share: leave it out of "
+                "gradient_checkpointing_kwargs"
+            )
         if self.args.fp16 and self.args.max_grad_norm <= 0:
             raise SparsityError("fp16 without gradient clipping leaves gradients scaled: set max_grad_norm or use bf16")
         self.add_callback(_SearchCallback(self))

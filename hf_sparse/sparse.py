@@ -1,7 +1,7 @@
 """Sparse tensors for the weights of linear layers that have zeros: what runs faster, where torch has kernels for it."""
 
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,14 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.patterns import GROUP, KEPT
 from hf_sparse.weights import matrices
 
+Layout = Literal["csr", "bsr", "2:4"]
+
 DENSEST = 0.1
 """Layers with a larger share of weights left stay dense: sparse products are no faster there."""
 
 
 @torch.no_grad()
-def to_sparse_(
-    model: PreTrainedModel, layout: Literal["csr", "bsr", "2:4"], block_size: int = 32, densest: float = DENSEST
-) -> list[str]:
+def to_sparse_(model: PreTrainedModel, layout: Layout, block_size: int = 32, densest: float = DENSEST) -> list[str]:
     """Replace weights of linear layers by sparse tensors, in place, for inference; outputs stay the same.
 
     Such a model can neither be trained nor saved: save it before, sparse tensors are for the memory of one process. Run
@@ -38,6 +38,8 @@ def to_sparse_(
     Raises:
         SparsityError: this device has no kernels for the layout, or no layer is sparse enough; nothing is changed.
     """
+    if layout not in get_args(Layout):
+        raise SparsityError(f"layout is {layout!r}: choose one of {', '.join(get_args(Layout))}")
     if layout == "2:4" and model.device.type != "cuda":
         raise SparsityError(f"torch skips two of four weights on NVIDIA GPUs only, and this is {model.device}")
     weights = {

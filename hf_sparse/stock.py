@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
 from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
 from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, outputs
+from hf_sparse.errors import SparsityError
 from hf_sparse.families import HEAD_COUNTS, NEURON_COUNTS
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
 from hf_sparse.probing import FORWARD_ERRORS
@@ -137,6 +139,21 @@ def stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
     """The class of transformers that a model has, or had before it was pruned."""
     kind: Any = type(model)
     return kind.stock_class if model.config.model_type.startswith(MODEL_TYPE_PREFIX) else kind
+
+
+def require_known_class(model: PreTrainedModel) -> None:
+    """Refuse a model that could not be loaded again once it is smaller, before it is trained for that.
+
+    Raises:
+        SparsityError: its class is not one of transformers' own.
+    """
+    kind = stock_class(model)
+    if getattr(transformers, kind.__name__, None) is not kind:
+        raise SparsityError(
+            f"{kind.__module__}.{kind.__name__} is not a class of transformers, so no smaller form of it could be "
+            "loaded again: give the class that it is made from, and change the loss by `compute_loss_func` or a "
+            "subclass of the Trainer"
+        )
 
 
 def _stock_copy(model: PreTrainedModel) -> PreTrainedConfig:

@@ -48,6 +48,13 @@ def state_masks(outputs: Any, inputs: Mapping[str, Any]) -> tuple[Tensor | None,
     return tuple(mask for stack, mask in stacks if stack is not None for _ in stack[1:])
 
 
+def _label_names(model: nn.Module) -> list[str]:
+    """The labels of a classifier in their order; none where they were never named."""
+    names = getattr(model.config, "id2label", None) or {}
+    found = [str(names[index]) for index in sorted(names)]
+    return [] if all(name.startswith("LABEL_") for name in found) else found
+
+
 class Teacher:
     """Freezes a model in place, moves it to the device or shards it, and answers with its outputs.
 
@@ -81,6 +88,9 @@ class Teacher:
                 raise SparsityError(
                     f"the teacher has {name} {theirs} and the model {ours}: give a teacher for the same task"
                 )
+        ours, theirs = (_label_names(one) for one in (student, model))
+        if ours and theirs and ours != theirs:
+            raise SparsityError(f"the teacher has the labels {theirs} and the model {ours}: give both one id2label")
         self.model = model.eval().requires_grad_(False)
         if sharded:
             shard_frozen_(model)

@@ -36,6 +36,8 @@ class SparseTrainerMixin(StagesMixin):
     def __init__(
         self, *args: Any, sparsity: SparsityConfig, teacher: PreTrainedModel | None = None, **kwargs: Any
     ) -> None:
+        if not isinstance(sparsity, SparsityConfig):
+            raise SparsityError(f"sparsity is {sparsity!r}: give a SparsityConfig, such as SparsityConfig(target=0.5)")
         self.sparsity = sparsity
         self._compactions, self._members = [], {}
         super().__init__(*args, **kwargs)

@@ -53,6 +53,8 @@ class SparseWeightsTrainerMixin(SearchingMixin):
     def __init__(
         self, *args: Any, sparsity: WeightSparsityConfig, teacher: PreTrainedModel | None = None, **kwargs: Any
     ) -> None:
+        if not isinstance(sparsity, WeightSparsityConfig):
+            raise SparsityError(f"sparsity is {sparsity!r}: give a WeightSparsityConfig")
         self.sparsity = sparsity
         super().__init__(*args, **kwargs)
         self._start_search()
@@ -74,7 +76,7 @@ class SparseWeightsTrainerMixin(SearchingMixin):
                 )
             self._learn_from(teacher, sparsity)
 
-    def init_hf_repo(self, token: Any = None) -> None:  # type: ignore[override]
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Refuse `push_to_hub`, before a repository is made.
 
         Raises:

@@ -17,10 +17,13 @@ from transformers import EvalPrediction, HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_sparse import SparsityError
+from hf_sparse.family import FAMILY
 from hf_sparse.report import ModelMeasurements, Report
 from hf_sparse.resuming import defect, newest_whole_checkpoint
 
 METRICS = Path(__file__).parent / "metrics"
+MISSED = 0.03
+"""A target that is missed by more than this is worth a word."""
 
 
 @dataclass
@@ -122,11 +125,13 @@ def check_output_dir(arguments: RecipeArguments) -> None:
 
 
 def clear_output_dir(arguments: RecipeArguments) -> None:
-    """With --overwrite_output_dir, delete the checkpoints of the run before; other files are overwritten in time."""
+    """With --overwrite_output_dir, delete checkpoints and members of the run before; other files are overwritten."""
     path = Path(arguments.output_dir or "")
     if arguments.overwrite_output_dir and arguments.resume_from_checkpoint is None and path.is_dir():
-        for old in [*path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), path / "dense"]:
+        for old in [*path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), *path.glob("removed-*"), path / "dense"]:
             shutil.rmtree(old, ignore_errors=True)
+        for file in path.glob(f"{FAMILY}.*"):
+            file.unlink()
 
 
 def checkpoint_to_resume(arguments: RecipeArguments, directory: Path) -> str | None:
@@ -207,6 +212,8 @@ def summary(report: Report) -> str:
         f"{report.speedup:.2f}x faster on {report.device}",
         f"largest difference between gated and compact outputs: {report.max_abs_diff:.1e}",
     ]
+    if abs(report.achieved - report.target) > MISSED:
+        lines.append("the target was missed: train for more steps, or look at density and target_density in the logs")
     return "\n".join(lines)
 
 

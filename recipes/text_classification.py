@@ -122,6 +122,8 @@ def main() -> None:
     if arguments.process_index == 0:
         clear_output_dir(arguments)
     if not has_head:
+        if arguments.process_index == 0:
+            print(f"{source} has no head that was trained for {', '.join(data.labels[:10])}: it is fine-tuned first")
         dense = _fine_tune(dense, splits, tokenizer, arguments)
     teacher = other_teacher or copy.deepcopy(dense)
 
@@ -261,7 +263,14 @@ def _evaluate(
 ) -> dict[str, dict[str, float]]:
     evaluator = Trainer(
         model=model,
-        args=dataclasses.replace(arguments, report_to=[], push_to_hub=False, eval_strategy="no", save_strategy="no"),
+        args=dataclasses.replace(
+            arguments,
+            report_to=[],
+            push_to_hub=False,
+            eval_strategy="no",
+            save_strategy="no",
+            lr_scheduler_type="linear",  # which, unlike others, asks for nothing
+        ),
         processing_class=tokenizer,
         compute_metrics=classification_metrics(),
     )

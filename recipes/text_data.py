@@ -1,5 +1,6 @@
 """Labelled text from csv, tsv, json or the Hub, checked before anything is trained."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,10 +137,14 @@ def _read(arguments: DataArguments, seed: int) -> tuple[DatasetDict, str]:
     return DatasetDict({split: _read_file(path, split) for split, path in files.items()}), Path(files["train"]).stem
 
 
+WORDS = {"keep_default_na": False, "na_values": [""]}
+"""For pandas, to which "NA" and "null" would be no words."""
+
+
 def _read_file(path: str, split: str) -> Dataset:
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
-        ".csv": ("csv", {}),
-        ".tsv": ("csv", {"delimiter": "\t"}),
+        ".csv": ("csv", WORDS),
+        ".tsv": ("csv", {**WORDS, "delimiter": "\t", "quoting": csv.QUOTE_NONE}),
         ".json": ("json", {}),
         ".jsonl": ("json", {}),
     }
@@ -186,7 +191,8 @@ def _text_columns(arguments: DataArguments, train: Dataset) -> tuple[str, ...]:
     ]
     if len(texts) != 1:
         raise SparsityError(
-            f"which column is the text? Set --text_column_name to one of {', '.join(train.column_names)}"
+            f"which column is the text? Set --text_column_name to one of {', '.join(texts or train.column_names)}, or "
+            "to two of them, such as a,b, for pairs"
         )
     return (texts[0],)
 
@@ -197,6 +203,8 @@ def _label_names(rows: Dataset, label: str, split: str) -> list[str]:
         return ["-1" if value == -1 else feature.int2str(value) for value in values]
     if any(value is None for value in values):
         raise SparsityError(f"the {split} data has rows without a label in column {label!r}: fill or drop them")
+    if any(isinstance(value, list | dict) for value in values):
+        raise SparsityError(f"column {label!r} holds several labels in a row: this recipe gives every text one class")
     if any(isinstance(value, float) and not value.is_integer() for value in values):
         raise SparsityError(f"column {label!r} holds decimals: this recipe classifies, so give classes")
     return [str(int(value)) if isinstance(value, (float, int)) else str(value) for value in values]

@@ -176,3 +176,17 @@ def test_teachers_without_labels_to_learn_from_are_refused(tmp_path: Path) -> No
         run = trainer(tmp_path, model, data, teacher=copy.deepcopy(model), max_steps=2)
         with pytest.raises(SparsityError, match="leave the teacher out"):
             run.train()
+
+
+def test_a_teacher_that_a_subclass_does_not_ask_or_whose_labels_differ_is_refused(tmp_path: Path) -> None:
+    class Mine(SparseTrainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            return model(**inputs).loss
+
+    given: dict[str, Any] = {"args": training_arguments(tmp_path), "sparsity": SEARCH, "train_dataset": rows(64)}
+    with pytest.raises(SparsityError, match="a compute_loss in Mine hides the one that asks it"):
+        Mine(model=bert(), teacher=bert(), **given).train()
+    model, teacher = bert(), bert()
+    model.config.id2label, teacher.config.id2label = {0: "no", 1: "yes"}, {0: "yes", 1: "no"}
+    with pytest.raises(SparsityError, match="give both one id2label"):
+        SparseTrainer(model=model, teacher=teacher, **given)

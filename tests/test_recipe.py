@@ -28,8 +28,9 @@ sys.path.insert(0, str(RECIPES))
 # They are scripts, found by the path above.
 import common  # noqa: E402
 import text_classification  # noqa: E402
+from text_data import DataArguments, load_text_data  # noqa: E402
 
-from hf_sparse import load_pruned  # noqa: E402
+from hf_sparse import SparsityError, load_pruned  # noqa: E402
 from hf_sparse.resuming import defect  # noqa: E402
 
 ABSENT = "this flag is not given"
@@ -356,3 +357,16 @@ def test_accelerate_reads_the_configs(path: Path) -> None:
         assert config.distributed_type == "FSDP" and config.fsdp_config["fsdp_version"] == 2
     if path.stem == "zero2":
         assert config.distributed_type == "DEEPSPEED" and config.deepspeed_config["zero_stage"] == 2
+
+
+def test_words_and_quotes_in_files_are_what_they_look_like(tmp_path: Path) -> None:
+    lines = ['"so it begins\tNA', "null\tother", "plain\tNA", 'it ends"\tother']
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    files = {"train_file": str(tmp_path / "train.tsv"), "validation_file": str(tmp_path / "dev.tsv")}
+    data = load_text_data(DataArguments(**files), seed=0)
+    assert data.labels == ("NA", "other")
+    assert data.splits["train"]["sentence"][:] == [line.split("\t")[0] for line in lines]
+    (tmp_path / "several.json").write_text(json.dumps({"sentence": "a", "label": ["x", "y"]}))
+    with pytest.raises(SparsityError, match="several labels in a row"):
+        load_text_data(DataArguments(**{**files, "train_file": str(tmp_path / "several.json")}), seed=0)

@@ -154,3 +154,7 @@ def test_a_state_that_is_not_one_is_refused(tmp_path: Path) -> None:
 def test_targets_are_ascending_shares(targets: list[float]) -> None:
     with pytest.raises(SparsityError, match="targets"):
         SparsityConfig(targets=targets)
+
+
+def test_targets_may_be_given_as_a_tuple() -> None:
+    assert SparsityConfig(targets=(0.2, 0.4)) == SparsityConfig(targets=[0.2, 0.4])  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import torch
 from conftest import StopAt, bart, bert, rows, training_arguments
 from test_trainer import trainer
 from torch import nn
-from transformers import GenerationConfig, Trainer, get_linear_schedule_with_warmup
+from transformers import BertForSequenceClassification, GenerationConfig, Trainer, get_linear_schedule_with_warmup
 
 from hf_sparse import (
     NonFiniteLossError,
@@ -21,8 +21,11 @@ from hf_sparse import (
     SparsityConfig,
     SparsityError,
     compact,
+    load_pruned,
     report,
 )
+from hf_sparse.cli import main
+from hf_sparse.inspection import inspect_checkpoint
 from hf_sparse.patching import attach_gates, require_bank
 
 
@@ -181,3 +184,40 @@ def test_gated_encoders_generate_what_the_compact_model_does() -> None:
     one, other = (each.eval().generate(tokens, generation_config=wanted) for each in (model, small))
     for gated, compacted in zip(one.logits, other.logits, strict=True):
         torch.testing.assert_close(gated, compacted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_trained_is_refused_before_it_is(tmp_path: Path) -> None:
+    class MyBert(BertForSequenceClassification):
+        pass
+
+    with pytest.raises(SparsityError, match="MyBert is not a class of transformers"):
+        trainer(tmp_path, MyBert(bert().config))
+    with pytest.raises(SparsityError, match="Linear is not a model of transformers"):
+        attach_gates(nn.Linear(2, 2), SparsityConfig())  # type: ignore[arg-type]
+    with pytest.raises(SparsityError, match=r"such as SparsityConfig\(target=0.5\)"):
+        trainer(tmp_path, sparsity=0.5)
+    arguments = training_arguments(tmp_path)
+    arguments.gradient_checkpointing, arguments.gradient_checkpointing_kwargs = True, {"use_reentrant": True}
+    with pytest.raises(SparsityError, match="use_reentrant=True"):
+        SparseTrainer(model=bert(), args=arguments, sparsity=SparsityConfig(), train_dataset=rows(8))
+
+
+def test_a_checkpoint_with_gates_is_not_shown_or_pushed_as_a_model(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=[StopAt(3)]).train()
+    for command in (["inspect"], ["card"], ["push", "me/small"]):
+        with pytest.raises(SystemExit):
+            main([command[0], str(tmp_path / "checkpoint-3"), *command[1:]])
+    with pytest.raises(SparsityError, match="has gates in it"):
+        inspect_checkpoint(tmp_path / "checkpoint-3")
+
+
+def test_a_card_says_what_example_scripts_give(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.train()
+    run.measure()
+    run.create_model_card(finetuned_from="me/dense", tasks="text-classification", dataset="GLUE", dataset_tags="glue")
+    card = (tmp_path / "README.md").read_text()
+    assert "me/dense" in card and "GLUE" in card and "structured-sparsity" in card
+    assert load_pruned(tmp_path).num_parameters() < bert().num_parameters()
+    origin = json.loads((tmp_path / "report.json").read_text())["origin"]
+    assert origin["dataset_id"] == "glue" and origin["base_model"] == "me/dense"
