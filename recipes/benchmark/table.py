@@ -48,7 +48,7 @@ def _mean(lines: Sequence[Line], name: str) -> float:
 def table(found: Mapping[tuple[str, float], Sequence[Line]]) -> str:
     """Rows in Markdown."""
     speedups = [name for name in SPEEDUPS if any(name in line for lines in found.values() for line in lines)]
-    header = ["target", "method", "removed", "dev", "test", "mean", "seeds", "training", *speedups]
+    header = ["target", "method", "removed", "dev", "test", "mean", "runs", "training", *speedups]
     rows = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for (method, target), lines in found.items():
         means = [line["mean"] for line in lines]
