@@ -69,7 +69,7 @@ def export_anymodel(directory: str | Path, output: str | Path) -> None:
     }
     with replaced_directory(Path(output)) as target:
         for file in source.iterdir():
-            # The card says how transformers loads it, which it does not load the copy.
+            # The card says how transformers loads the checkpoint; it does not load the copy.
             if file.is_file() and file.suffix not in (".py", ".bin") and file.name not in (CONFIG_NAME, CARD):
                 shutil.copy2(file, target / file.name)
         (target / CONFIG_NAME).write_text(json.dumps(rewritten, indent=2) + "\n")

@@ -154,7 +154,6 @@ class ResultsMixin(ModelMixin):
         self, inputs: Mapping[str, Tensor], metrics: tuple[Metrics, Metrics] | None, origin: Origin | None
     ) -> Report:
         dense = with_random_weights_(skeleton(self._dense), self.args.device)
-        nn.Module.to(dense, self.args.device)  # buffers, too
         if dense.dtype != self._model.dtype:  # engines may keep weights in float32 that were loaded in half precision
             nn.Module.to(dense, self._model.dtype)
         results = self._last_metrics()

@@ -97,4 +97,5 @@ def with_random_weights_(model: PreTrainedModel, device: torch.device) -> PreTra
             made[id(parameter)] = nn.Parameter(values.to(device, parameter.dtype), parameter.requires_grad)
         module, _, key = name.rpartition(".")
         model.get_submodule(module).register_parameter(key, made[id(parameter)])
+    nn.Module.to(model, device)  # its buffers; transformers wraps `to` in a way that hides its type
     return model

@@ -31,9 +31,10 @@ class There(Tensor):
     @staticmethod
     def __new__(cls, here: Tensor) -> "There":
         layout = {"strides": here.stride(), "storage_offset": here.storage_offset(), "layout": here.layout}
-        made = Tensor._make_wrapper_subclass(cls, here.size(), dtype=here.dtype, device=DEVICE, **layout)  # type: ignore[attr-defined]
+        make: Any = Tensor
+        made: There = make._make_wrapper_subclass(cls, here.size(), dtype=here.dtype, device=DEVICE, **layout)
         made.here = here
-        return made  # type: ignore[no-any-return]
+        return made
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
