@@ -1,31 +1,25 @@
 """`compact(model, plan)`: slice what the plan drops, fold the gates in, and prove that nothing else changed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, outputs
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs, placed
-from hf_sparse.modeling_hf_sparse import (
-    MODEL_TYPE_PREFIX,
-    auto_map,
-    config_class,
-    model_class,
-    resize_,
-    sealed,
-)
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, resize_
 from hf_sparse.patching import current_plan, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.probing import FORWARD_ERRORS, hooked
-from hf_sparse.slicing import BY_PATH, base_path, physical_units, rebased, shrink
-from hf_sparse.stock import stock_config, to_stock_
+from hf_sparse.pruned_config import describe_, seal_
+from hf_sparse.slicing import base_path, physical_units, rebased, shrink
+from hf_sparse.stock import computes_the_same, stock_config, to_stock_
 from hf_sparse.streaming import HOST
 from hf_sparse.structure import ModelStructure, layer_sizes
 
@@ -40,6 +34,8 @@ class CompactionReport:
         parameters_before: parameters of the model without its gates.
         parameters_after: parameters of the compact model.
         removed: names of the attention and FFN sublayers that lost everything.
+        identities: paths of the norms that nothing reads any more, and which are gone as well.
+        stock: whether a stock config says it all, so that the model is one of the stock class.
     """
 
     plan: PruningPlan
@@ -47,6 +43,8 @@ class CompactionReport:
     parameters_before: int
     parameters_after: int
     removed: tuple[str, ...]
+    identities: tuple[str, ...]
+    stock: bool
 
     def then(self, later: "CompactionReport") -> "CompactionReport":
         """What this compaction and a later one of the same model did together."""
@@ -56,6 +54,8 @@ class CompactionReport:
             self.parameters_before,
             later.parameters_after,
             self.removed + later.removed,
+            self.identities + later.identities,
+            later.stock,
         )
 
 
@@ -88,6 +88,7 @@ def compact(
     gates = bank.block_gates() if bank else {block.name: torch.ones(block.units) for block in structure.blocks}
     before = _parameters(model) - (_parameters(bank) if bank else 0)
     removed = tuple(block.name for block in structure.blocks if not len(kept[block.name]))
+    identities: tuple[str, ...] = ()
     modes = {module: module.training for module in model.modules()}
     restore = _snapshot(model)
     with _in_float32(model):
@@ -99,15 +100,18 @@ def compact(
             idle = _idle_norms(model, inputs) if removed else set()
             _compact_(model, structure, gates, kept, physical, before)
             if removed:
-                _drop_norms_(model, _idle_norms(model, inputs) - idle, inputs)
-            _seal_(model)
+                identities = _drop_norms_(model, _idle_norms(model, inputs) - idle, inputs)
+            seal_(model)
             difference, scale = largest_difference(reference.values(), outputs(model, inputs).values())
             if not difference <= RELATIVE_TOLERANCE * max(scale, 1.0):
                 raise SparsityError(
                     f"the compact model differs from the masked one by {difference:.3g} (outputs up to {scale:.3g}): "
                     f"{type(model).__name__} cannot be pruned exactly, and is left as it was"
                 )
-            _to_stock_if_uniform_(model, structure, kept, inputs)
+            config = _stock_form(model, structure, kept)
+            stock = config is not None and computes_the_same(model, config, inputs)
+            if config is not None and stock:
+                to_stock_(model, config)
         except torch.OutOfMemoryError:
             restore()
             raise
@@ -122,7 +126,35 @@ def compact(
             raise
         for module in model.modules():
             module.training = modes.get(module, modes[model])
-    return CompactionReport(PruningPlan(physical), difference, before, _parameters(model), removed)
+    return CompactionReport(PruningPlan(physical), difference, before, _parameters(model), removed, identities, stock)
+
+
+@torch.no_grad()
+def compact_alike_(model: PreTrainedModel, structure: ModelStructure, done: CompactionReport) -> None:
+    """Give a model, in place, the form that `compact` has given to one like it; weights are for the caller to fill in.
+
+    Nothing is computed with it, so they need not be there: they may be on torch's meta device.
+
+    Args:
+        model: without gates.
+        structure: of both, before.
+        done: what was done to the other one.
+
+    Raises:
+        SparsityError: that was not one like it.
+    """
+    kept = _kept_units(structure, done.plan)
+    gates = {block.name: torch.ones(block.units) for block in structure.blocks}
+    _compact_(model, structure, gates, kept, done.plan.kept, done.parameters_before)
+    config = _stock_form(model, structure, kept) if done.stock else None
+    unknown = sorted(set(done.identities) - dict(model.named_modules()).keys())
+    if unknown or (config is None and done.stock):
+        raise SparsityError(f"{type(model).__name__} is not what was made smaller: {unknown or 'it has no stock form'}")
+    if done.identities:
+        _replace_by_identities_(model, done.identities)
+    seal_(model)
+    if config is not None:
+        to_stock_(model, config)
 
 
 def _kept_units(structure: ModelStructure, plan: PruningPlan) -> dict[str, Tensor]:
@@ -219,7 +251,7 @@ def _compact_(
     structure: ModelStructure,
     gates: dict[str, Tensor],
     kept: dict[str, Tensor],
-    physical: dict[str, tuple[int, ...]],
+    physical: Mapping[str, tuple[int, ...]],
     before: int,
 ) -> None:
     """Resize the model in place by the recipe that its checkpoint will carry, then fill in the new weights."""
@@ -230,7 +262,7 @@ def _compact_(
     recipe["layers"] = [asdict(layer) for layer in layer_sizes(structure, physical)]
     if recipe["shapes"] or recipe["removed"]:
         resize_(model.base_model, recipe)
-        _describe_(model, structure, kept, recipe)
+        describe_(model, structure, kept, recipe)
     for path, value in values.items():
         # A new parameter, not a copy into the old one: that one still belongs to the model to go back to.
         module, _, name = path.rpartition(".")
@@ -271,10 +303,10 @@ def _idle_norms(model: PreTrainedModel, inputs: dict[str, Any]) -> set[str]:
     return names - {name for (name, _), slope in zip(scales, slopes) if slope is not None}
 
 
-def _drop_norms_(model: PreTrainedModel, names: set[str], inputs: dict[str, Any]) -> None:
-    """Replace norms by identities in place, here and in the recipe, unless the model reads more of them."""
-    norms = {name: model.get_submodule(name) for name in names}
-    for name in names:
+def _drop_norms_(model: PreTrainedModel, names: set[str], inputs: dict[str, Any]) -> tuple[str, ...]:
+    """Replace norms by identities in place, unless the model reads more of them; the paths of those that are gone."""
+    norms = {name: model.get_submodule(name) for name in sorted(names)}
+    for name in norms:
         model.set_submodule(name, nn.Identity())
     try:
         outputs(model, inputs)
@@ -282,93 +314,28 @@ def _drop_norms_(model: PreTrainedModel, names: set[str], inputs: dict[str, Any]
         # Their dtype, for one, or their device.
         for name, norm in norms.items():
             model.set_submodule(name, norm)
-        return
+        return ()
+    _replace_by_identities_(model, norms)
+    return tuple(norms)
+
+
+def _replace_by_identities_(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Put identities in the place of norms, here and in the recipe of the model."""
     config: Any = model.config
     prefix = f"{base_path(model)}." if base_path(model) else ""
-    identities = sorted(name.removeprefix(prefix) for name in names)
-    config.hf_sparse["identities"] = [*config.hf_sparse["identities"], *identities]
+    for name in names:
+        model.set_submodule(name, nn.Identity())
+    config.hf_sparse["identities"] = [*config.hf_sparse["identities"], *(name.removeprefix(prefix) for name in names)]
 
 
-# ---- The config of a pruned model ----
+# ---- Back to stock ----
 
 
-def _describe_(
-    model: PreTrainedModel, structure: ModelStructure, kept: dict[str, Tensor], recipe: dict[str, Any]
-) -> None:
-    """Turn the model and its config in place into those of the pruned model type, with sizes per layer."""
+def _stock_form(model: PreTrainedModel, structure: ModelStructure, kept: dict[str, Tensor]) -> PreTrainedConfig | None:
+    """The stock config that says what the sizes of a pruned model are, where there is one."""
     config: Any = model.config
     if not config.model_type.startswith(MODEL_TYPE_PREFIX):
-        stock = type(model)
-        try:
-            model.__class__ = model_class(stock, config.model_type)
-        except ValueError as error:
-            raise SparsityError(str(error)) from None
-        config.base_model_type, config.base_architecture = config.model_type, stock.__name__
-        # Configs made by `Config(**entries)` have it as an attribute, which would hide that of the class.
-        vars(config).pop("model_type", None)
-        config.__class__ = config_class(config.base_model_type)
-        config.auto_map = auto_map(stock, config.base_model_type)
-        config.layer_sizes = {}
-    else:
-        recipe = _merged(config.hf_sparse, recipe)
-    config.hf_sparse = recipe
-    config.layer_sizes = _layer_sizes(structure, kept, config)
-
-
-def _seal_(model: PreTrainedModel) -> None:
-    """Close the recipe of a pruned model, in place: from here on a change of it is a mistake."""
-    config: Any = model.config
-    if config.model_type.startswith(MODEL_TYPE_PREFIX):
-        config.hf_sparse = sealed(config.hf_sparse, config)
-
-
-def _to_stock_if_uniform_(
-    model: PreTrainedModel, structure: ModelStructure, kept: dict[str, Tensor], inputs: dict[str, Any]
-) -> None:
-    """Make a pruned model a stock model again, in place, where a stock config can say what its sizes are."""
-    config: Any = model.config
-    if config.model_type.startswith(MODEL_TYPE_PREFIX):
-        recipe = config.hf_sparse
-        if not any(recipe[key] for key in ("selections", "padded", "removed", "identities")):
-            stock = stock_config(model, model.state_dict(), list(structure.blocks), kept)
-            if stock is not None:
-                to_stock_(model, stock, inputs)
-
-
-def _merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    """The recipe that leads from the stock model to the result of pruning twice."""
-    merged = {**later, "identities": earlier["identities"], "parameters": earlier["parameters"]}
-    now = {layer["block"]: layer["kept"] for layer in later["layers"]}
-    merged["layers"] = [{**layer, "kept": now.get(layer["block"], layer["kept"])} for layer in earlier["layers"]]
-    gone = tuple(f"{path}." for name, removal in later["removed"].items() for path in (name, removal["output"]))
-    for key in (*BY_PATH, "removed"):
-        kept = {path: value for path, value in earlier[key].items() if not f"{path}.".startswith(gone)}
-        merged[key] = {**kept, **later[key]}
-        if key == "attributes":  # a later round need not change all that an earlier one has changed
-            merged[key] |= {path: {**kept.get(path, {}), **values} for path, values in later[key].items()}
-    return merged
-
-
-def _layer_sizes(structure: ModelStructure, kept: dict[str, Tensor], config: Any) -> dict[str, dict[str, Any]]:
-    """Sizes by layer, in the schema of transformers' `per_layer_config`.
-
-    Empty where a layer index has two blocks of a kind, as in two towers, which that schema cannot express.
-    """
-    places = [(block.layer, block.kind) for block in structure.blocks]
-    if len(set(places)) < len(places):
-        return {}
-    layers: dict[str, dict[str, Any]] = {index: dict(sizes) for index, sizes in config.layer_sizes.items()}
-    for block in structure.blocks:
-        count = len(physical_units(block, kept[block.name]))
-        sizes = layers.setdefault(str(block.layer), {})
-        if not count:
-            sizes["skip"] = sorted({*sizes.get("skip", ()), "attention" if block.kind == "attention" else "mlp"})
-        if block.kind == "attention":
-            sizes["head_dim"] = block.head_dim
-            sizes["num_attention_heads"] = max(count * block.heads_per_unit, 1)
-            if block.heads_per_unit > 1 or "num_key_value_heads" in vars(config):
-                sizes["num_key_value_heads"] = max(count, 1)
-        else:
-            name = "intermediate_size" if block.kind == "ffn" else "moe_intermediate_size"
-            sizes[name] = max(count, 1)
-    return layers
+        return None
+    if any(config.hf_sparse[key] for key in ("selections", "padded", "removed", "identities")):
+        return None
+    return stock_config(model, model.state_dict(), list(structure.blocks), kept)

@@ -7,10 +7,11 @@ from transformers.utils import logging
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.distillation import hidden_distances, layer_pairs
+from hf_sparse.processes import is_first
 from hf_sparse.refit import depths, refit_, refittable
 from hf_sparse.results import ResultsMixin
 from hf_sparse.searching import SearchingMixin
-from hf_sparse.streaming import streamed
+from hf_sparse.surgery import plain_forward, unchanged_random_state
 from hf_sparse.teacher import layer_states, state_masks
 
 logger = logging.get_logger(__name__)
@@ -27,7 +28,10 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
     sparsity: SparsityConfig
 
     def _refit(self) -> None:
-        """Fit the output projections that are left to the teacher's, in place, where it has the same ones."""
+        """Fit the output projections that are left to the teacher's, in place, where it has the same ones.
+
+        On the first process; the others are to get the weights from it.
+        """
         if self.teacher is None or not self.sparsity.refit:
             return
         if depths(self._model) != depths(self.teacher.model):  # its sublayers do other things
@@ -36,6 +40,11 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
         names = refittable(self._model, self.teacher.model, outputs)
         batch = self._refit_batch()
         if batch is None:
+            return
+        if not is_first():
+            if self.teacher.sharded:  # all have to ask it together
+                with torch.no_grad():
+                    self.teacher.model(**batch)
             return
         training, _ = self._model.training, self._model.eval()
         refit_(self._model, self.teacher.model, names, batch)
@@ -62,7 +71,7 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
             return
         batch = self._verification_batch()
         training, _ = self._model.training, self._model.eval()
-        with torch.no_grad(), streamed(self._model, batch):
+        with torch.no_grad(), plain_forward(self._model), unchanged_random_state(self.args.device):
             outputs = self._model(**batch, output_hidden_states=True, return_dict=True)
             teacher = self.teacher(batch).hidden_states
         student, masks = layer_states(outputs), state_masks(outputs, batch)

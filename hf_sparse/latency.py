@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,6 +22,7 @@ from hf_sparse.directories import write_whole
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs, undisturbed
 from hf_sparse.probing import FORWARD_ERRORS, fresh, record_calls
+from hf_sparse.processes import once
 from hf_sparse.proof import scope_of, smaller_form
 from hf_sparse.structure import Block, ModelStructure
 from hf_sparse.timing import device_name, times_ms
@@ -55,18 +55,12 @@ def measured_costs(
     Raises:
         SparsityError: the model cannot be run on such a batch.
     """
-    found: list[Any] = [None]
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        try:
-            with torch.no_grad(), undisturbed(model):
-                found[0] = _Stopwatch(model, config, inputs or example_inputs(model)).costs(structure, config.round_to)
-        except SparsityError as error:
-            found[0] = error  # for all processes, since the others would wait for ever
-    if torch.distributed.is_initialized():
-        broadcast_object_list(found)
-    if isinstance(found[0], SparsityError):
-        raise found[0]
-    return found[0]
+
+    def measure() -> CostTable:
+        with torch.no_grad(), undisturbed(model):
+            return _Stopwatch(model, config, inputs or example_inputs(model)).costs(structure, config.round_to)
+
+    return once(measure)
 
 
 class _Stopwatch:

@@ -20,7 +20,7 @@ class ModelMixin(Trainer):
         return cast(PreTrainedModel, self.model)
 
     def _whole(self) -> AbstractContextManager[None]:
-        """Where FSDP shards the model, it is whole on every process inside this context, in place."""
+        """Where FSDP shards the model, it is whole on the first process inside this context, in place."""
         return whole(self._model, self.optimizer, self.accelerator)
 
     def _without_labels(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from hf_sparse.plan import PruningPlan
 from hf_sparse.scaling import attach_scaler_, detach_scaler_
 from hf_sparse.steering import BANK, attached_gates
 from hf_sparse.stock import expressible, require_known_class
+from hf_sparse.structure import ModelStructure
 
 
 def gate_bank(model: nn.Module) -> GateBank | None:
@@ -36,6 +37,7 @@ def attach_gates(
     config: SparsityConfig,
     inputs: Mapping[str, Any] | None = None,
     costs: CostTable | None = None,
+    structure: ModelStructure | None = None,
 ) -> GateBank:
     """Attach gates to a model in place; every gate is 1, so its outputs do not change.
 
@@ -45,6 +47,7 @@ def attach_gates(
         inputs: a small batch that it can be run on, for `discover`, from any device; made from its config by default.
         costs: what its blocks cost, or those that they were cut from; by default counted or measured as the config
             says.
+        structure: what `discover` finds, if that is known.
 
     Returns:
         The gates, also registered as a submodule of the model.
@@ -59,7 +62,7 @@ def attach_gates(
         raise SparsityError("this model has gates already: call detach_gates(model) first")
     require_known_class(model)
     inputs = None if inputs is None else placed(inputs, model.device)
-    structure = discover(model, inputs)
+    structure = discover(model, inputs) if structure is None else structure
     if config.layout == "uniform":
         structure = expressible(model, structure)
     if not structure.blocks:

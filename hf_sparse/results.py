@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,17 +20,18 @@ from transformers.utils import logging
 
 from hf_sparse.card import NO_FIELDS, CardFields, task_of
 from hf_sparse.checkpoint import complete
-from hf_sparse.compaction import CompactionReport, compact
+from hf_sparse.compaction import CompactionReport, compact, compact_alike_
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs import CostTable
 from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
 from hf_sparse.hub import upload
 from hf_sparse.model import ModelMixin
-from hf_sparse.patching import current_plan, gate_bank
+from hf_sparse.patching import current_plan, detach_gates, gate_bank, require_bank
 from hf_sparse.plan import PruningPlan
+from hf_sparse.processes import is_first, once
 from hf_sparse.report import Metrics, Origin, Report, command_line, hub_id, make_report
-from hf_sparse.sharding import gather_
+from hf_sparse.sharding import gather_, spread_
 from hf_sparse.structure import ModelStructure
 from hf_sparse.surgery import plain_forward, skeleton, with_random_weights_
 
@@ -80,7 +82,7 @@ class ResultsMixin(ModelMixin):
     def compact(self) -> CompactionReport:
         """Replace a model that still has gates by the smaller one it has become, in place, checked on a batch of data.
 
-        Where FSDP shards the model, it is whole on every process afterwards.
+        Where FSDP shards the model, all processes have to call this, and it is whole on every one of them afterwards.
 
         Returns:
             What was removed in the whole run, in units of the model that it began with.
@@ -89,23 +91,43 @@ class ResultsMixin(ModelMixin):
             SparsityError: there never were gates, or the compact model would compute something else.
         """
         sharded, gated = isinstance(self._model, FSDPModule), gate_bank(self._model) is not None
-        if sharded:
-            gather_(self._model, self.optimizer)
-        if gated:
-            with plain_forward(self._model):
+        with plain_forward(self._model):
+            if sharded:
+                gather_(self._model, self.optimizer)
+                if gated:
+                    self._compact_together()
+                spread_(self._model, self.args.device)
+            elif gated:
                 self._compactions.append(compact(self._model, inputs=self._verification_batch()))
+                nn.Module.to(self._model, self.args.device)  # transformers wraps `to` in a way that hides its type
         if sharded or gated:
-            nn.Module.to(self._model, self.args.device)  # transformers wraps `to` in a way that hides its type
             self.model_wrapped = self._model
             self.optimizer = self.lr_scheduler = None
         return _together(self._compactions)
 
+    def _compact_together(self) -> None:
+        """Make a model with gates smaller in place, on the first process; give it that form on the others.
+
+        They are to get its weights from the first one.
+        """
+        batch, structure = self._verification_batch(), require_bank(self._model).structure
+        done = once(lambda: compact(self._model, inputs=batch))
+        if not is_first():
+            detach_gates(self._model)
+            compact_alike_(self._model, structure, done)
+        self._compactions.append(done)
+
     def _verification_batch(self) -> dict[str, Tensor]:
-        """A batch of the evaluation data, else of the training data, on the device of the run, without labels."""
+        """A batch of the evaluation data, else of the training data, on the device of the run, without labels.
+
+        It is the same on all processes, of which none has to wait for another.
+        """
         dataset = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()))
-        return self._without_labels(self._prepare_inputs(next(iter(self.get_test_dataloader(cast(Any, dataset))))))
+        loader = self.get_test_dataloader(cast(Any, dataset))
+        rows = list(itertools.islice(iter(loader.dataset), self.args.eval_batch_size))
+        return self._without_labels(self._prepare_inputs(loader.collate_fn(rows)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the physically smaller model with its card. Checkpoints that Trainer resumes from keep model and gates.
@@ -147,8 +169,12 @@ class ResultsMixin(ModelMixin):
         Raises:
             SparsityError: there never were gates, or the compact model would compute something else.
         """
+        batch = inputs if inputs is not None else self._verification_batch()
+        if not isinstance(self._model, FSDPModule):
+            return self._measure(batch, metrics, origin)
         with self._whole():
-            return self._measure(inputs if inputs is not None else self._verification_batch(), metrics, origin)
+            self.report = once(lambda: self._measure(batch, metrics, origin))
+        return self.report
 
     def _measure(
         self, inputs: Mapping[str, Tensor], metrics: tuple[Metrics, Metrics] | None, origin: Origin | None

@@ -106,14 +106,15 @@ def attach_scaler_(model: PreTrainedModel, place: str, scaler: Scaler, paths: Ma
     Args:
         model: is changed.
         place: name of the submodule.
-        scaler: on the device of the model afterwards.
+        scaler: on the device of the model afterwards, if that has weights.
         paths: by the scaler's names, those of the parameters.
     """
     for name, path in paths.items():
         module, _, parameter = path.rpartition(".")
         scaler._scales[name] = scale_parameter_(model.get_submodule(module), parameter)
     scaler._paths = dict(paths)
-    model.add_module(place, scaler.to(next(model.parameters()).device))
+    device = next(model.parameters()).device
+    model.add_module(place, scaler if device.type == "meta" else scaler.to(device))
     model.register_forward_pre_hook(scaler.open)
     if model.config.is_encoder_decoder:
         model.register_forward_hook(scaler.close, always_call=True)

@@ -1,9 +1,12 @@
 """FSDP2: a sharded model is put together, changed, and sharded again; gates are whole on every process at all times.
 
+The first process puts it together, in the host's memory. The others then have its modules but no weights: parameters
+are on torch's meta device until shards of them come from the first process.
+
 Sharding cannot be undone through torch's public interface: this file, and no other, uses its private one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,12 +15,15 @@ from accelerate import Accelerator
 from accelerate.utils import DynamoBackend, fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import GenerationMixin, PreTrainedModel
 
 from hf_sparse.errors import SparsityError
+from hf_sparse.processes import is_first, send_
 from hf_sparse.steering import BANK, attached_gates
-from hf_sparse.streaming import layers
+from hf_sparse.streaming import HOST, layers
+
+META = torch.device("meta")
 
 
 def prepare_sharding_(accelerator: Accelerator) -> None:
@@ -87,9 +93,9 @@ def shard_frozen_(model: PreTrainedModel) -> None:
 
 @contextmanager
 def whole(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterator[None]:
-    """Inside this context a sharded model is whole on every process, in place, in the host's memory.
+    """Inside this context a sharded model is whole on the first process, in place, in the host's memory.
 
-    One that is not sharded stays as it is. All processes must come here together.
+    On the others it has no weights. One that is not sharded stays as it is. All processes must come here together.
     """
     if not isinstance(model, FSDPModule):
         yield
@@ -103,10 +109,10 @@ def whole(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterato
 
 @torch.no_grad()
 def gather_(model: nn.Module, optimizer: Any) -> None:
-    """Make a sharded model whole in place in every process's host memory, tensor by tensor; leave another as it is.
+    """Make a sharded model whole in place on the first process, tensor by tensor; leave another as it is.
 
-    Devices need room for one tensor only, and `streamed` runs it there. The optimizer's state stays in shards: they are
-    of use again to parameters that are the same afterwards.
+    Devices need room for one tensor only, and `streamed` runs it from the host's memory. The optimizer's state stays in
+    shards: they are of use again to parameters that are the same afterwards.
     """
     # Private names of torch: imported here, so that nobody depends on them who does not shard.
     from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
@@ -116,10 +122,9 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
         if isinstance(module, FSDPModule):
             module.reshard()
     shards = {id(parameter): parameter for parameter in model.parameters() if isinstance(parameter, DTensor)}
-    wholes = {key: nn.Parameter(shard.full_tensor().cpu(), shard.requires_grad) for key, shard in shards.items()}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            module._parameters[name] = wholes.get(id(parameter), parameter)
+    home = HOST if is_first() else META
+    wholes = {key: nn.Parameter(shard.full_tensor().to(home), shard.requires_grad) for key, shard in shards.items()}
+    _exchange_(model, wholes)
     for group in optimizer.param_groups:
         group["params"] = [wholes.get(id(parameter), parameter) for parameter in group["params"]]
     for key, shard in shards.items():
@@ -133,9 +138,32 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
         for mark in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
             vars(module).pop(mark, None)
     remove_hooks_(model, "torch.distributed.fsdp")
-    for name, child in model.named_children():  # what is not in shards: buffers, and what the plugin ignores
-        if name != BANK:
-            child.cpu()
+    for name, child in model.named_children():
+        if name != BANK and is_first():
+            child.cpu()  # what is not in shards: buffers, and what the plugin ignores
+
+
+@torch.no_grad()
+def spread_(model: nn.Module, device: torch.device) -> None:
+    """Put a model that `gather_` has made whole, in place, on a device of every process."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    placed = {id(tensor): _placed(tensor, device) for tensor in tensors}
+    _exchange_(model, placed)
+    send_(placed.values())
+
+
+def _placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """A parameter or buffer on a device, with any values if it has none."""
+    placed = torch.empty_like(tensor, device=device) if tensor.device == META else tensor.detach().to(device)
+    return nn.Parameter(placed, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else placed
+
+
+def _exchange_(model: nn.Module, others: Mapping[int, Any]) -> None:
+    """Put other parameters and buffers in the place of those that a model has, by their ids; tied ones stay tied."""
+    for module in model.modules():
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for table in tables:
+            table.update({name: others[id(tensor)] for name, tensor in table.items() if id(tensor) in others})
 
 
 def remove_hooks_(model: nn.Module, package: str) -> None:
@@ -156,12 +184,32 @@ def remove_hooks_(model: nn.Module, package: str) -> None:
 
 @torch.no_grad()
 def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
-    """Shard a whole model in place, as accelerate does by its plugin; the optimizer gets back its parameters."""
+    """Shard a model that the first process has, in place, as accelerate does by its plugin, tensor by tensor.
+
+    The optimizer gets its parameters back.
+    """
     bank = attached_gates(model)
+    gates = () if bank is None else tuple(bank.parameters())
     if bank is not None:
         bank.forget_scales_()  # of whole parameters
+    own = {id(gate) for gate in gates}
+    wholes = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in own}
     before = {id(parameter): name for name, parameter in model.named_parameters()}
+    outlines = {
+        id(whole): nn.Parameter(torch.empty_like(whole, device=META), whole.requires_grad) for whole in wholes.values()
+    }
+    buffers = {id(buffer): _placed(buffer, accelerator.device) for buffer in model.buffers()}
+    _exchange_(model, {**outlines, **buffers})
+    send_(buffers.values())
     fsdp2_prepare_model(accelerator, model)
+    after = dict(model.named_parameters())
+    shards: dict[int, Tensor] = {}
+    for name, whole in wholes.items():
+        outline: Any = after[name]
+        full = _placed(whole, accelerator.device).detach().to(outline.dtype)
+        share = distribute_tensor(full, outline.device_mesh, outline.placements)  # sends each process its own
+        shards[id(outline)] = nn.Parameter(share, outline.requires_grad)
+    _exchange_(model, shards)
     after = dict(model.named_parameters())
     for group in optimizer.param_groups:
         for index, parameter in enumerate(group["params"]):

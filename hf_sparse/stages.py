@@ -15,17 +15,19 @@ from transformers.utils import logging
 
 from hf_sparse.bank import GateBank
 from hf_sparse.card import REPORT
-from hf_sparse.compaction import CompactionReport, compact
+from hf_sparse.compaction import CompactionReport, compact_alike_
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs import CostTable
+from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError, UnknownInputsError
 from hf_sparse.estimates import EstimatesMixin
 from hf_sparse.family import write_family
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
+from hf_sparse.processes import once
 from hf_sparse.report import Report
 from hf_sparse.resuming import STATE
-from hf_sparse.surgery import plain_forward, unchanged_random_state
+from hf_sparse.surgery import plain_forward
 
 logger = logging.get_logger(__name__)
 
@@ -47,8 +49,7 @@ class StagesMixin(EstimatesMixin):
     def _before_first_step(self, inputs: dict[str, Tensor | Any]) -> None:
         super()._before_first_step(inputs)
         if self._layer_map is None:
-            with plain_forward(self._model), unchanged_random_state(self.args.device):
-                self._match_layers()
+            self._match_layers()
 
     def _end_step(self, structure_found: bool) -> None:
         """Shrink the model in place once its structure is found; at the end of a stage, go on to the next."""
@@ -70,18 +71,20 @@ class StagesMixin(EstimatesMixin):
     def _attach_gates(self, costs: CostTable | None = None) -> GateBank:
         """Put gates on the model, in place; found by a batch of the data if no other input can be made up."""
         try:
-            return attach_gates(self._model, self._stage_config, None, costs)
+            batch, structure = None, once(lambda: discover(self._model))
         except UnknownInputsError:
             if self.eval_dataset is None and self.train_dataset is None:
                 raise
-            return attach_gates(self._model, self._stage_config, self._verification_batch(), costs)
+            batch = self._verification_batch()
+            structure = once(lambda: discover(self._model, batch))
+        return attach_gates(self._model, self._stage_config, batch, costs, structure)
 
     def _shrink(self) -> None:
         """Make the model physically smaller in place, and go on training what is left."""
         with self._surgery():
-            self._compactions.append(compact(self._model, inputs=self._verification_batch()))
+            self._compact_together()
             self._refit()
-            self._match_layers()
+        self._match_layers()
 
     def _member_path(self, target: float) -> Path:
         """Where the model of a stage goes; trials of a hyperparameter search have a directory each."""
@@ -136,6 +139,8 @@ class StagesMixin(EstimatesMixin):
                     int(entry["parameters_before"]),
                     int(entry["parameters_after"]),
                     tuple(entry["removed"]),
+                    tuple(entry["identities"]),
+                    bool(entry["stock"]),
                 )
                 for entry in state["compactions"]
             ]
@@ -152,8 +157,8 @@ class StagesMixin(EstimatesMixin):
         with plain_forward(self._model):
             if gate_bank(self._model) is not None and (reports[len(done) :] or not searching):
                 detach_gates(self._model)
-            for report in reports[len(done) :]:
-                compact(self._model, report.plan, batch)
+            for report in reports[len(done) :]:  # weights are loaded afterwards
+                compact_alike_(self._model, once(lambda: discover(self._model, batch)), report)
             self._compactions, self._stage = reports, stage
             finished = [self._member_path(target) for target in self.sparsity.descent[:stage]]
             self._members = {path.name: Report.read(path / REPORT) for path in finished if (path / REPORT).is_file()}

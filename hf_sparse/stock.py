@@ -210,16 +210,13 @@ def _skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> nn.Module:
 
 
 @torch.no_grad()
-def to_stock_(model: PreTrainedModel, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> bool:
-    """Give a pruned model the class and config of its stock form, in place, if that computes the same.
+def computes_the_same(model: PreTrainedModel, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> bool:
+    """Whether a pruned model would compute the same in its stock form.
 
     Args:
-        model: pruned, in evaluation mode.
+        model: in evaluation mode.
         config: from `stock_config`.
         inputs: a batch to compare outputs on.
-
-    Returns:
-        Whether it does; if not, the model is left as it is.
     """
     try:
         twin: Any = _skeleton(model, config).eval()
@@ -231,8 +228,11 @@ def to_stock_(model: PreTrainedModel, config: PreTrainedConfig, inputs: Mapping[
     if own.keys() != found.keys():
         return False
     difference, scale = largest_difference(own.values(), found.values())
-    if not difference <= RELATIVE_TOLERANCE * max(scale, 1.0):
-        return False
+    return difference <= RELATIVE_TOLERANCE * max(scale, 1.0)
+
+
+def to_stock_(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Give a pruned model the class and config of its stock form, in place; `config` is from `stock_config`."""
     kind: Any = stock_class(model)
     model.__class__ = kind
     for own_config, new in zip(_holders(model.config), _holders(config)):
@@ -242,4 +242,3 @@ def to_stock_(model: PreTrainedModel, config: PreTrainedConfig, inputs: Mapping[
         for name, value in vars(new).items():
             if type(value) is int:
                 vars(own_config)[name] = value
-    return True

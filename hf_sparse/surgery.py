@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from hf_sparse.processes import send_
 from hf_sparse.sharding import whole
 
 
@@ -20,7 +22,8 @@ def surgery(model: PreTrainedModel, wrapped: nn.Module, optimizer: Any, accelera
 
     Parameters are matched by name: one that stays itself keeps its state, one that was replaced starts a new one, one
     that is gone is forgotten. Inside, the model's forward is its own, without the mixed precision that accelerate puts
-    around it, random numbers drawn leave those of the training as they are, and a model that FSDP shards is whole.
+    around it, random numbers drawn leave those of the training as they are, and a model that FSDP shards is whole on
+    the first process. All processes leave with the values that the first one has.
 
     Args:
         model: the bare model.
@@ -40,6 +43,8 @@ def surgery(model: PreTrainedModel, wrapped: nn.Module, optimizer: Any, accelera
         alive = {id(parameter) for parameter in parameters.values()}
         for parameter in [parameter for parameter in state if id(parameter) not in alive]:
             del state[parameter]
+    if not isinstance(model, FSDPModule):  # its shards have come from the first process
+        send_([*model.parameters(), *model.buffers()])
     if isinstance(wrapped, DistributedDataParallel):
         _register_again_(wrapped)
 

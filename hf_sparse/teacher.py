@@ -99,6 +99,7 @@ class Teacher:
             nn.Module.to(model, device)
         self.hidden = hidden
         self.cached = cached
+        self.sharded = sharded
         self._rows: dict[bytes, tuple[Tensor, ...]] = {}
         self._bytes = 0
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from hf_sparse.errors import SparsityError
+from hf_sparse.processes import send_
 from hf_sparse.sharding import remove_hooks_
 from hf_sparse.steering import BANK, SteeredGates
 from hf_sparse.surgery import plain_forward, unchanged_random_state
@@ -65,7 +66,8 @@ def engine_surgery(
     """Change parameters of a model inside this context; on leaving it, in place, a new engine trains those that it has.
 
     The engine, the wrapper of its optimizer and the scheduler stay the same objects. Weights are whole and in float32
-    inside, and lose nothing; the optimizer's moments start anew, as ZeRO counts steps for all parameters at once.
+    inside, and lose nothing; all processes leave with those that the first one has. The optimizer's moments start anew,
+    as ZeRO counts steps for all parameters at once.
 
     Args:
         model: the bare model.
@@ -89,6 +91,7 @@ def engine_surgery(
     wrapper.optimizer = scheduler.optimizer = None
     with plain_forward(model), unchanged_random_state(model.device):
         yield
+    send_([*model.parameters(), *model.buffers()])
     optimizer = fresh_optimizer()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"], group["initial_lr"] = rate

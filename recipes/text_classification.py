@@ -57,7 +57,7 @@ from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.preemption import PreemptionMixin
 from hf_sparse.report import Origin, command_line
 from hf_sparse.resuming import ResumingMixin
-from hf_sparse.sharding import gather_, prepare_sharding_
+from hf_sparse.sharding import gather_, prepare_sharding_, spread_
 
 MEASURED_BATCH = 32
 EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sparsity_ramp": 0.24}
@@ -249,7 +249,7 @@ def _fine_tune(
     )
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(dense, directory))
     gather_(model, trainer.optimizer)
-    nn.Module.to(model, arguments.device)
+    spread_(model, arguments.device)
     if trainer.is_world_process_zero():
         save_pruned(model, finished, tokenizer)
         for checkpoint in directory.glob("checkpoint-*"):

@@ -5,8 +5,11 @@ import json
 import os
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from conftest import MODELS, StopAt, bert, rows, training_arguments
@@ -16,7 +19,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
-from hf_sparse import SparseTrainer, SparseWeightsTrainer, SparsityConfig, WeightSparsityConfig
+from hf_sparse import SparseTrainer, SparseWeightsTrainer, SparsityConfig, WeightSparsityConfig, estimates, results
 
 
 def _nan(model: nn.Module, rank: int) -> None:
@@ -30,6 +33,25 @@ def _disk(model: nn.Module, rank: int) -> None:
 
 
 FAULTS = {"nan": _nan, "disk": _disk}
+
+
+class Checked(SparseTrainer):
+    """Sees that weights are put together, models are compared, and outputs refitted on the first process alone."""
+
+    def _refit(self) -> None:
+        if self.is_fsdp_enabled:
+            assert self._model.device == torch.device("cpu" if self.is_world_process_zero() else "meta")
+        super()._refit()
+
+
+@contextmanager
+def by_the_first(trainer: Checked | SparseWeightsTrainer) -> Iterator[None]:
+    """Inside this context the other processes fail if they compact."""
+    with ExitStack() as stack:
+        if not trainer.is_world_process_zero():
+            stack.enter_context(mock.patch.object(results, "compact", side_effect=AssertionError("not here")))
+            stack.enter_context(mock.patch.object(estimates, "refit_", side_effect=AssertionError("not here")))
+        yield
 
 
 class Trouble(TrainerCallback):
@@ -102,7 +124,7 @@ def main() -> None:
     if flags.model != "bert":
         teacher = MODELS[flags.model]()
         train, test = (data.map(lambda row: {"labels": row["input_ids"]}) for data in (train, test))
-    trainer: Any = SparseTrainer
+    trainer: Any = Checked
     sparsity: Any = SparsityConfig(targets=flags.targets, cost=flags.cost, cost_sequence_length=16)
     if flags.pattern:
         trainer, teacher = SparseWeightsTrainer, bert()
@@ -120,7 +142,8 @@ def main() -> None:
         for tensor in (*run.model.sparsity_gates.parameters(), *run.model.sparsity_gates.buffers()):
             tensor.data = tensor.data.double()
     assert isinstance(run.teacher.model, FSDPModule) == (os.environ.get("ACCELERATE_USE_FSDP") == "true")
-    run.train(resume_from_checkpoint=flags.resume)
+    with by_the_first(run):
+        run.train(resume_from_checkpoint=flags.resume)
     if flags.pattern:
         run.save_model(str(flags.directory / "gated"))
         run.fold()
