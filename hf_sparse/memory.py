@@ -36,7 +36,7 @@ class MemoryEstimate:
     Attributes:
         parts: what is there during the search for the structure, when most is.
         shrinking: the peak while the model shrinks.
-        host: what every process then takes of the host's memory, where FSDP puts the model together; 0 otherwise.
+        host: what the first process then takes of the host's memory, where FSDP puts the model together; 0 otherwise.
         units: attention heads and FFN neurons that get gates.
     """
 
@@ -52,7 +52,7 @@ class MemoryEstimate:
 
     def __str__(self) -> str:
         rows = [*self.parts.items(), ("peak of a step", self.training), ("peak while shrinking", self.shrinking)]
-        rows += [("on the host, while shrinking", self.host)] if self.host else []
+        rows += [("on the host of the first process", self.host)] if self.host else []
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:{width}}  {size / 2**30:9.3f} GiB" for name, size in rows)
 

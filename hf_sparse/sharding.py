@@ -37,8 +37,8 @@ def prepare_sharding_(accelerator: Accelerator) -> None:
         raise SparsityError("FSDP's first version flattens the weights that gates scale: set fsdp_version to 2")
     if plugin.cpu_ram_efficient_loading:
         raise SparsityError(
-            "fsdp_cpu_ram_efficient_loading leaves all processes but the first without weights, but each of them looks "
-            "for heads and neurons: set it to false"
+            "fsdp_cpu_ram_efficient_loading has all tensors handed out as shards, of which gates are none: set it to "
+            "false"
         )
     if plugin.activation_checkpointing:
         raise SparsityError(
