@@ -24,13 +24,13 @@ class DistillationMixin(ModelMixin):
     """Pairs of student and teacher layers whose states are compared; None where each layer has its own."""
 
     def _learn_from(self, teacher: PreTrainedModel, distillation: DistillationConfig) -> None:
-        """Take a teacher, which is frozen in place, and sharded where FSDP shards the model.
+        """Take a teacher, which is frozen in place, and sharded where the model is.
 
         Raises:
             SparsityError: it is the student itself, or predicts something else.
         """
         hidden, cached = distillation.hidden_distillation_weight > 0, distillation.cache_teacher
-        sharded = self.is_fsdp_enabled and not cached  # what a process has cached it does not ask for with the others
+        sharded = self._shards_weights and not cached  # what a process has cached it does not ask for with the others
         self.distillation = distillation
         self.teacher = Teacher(teacher, self._model, self.args.device, hidden, cached, sharded)
 

@@ -19,12 +19,15 @@ from hf_sparse.inspection import stock_class
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
 from hf_sparse.probing import FORWARD_ERRORS
 
-Engine = Literal["single", "ddp", "fsdp", "zero1", "zero2"]
+Engine = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 FEW_TOKENS = 1000
 """Vocabulary of the twin in which units are counted."""
 
 ZERO_BUCKET = 500_000_000
 """Gradients that DeepSpeed has room for before it sends them, whatever the model: its default reduce_bucket_size."""
+
+ZERO_LIVE = 1_000_000_000
+"""Parameters that its stage 3 leaves whole once they were needed: its default stage3_max_live_parameters."""
 
 _LAYER = re.compile(r"\.\d+\.")
 
@@ -36,7 +39,7 @@ class MemoryEstimate:
     Attributes:
         parts: what is there during the search for the structure, when most is.
         shrinking: the peak while the model shrinks.
-        host: what the first process then takes of the host's memory, where FSDP puts the model together; 0 otherwise.
+        host: what the first process then takes of the host's memory, where it puts shards together; 0 otherwise.
         units: attention heads and FFN neurons that get gates.
     """
 
@@ -75,13 +78,13 @@ def estimate_memory(
 
     Args:
         config: of the model; nothing is downloaded or allocated for its weights.
-        engine: one device, DDP, FSDP2, or DeepSpeed ZeRO of stage 1 or 2.
+        engine: one device, DDP, FSDP2, or DeepSpeed ZeRO of stage 1, 2 or 3.
         processes: devices.
         batch_size: sequences on each device in one step.
         sequence_length: tokens of each.
         bf16: mixed precision; without it and with FSDP weights are in float32, else in the dtype of the config.
         gradient_checkpointing: keep the inputs of layers only, and compute the rest twice.
-        teacher: of a dense model to learn from, which FSDP shards as well, unless it is cached.
+        teacher: of a dense model to learn from, in shards where weights are, unless it is cached.
         target: share of the prunable parameters to remove.
 
     Raises:
@@ -103,7 +106,7 @@ def estimate_memory(
     units, scaled = _gated(config, model)
     stored = 4 if engine == "fsdp" and bf16 else _bytes(config)
     compute = 2 if bf16 else stored
-    share = processes if engine == "fsdp" else 1
+    share = processes if engine in ("fsdp", "zero3") else 1
     try:
         kept, states = _activations(model, batch_size, sequence_length, compute == 2)
     except FORWARD_ERRORS as error:
@@ -128,8 +131,11 @@ def estimate_memory(
     if zero:
         parts["optimizer"] = 8 * total // processes
         parts["weights of it in float32"] = 4 * total // processes
-        parts["gradients"] = stored * total // (processes if engine == "zero2" else 1)
+        parts["gradients"] = stored * total // (processes if engine != "zero1" else 1)
         parts["bucket of gradients"] = stored * ZERO_BUCKET
+    if engine == "zero3":
+        parts["weights put together"] = stored * min(total, ZERO_LIVE)
+        parts["gradients in float32"] = 4 * total // processes if bf16 else 0
     if engine == "ddp":
         parts["buckets of gradients"] = stored * total
     if engine == "fsdp":
@@ -147,7 +153,7 @@ def estimate_memory(
     # Outputs are compared in float32, first with masks; what is left is a copy, before what it was cut from goes.
     copied = round(max(4 * scaled, 4 * (1 - target) * inside)) + (4 - stored) * total
     shrinking, host = parts["weights"] + (0 if zero else parts["optimizer"]) + taught, 0
-    if engine == "fsdp":  # it runs from there, a layer at a time
+    if engine in ("fsdp", "zero3"):  # it runs from there, a layer at a time
         shrinking, host = shrinking + 4 * (largest + total - inside), stored * total + copied
     else:
         shrinking += copied

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +10,8 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from hf_sparse.sharding import whole
+from hf_sparse.zero import without_gates
+from hf_sparse.zero3 import put_together
 
 
 class ModelMixin(Trainer):
@@ -19,9 +21,21 @@ class ModelMixin(Trainer):
     def _model(self) -> PreTrainedModel:
         return cast(PreTrainedModel, self.model)
 
+    @property
+    def _shards_weights(self) -> bool:
+        """Whether the engine leaves every process a share of the weights only."""
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+
     def _whole(self) -> AbstractContextManager[None]:
-        """Where FSDP shards the model, it is whole on the first process inside this context, in place."""
+        """Where weights are in shards, the model is whole on the first process inside this context, in place."""
+        if self.is_deepspeed_enabled:
+            return put_together(self._model)
         return whole(self._model, self.optimizer, self.accelerator)
+
+    def _out_of_the_engine(self) -> AbstractContextManager[None]:
+        """Inside this context DeepSpeed, which takes all parameters for its own, does not see gates."""
+        return without_gates(self._model) if self.is_deepspeed_enabled else nullcontext()
 
     def _without_labels(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What the model can be run on where its loss is not wanted.

@@ -34,6 +34,8 @@ from hf_sparse.report import Metrics, Origin, Report, command_line, hub_id, make
 from hf_sparse.sharding import gather_, spread_
 from hf_sparse.structure import ModelStructure
 from hf_sparse.surgery import plain_forward, skeleton, with_random_weights_
+from hf_sparse.zero import dismantle_
+from hf_sparse.zero3 import is_partitioned
 
 logger = logging.get_logger(__name__)
 
@@ -90,10 +92,14 @@ class ResultsMixin(ModelMixin):
         Raises:
             SparsityError: there never were gates, or the compact model would compute something else.
         """
-        sharded, gated = isinstance(self._model, FSDPModule), gate_bank(self._model) is not None
+        partitioned, gated = is_partitioned(self._model), gate_bank(self._model) is not None
+        sharded = partitioned or isinstance(self._model, FSDPModule)
         with plain_forward(self._model):
             if sharded:
-                gather_(self._model, self.optimizer)
+                if partitioned:
+                    dismantle_(self._model, self.model_wrapped)
+                else:
+                    gather_(self._model, self.optimizer)
                 if gated:
                     self._compact_together()
                 spread_(self._model, self.args.device)
@@ -135,7 +141,8 @@ class ResultsMixin(ModelMixin):
         With `report` set, also report.json and structure.png. Trainer's pickled arguments are left out.
         """
         if _internal_call and gate_bank(self._model) is not None:
-            super().save_model(output_dir, _internal_call)
+            with self._out_of_the_engine():
+                super().save_model(output_dir, _internal_call)
             return
         path, home = Path(output_dir or str(self.args.output_dir)), Path(str(self.args.output_dir))
         pushing = self.args.push_to_hub and not _internal_call
@@ -170,7 +177,7 @@ class ResultsMixin(ModelMixin):
             SparsityError: there never were gates, or the compact model would compute something else.
         """
         batch = inputs if inputs is not None else self._verification_batch()
-        if not isinstance(self._model, FSDPModule):
+        if not (isinstance(self._model, FSDPModule) or is_partitioned(self._model)):
             return self._measure(batch, metrics, origin)
         with self._whole():
             self.report = once(lambda: self._measure(batch, metrics, origin))

@@ -64,13 +64,15 @@ def defect(checkpoint: Path) -> str | None:
 
 
 def _weights(checkpoint: Path) -> Iterable[Path]:
-    """The safetensors of a checkpoint; none where FSDP keeps its shards in another form."""
+    """The safetensors of a checkpoint; none where an engine keeps its shards in another form."""
     index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
         return [checkpoint / name for name in set(json.loads(index.read_text())["weight_map"].values())]
     sharded = checkpoint / f"{FSDP_MODEL_NAME}_0"
     if sharded.is_dir():
         (sharded / ".metadata").stat()  # written last
+        return []
+    if any(checkpoint.glob(f"*/{_share(0, 'model')}")):  # of ZeRO stage 3
         return []
     return [checkpoint / SAFE_WEIGHTS_NAME]
 
@@ -80,11 +82,20 @@ def _optimizer(checkpoint: Path, processes: int) -> list[str]:
     if (checkpoint / LATEST).is_file():  # of DeepSpeed
         tag = Path((checkpoint / LATEST).read_text().strip()).name
         half = "bf16_" if any((checkpoint / tag).glob("bf16_zero_*")) else ""
-        parts = [f"{half}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(processes)]
-        return [f"{tag}/{name}" for name in ("mp_rank_00_model_states.pt", *parts)]
+        parts = [f"{half}{_share(rank, 'optim')}" for rank in range(processes)]
+        if (checkpoint / tag / _share(0, "model")).is_file():  # stage 3
+            parts += [_share(rank, "model") for rank in range(processes)]
+        else:
+            parts.append("mp_rank_00_model_states.pt")
+        return [f"{tag}/{name}" for name in parts]
     if (checkpoint / "optimizer_0").is_dir():
         return ["optimizer_0/.metadata"]
     return ["optimizer.bin" if (checkpoint / "optimizer.bin").is_file() else "optimizer.pt"]
+
+
+def _share(rank: int, kind: str) -> str:
+    """What DeepSpeed calls the share of a process."""
+    return f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt"
 
 
 def checkpoints(directory: Path) -> list[Path]:

@@ -5,7 +5,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
                 "lr_scheduler_type in TrainingArguments"
             )
         if self.is_deepspeed_enabled:
-            check_zero(self.accelerator)
+            check_zero(self.accelerator, self._model)
         if self.is_fsdp_enabled and self.args.save_on_each_node:
             raise SparsityError("under FSDP the first process alone has the whole model: leave out save_on_each_node")
         checkpointing = self.args.gradient_checkpointing_kwargs
@@ -271,7 +271,8 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         if not self._loss_is_probed:
             self._before_first_step(inputs)
             self._loss_is_probed = True
-        return super().training_step(model, inputs, num_items_in_batch)
+        with self._out_of_the_engine():
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def _before_first_step(self, inputs: dict[str, Tensor | Any]) -> None:
         self._probe_loss(inputs)
@@ -393,7 +394,7 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         return prepared
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with without_gates(self._model) if self.is_deepspeed_enabled else nullcontext():
+        with self._out_of_the_engine():
             super()._save_optimizer_and_scheduler(output_dir)
         bank = attached_gates(self._model)
         if bank is not None and self._gate_optimizer is not None and self.args.should_save:

@@ -124,7 +124,7 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
     shards = {id(parameter): parameter for parameter in model.parameters() if isinstance(parameter, DTensor)}
     home = HOST if is_first() else META
     wholes = {key: nn.Parameter(shard.full_tensor().to(home), shard.requires_grad) for key, shard in shards.items()}
-    _exchange_(model, wholes)
+    exchange_(model, wholes)
     for group in optimizer.param_groups:
         group["params"] = [wholes.get(id(parameter), parameter) for parameter in group["params"]]
     for key, shard in shards.items():
@@ -147,18 +147,18 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
 def spread_(model: nn.Module, device: torch.device) -> None:
     """Put a model that `gather_` has made whole, in place, on a device of every process."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    placed = {id(tensor): _placed(tensor, device) for tensor in tensors}
-    _exchange_(model, placed)
-    send_(placed.values())
+    there = {id(tensor): placed(tensor, device) for tensor in tensors}
+    exchange_(model, there)
+    send_(there.values())
 
 
-def _placed(tensor: Tensor, device: torch.device) -> Tensor:
+def placed(tensor: Tensor, device: torch.device) -> Tensor:
     """A parameter or buffer on a device, with any values if it has none."""
-    placed = torch.empty_like(tensor, device=device) if tensor.device == META else tensor.detach().to(device)
-    return nn.Parameter(placed, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else placed
+    there = torch.empty_like(tensor, device=device) if tensor.device == META else tensor.detach().to(device)
+    return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
 
 
-def _exchange_(model: nn.Module, others: Mapping[int, Any]) -> None:
+def exchange_(model: nn.Module, others: Mapping[int, Any]) -> None:
     """Put other parameters and buffers in the place of those that a model has, by their ids; tied ones stay tied."""
     for module in model.modules():
         tables: list[dict[str, Any]] = [module._parameters, module._buffers]
@@ -198,18 +198,18 @@ def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
     outlines = {
         id(whole): nn.Parameter(torch.empty_like(whole, device=META), whole.requires_grad) for whole in wholes.values()
     }
-    buffers = {id(buffer): _placed(buffer, accelerator.device) for buffer in model.buffers()}
-    _exchange_(model, {**outlines, **buffers})
+    buffers = {id(buffer): placed(buffer, accelerator.device) for buffer in model.buffers()}
+    exchange_(model, {**outlines, **buffers})
     send_(buffers.values())
     fsdp2_prepare_model(accelerator, model)
     after = dict(model.named_parameters())
     shards: dict[int, Tensor] = {}
     for name, whole in wholes.items():
         outline: Any = after[name]
-        full = _placed(whole, accelerator.device).detach().to(outline.dtype)
+        full = placed(whole, accelerator.device).detach().to(outline.dtype)
         share = distribute_tensor(full, outline.device_mesh, outline.placements)  # sends each process its own
         shards[id(outline)] = nn.Parameter(share, outline.requires_grad)
-    _exchange_(model, shards)
+    exchange_(model, shards)
     after = dict(model.named_parameters())
     for group in optimizer.param_groups:
         for index, parameter in enumerate(group["params"]):

@@ -65,7 +65,7 @@ class Teacher:
         hidden: whether hidden states are wanted.
         cached: whether to remember what it said about each row. Rows are known by their contents, so the data set may
             be shuffled and batched in any way; states are kept in bfloat16 in the host's memory.
-        sharded: whether every process holds a share of it, as FSDP does; all of them then ask it at the same time.
+        sharded: whether every process holds a share of it, by FSDP; all of them then ask it at the same time.
 
     Raises:
         SparsityError: it is the student itself, or predicts something else.

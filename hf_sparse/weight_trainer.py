@@ -58,10 +58,10 @@ class SparseWeightsTrainerMixin(SearchingMixin):
         self.sparsity = sparsity
         super().__init__(*args, **kwargs)
         self._start_search()
-        if self.is_fsdp_enabled:
+        if self._shards_weights:
             raise SparsityError(
-                "gates on single weights are as large as the weights and would be whole on every process of FSDP: use "
-                "DDP, or remove heads and neurons with SparseTrainer"
+                "gates on single weights are as large as the weights and would be whole on every process, unlike what "
+                "FSDP and ZeRO stage 3 are for: use DDP, or remove heads and neurons with SparseTrainer"
             )
         bank = attached_gates(self._model) or attach_weight_gates(self._model, sparsity)
         if bank.config != sparsity:

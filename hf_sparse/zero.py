@@ -19,35 +19,45 @@ from transformers import PreTrainedModel
 
 from hf_sparse.errors import SparsityError
 from hf_sparse.processes import send_
-from hf_sparse.sharding import remove_hooks_
+from hf_sparse.sharding import placed, remove_hooks_
 from hf_sparse.steering import BANK, SteeredGates
 from hf_sparse.surgery import plain_forward, unchanged_random_state
+from hf_sparse.zero3 import gather_partitions_, is_partitioned, partition_, set_float32_
 
 GATES = "gates.safetensors"
 """Beside a checkpoint of DeepSpeed: gates in float32, and the state of their optimizer."""
 
 
-def check_zero(accelerator: Accelerator) -> None:
+def check_zero(accelerator: Accelerator, model: nn.Module) -> None:
     """Refuse what would not be exact, or could not be changed while it trains.
+
+    Args:
+        accelerator: with the settings of DeepSpeed.
+        model: before it is trained.
 
     Raises:
         SparsityError: what it is, and what to do instead.
     """
     plugin = accelerator.state.deepspeed_plugin
     config, stage = plugin.deepspeed_config, plugin.zero_stage
-    if stage not in (1, 2):
-        raise SparsityError(
-            f"ZeRO stage {stage} is not supported: use stage 1 or 2; where weights have to be sharded as well, FSDP2 "
-            "does what stage 3 does (`accelerate launch --use_fsdp --fsdp_version 2`), and stage 0 is plain DDP"
-        )
+    if stage == 0:
+        raise SparsityError("ZeRO stage 0 is plain DDP: leave DeepSpeed out, or use stage 1, 2 or 3")
     for section in ("optimizer", "scheduler"):
         if section in config:
             raise SparsityError(
                 f"the DeepSpeed config has a section {section!r}: leave it out and give TrainingArguments instead, so "
                 "that the learning rate follows the search"
             )
-    if config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none":
-        raise SparsityError("offload_optimizer is not supported: set its device to none, or use FSDP2")
+    for name in ("offload_optimizer", "offload_param"):
+        if config["zero_optimization"].get(name, {}).get("device", "none") != "none":
+            raise SparsityError(f"{name} is not supported: set its device to none")
+    if config["zero_optimization"].get("mics_shard_size", 0) > 0:
+        raise SparsityError("mics_shard_size has shards in several copies, which are not kept alike: leave it out")
+    if is_partitioned(model):
+        raise SparsityError(
+            "the weights were sharded when the model was loaded, and heads and neurons are found in whole ones: set "
+            "zero3_init_flag to false"
+        )
     if config.get("fp16", {}).get("enabled") is True:
         raise SparsityError("fp16 in DeepSpeed scales the gradients of gates as well: use bf16")
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
@@ -80,28 +90,47 @@ def engine_surgery(
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 
-    half = any(parameter.dtype != torch.float32 for parameter in _trained(model).values())
-    if half:
+    partitioned, dtype = is_partitioned(model), next(iter(_trained(model).values())).dtype
+    half = dtype != torch.float32
+    if partitioned:
+        gather_partitions_(model)
+    elif half:
         for parameter in _trained(model).values():
             parameter.data = safe_get_full_fp32_param(parameter).clone()
     rates = [(group["lr"], group["initial_lr"]) for group in scheduler.optimizer.param_groups]
-    engine.destroy()
-    remove_hooks_(model, "deepspeed")
-    vars(engine).clear()  # weights and moments; and what shares it must not be destroyed once more when it is collected
+    _destroy_(engine, model)
     wrapper.optimizer = scheduler.optimizer = None
     with plain_forward(model), unchanged_random_state(model.device):
         yield
-    send_([*model.parameters(), *model.buffers()])
-    optimizer = fresh_optimizer()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"], group["initial_lr"] = rate
-    weights = {name: parameter.detach().clone() for name, parameter in _trained(model).items()} if half else {}
+    weights = {name: parameter.detach() for name, parameter in _trained(model).items()} if half else {}
     with without_gates(model):  # which it would cast
+        if partitioned:
+            partition_(model, dtype, accelerator.deepspeed_config, accelerator.device)
+        else:
+            send_([*model.parameters(), *model.buffers()])
+            weights = {name: weight.clone() for name, weight in weights.items()}
+        optimizer = fresh_optimizer()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"], group["initial_lr"] = rate
         new, zero, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=accelerator.deepspeed_config)
     for name, parameter in _trained(model).items() if half else ():
-        safe_set_full_fp32_param(parameter, weights[name])
+        whole = placed(weights[name], accelerator.device)
+        send_([whole])
+        (set_float32_ if partitioned else safe_set_full_fp32_param)(parameter, whole)
     engine.__dict__ = new.__dict__  # Trainer and accelerate hold on to the old one
     wrapper.optimizer, scheduler.optimizer = zero, optimizer
+
+
+def dismantle_(model: nn.Module, engine: Any) -> None:
+    """Make a model of stage 3 whole in place on the first process, and end its engine, for good."""
+    gather_partitions_(model)
+    _destroy_(engine, model)
+
+
+def _destroy_(engine: Any, model: nn.Module) -> None:
+    engine.destroy()
+    remove_hooks_(model, "deepspeed")
+    vars(engine).clear()  # weights and moments; and what shares it must not be destroyed once more when it is collected
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -35,11 +35,15 @@ def _disk(model: nn.Module, rank: int) -> None:
 FAULTS = {"nan": _nan, "disk": _disk}
 
 
+SHARDED = os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+"""Whether the engine shards weights."""
+
+
 class Checked(SparseTrainer):
     """Sees that weights are put together, models are compared, and outputs refitted on the first process alone."""
 
     def _refit(self) -> None:
-        if self.is_fsdp_enabled:
+        if SHARDED:
             assert self._model.device == torch.device("cpu" if self.is_world_process_zero() else "meta")
         super()._refit()
 
@@ -141,7 +145,7 @@ def main() -> None:
     if flags.pattern and flags.dtype == "float64":  # of thousands of gates, some would lie on the border in float32
         for tensor in (*run.model.sparsity_gates.parameters(), *run.model.sparsity_gates.buffers()):
             tensor.data = tensor.data.double()
-    assert isinstance(run.teacher.model, FSDPModule) == (os.environ.get("ACCELERATE_USE_FSDP") == "true")
+    assert isinstance(run.teacher.model, FSDPModule) == SHARDED
     with by_the_first(run):
         run.train(resume_from_checkpoint=flags.resume)
     if flags.pattern:
@@ -150,6 +154,7 @@ def main() -> None:
     elif not flags.stop:
         run.save_model(str(flags.directory / "gated"))  # where it still has gates, a copy is compacted
         run.compact()
+        assert run.evaluate()["eval_loss"] > 0
     if not flags.stop:
         save_file(
             {name: value.clone() for name, value in run.model.state_dict().items()},

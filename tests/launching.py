@@ -35,18 +35,22 @@ def free_port() -> int:
 
 
 def shard_on_cpus() -> None:
-    """Let accelerate shard, which it does on accelerators alone, though torch's fully_shard works on CPUs as well.
-
-    And let models that are put together run by copies of their layers, as where the device is not the host.
-    """
+    """Let accelerate shard, which it does on accelerators alone, though torch's fully_shard works on CPUs as well."""
     PartialState(cpu=True)
-    streaming.device_of = lambda inputs: torch.device("cpu", 0)  # which no tensor says of itself
+    stream_on_cpus()
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def stream_on_cpus() -> None:
+    """Let models that are put together run by copies of their layers, as where the device is not the host."""
+    streaming.device_of = lambda inputs: torch.device("cpu", 0)  # which no tensor says of itself
 
 
 def deepspeed_on_cpus() -> None:
     """Let accelerate use DeepSpeed, which it does on accelerators alone, over gloo and without kernels to compile."""
     PartialState(cpu=True)
+    if os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3":
+        stream_on_cpus()
     PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
     from deepspeed import comm
 

@@ -2,7 +2,7 @@
 
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from launching import command, environment
@@ -33,13 +33,14 @@ LLAMA = LlamaConfig(
 
 
 @pytest.mark.parametrize(
-    ("zero", "settings"), [(None, {}), (None, {"gradient_checkpointing": True}), (1, {"bf16": True})]
+    ("zero", "settings"),
+    [(None, {}), (None, {"gradient_checkpointing": True}), (1, {"bf16": True}), (3, {"bf16": True})],
 )
 def test_the_estimate_is_the_peak_of_a_step_or_a_little_more(
     zero: int | None, settings: dict[str, bool], tmp_path: Path
 ) -> None:
     BERT.save_pretrained(tmp_path)
-    engine: Engine = "single" if zero is None else "zero1"
+    engine: Engine = "single" if zero is None else cast(Engine, f"zero{zero}")
     processes = 1 if zero is None else 2
     flags = ("--batch", 16, "--length", 128, *(f"--{name}" for name in settings))
     script = command(processes, "trained_for_memory.py", tmp_path, *flags, zero=zero)

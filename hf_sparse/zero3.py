@@ -1,0 +1,121 @@
+"""ZeRO stage 3: the first process puts together what DeepSpeed has sharded, as for FSDP, and it is sharded again.
+
+Nothing here imports deepspeed before it is in use.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from hf_sparse.processes import is_first, send_
+from hf_sparse.sharding import META, exchange_, placed, remove_hooks_
+from hf_sparse.steering import BANK
+from hf_sparse.streaming import HOST
+
+
+def is_partitioned(model: nn.Module) -> bool:
+    """Whether stage 3 has the weights of a model in shards."""
+    return any("ds_id" in vars(parameter) for parameter in model.parameters())
+
+
+@contextmanager
+def put_together(model: nn.Module) -> Iterator[None]:
+    """Inside this context a model of stage 3 is whole on the first process, in place, in the host's memory.
+
+    On the others it has no weights. It must not be changed inside, and runs without the engine. Another model stays as
+    it is. All processes must come here together.
+    """
+    if not is_partitioned(model):
+        yield
+        return
+    states = [(vars(module), vars(module).copy(), _tables(module)) for module in model.modules()]
+    gather_partitions_(model)
+    try:
+        yield
+    finally:
+        for state, before, tables in states:
+            state.clear()
+            state.update(before)
+            for name, table in tables.items():
+                state[name].clear()
+                state[name].update(table)
+
+
+def _tables(module: nn.Module) -> dict[str, dict[Any, Any]]:
+    """Copies of what `gather_partitions_` changes inside of a module's attributes."""
+    names = [name for name, value in vars(module).items() if "_hooks" in name and isinstance(value, dict)]
+    return {name: dict(vars(module)[name]) for name in ("_buffers", *names)}
+
+
+@torch.no_grad()
+def gather_partitions_(model: nn.Module) -> None:
+    """Make a model of stage 3 whole in place on the first process, tensor by tensor and in float32, and free of hooks.
+
+    On other processes its parameters are left without values.
+    """
+    home = HOST if is_first() else META
+    sharded = [parameter for parameter in model.parameters() if "ds_id" in vars(parameter)]
+    wholes = {id(parameter): nn.Parameter(_whole(parameter).to(home), parameter.requires_grad) for parameter in sharded}
+    for module in model.modules():
+        state = vars(module)
+        # DeepSpeed's own kind of table, which fetches what is read from it.
+        state["_parameters"] = {name: wholes.get(id(value), value) for name, value in module._parameters.items()}
+        for mark in [name for name in state if name.startswith("ds_") or name in _MARKS]:
+            del state[mark]
+    remove_hooks_(model, "deepspeed")
+    for name, child in model.named_children():
+        if name != BANK and is_first():
+            child.cpu()  # its buffers
+
+
+_MARKS = ("_external_params", "_original_parameters", "all_parameters")
+"""What DeepSpeed sets on modules beside names that start with ds_."""
+
+
+def _whole(parameter: Any) -> Tensor:
+    """A parameter in float32 as its optimizer has it, or as it is if it is frozen, on the device of every process."""
+    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if parameter.requires_grad:
+        trained: Tensor = safe_get_full_fp32_param(parameter)
+        return trained.view(parameter.ds_shape)
+    with GatheredParameters([parameter]):
+        return parameter.data.clone()
+
+
+@torch.no_grad()
+def partition_(model: nn.Module, dtype: torch.dtype, config: Any, device: torch.device) -> None:
+    """Shard a model that the first process has as stage 3 does, in place, tensor by tensor, for an engine to take over.
+
+    Args:
+        model: without gates.
+        dtype: that its parameters are trained in.
+        config: of DeepSpeed.
+        device: of this process.
+    """
+    from deepspeed.runtime.zero import Init
+
+    buffers = {id(buffer): placed(buffer, device) for buffer in model.buffers()}
+    send_(buffers.values())
+    # What has no values yet takes no memory before they are there: pages that nobody has written to.
+    rooms = {id(parameter): placed(parameter, HOST) for parameter in model.parameters()}
+    exchange_(model, {**buffers, **rooms})
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype) if is_first() else torch.empty_like(parameter, dtype=dtype)
+    Init(module=model, config_dict_or_path=config)
+
+
+@torch.no_grad()
+def set_float32_(parameter: Any, values: Tensor) -> None:
+    """Give the optimizer of a sharded parameter, in place, the values of this process's share, in float32."""
+    from deepspeed.utils import safe_set_local_fp32_param
+
+    size = parameter.ds_tensor.numel()
+    share = values.flatten()[size * distributed.get_rank() :][:size]
+    safe_set_local_fp32_param(parameter, F.pad(share, (0, size - len(share))))  # the last ones are padded
