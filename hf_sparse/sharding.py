@@ -6,6 +6,7 @@ are on torch's meta device until shards of them come from the first process.
 Sharding cannot be undone through torch's public interface: this file, and no other, uses its private one.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -189,12 +190,11 @@ def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
     The optimizer gets its parameters back.
     """
     bank = attached_gates(model)
-    gates = () if bank is None else tuple(bank.parameters())
     if bank is not None:
         bank.forget_scales_()  # of whole parameters
-    own = {id(gate) for gate in gates}
-    wholes = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in own}
     before = {id(parameter): name for name, parameter in model.named_parameters()}
+    left_out = _ignored(model, accelerator)
+    wholes = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in left_out}
     outlines = {
         id(whole): nn.Parameter(torch.empty_like(whole, device=META), whole.requires_grad) for whole in wholes.values()
     }
@@ -210,6 +210,7 @@ def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
         share = distribute_tensor(full, outline.device_mesh, outline.placements)  # sends each process its own
         shards[id(outline)] = nn.Parameter(share, outline.requires_grad)
     exchange_(model, shards)
+    send_(left_out.values())
     after = dict(model.named_parameters())
     for group in optimizer.param_groups:
         for index, parameter in enumerate(group["params"]):
@@ -218,3 +219,10 @@ def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
                 optimizer.state[shard] = optimizer.state.pop(parameter)
     if isinstance(model, GenerationMixin):
         register_fsdp_forward_method(model, "generate")
+
+
+def _ignored(model: nn.Module, accelerator: Accelerator) -> dict[int, Tensor]:
+    """The parameters that accelerate's plugin leaves whole, by their ids: gates, and what users name."""
+    names = re.compile(accelerator.state.fsdp_plugin.ignored_modules)
+    modules = [module for name, module in model.named_modules() if names.fullmatch(name)]
+    return {id(parameter): parameter for module in modules for parameter in module.parameters()}

@@ -100,7 +100,7 @@ def engine_surgery(
     rates = [(group["lr"], group["initial_lr"]) for group in scheduler.optimizer.param_groups]
     _destroy_(engine, model)
     wrapper.optimizer = scheduler.optimizer = None
-    with plain_forward(model), unchanged_random_state(model.device):
+    with plain_forward(model), unchanged_random_state(accelerator.device):
         yield
     weights = {name: parameter.detach() for name, parameter in _trained(model).items()} if half else {}
     with without_gates(model):  # which it would cast
