@@ -9,9 +9,9 @@ from typing import Any, cast
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from hf_sparse.sharding import whole
+from hf_sparse.sharding import put_together
 from hf_sparse.zero import without_gates
-from hf_sparse.zero3 import put_together
+from hf_sparse.zero3 import partitions_together
 
 
 class ModelMixin(Trainer):
@@ -28,10 +28,11 @@ class ModelMixin(Trainer):
         return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
 
     def _whole(self) -> AbstractContextManager[None]:
-        """Where weights are in shards, the model is whole on the first process inside this context, in place."""
-        if self.is_deepspeed_enabled:
-            return put_together(self._model)
-        return whole(self._model, self.optimizer, self.accelerator)
+        """Where weights are in shards, the model is whole on the first process inside this context, in place.
+
+        It must not be changed there.
+        """
+        return (partitions_together if self.is_deepspeed_enabled else put_together)(self._model)
 
     def _out_of_the_engine(self) -> AbstractContextManager[None]:
         """Inside this context DeepSpeed, which takes all parameters for its own, does not see gates."""

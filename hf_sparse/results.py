@@ -84,7 +84,7 @@ class ResultsMixin(ModelMixin):
     def compact(self) -> CompactionReport:
         """Replace a model that still has gates by the smaller one it has become, in place, checked on a batch of data.
 
-        Where FSDP shards the model, all processes have to call this, and it is whole on every one of them afterwards.
+        Where its weights are in shards, all processes have to call this, and all have it whole afterwards.
 
         Returns:
             What was removed in the whole run, in units of the model that it began with.

@@ -115,8 +115,8 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
             )
         if self.is_deepspeed_enabled:
             check_zero(self.accelerator, self._model)
-        if self.is_fsdp_enabled and self.args.save_on_each_node:
-            raise SparsityError("under FSDP the first process alone has the whole model: leave out save_on_each_node")
+        if self._shards_weights and self.args.save_on_each_node:
+            raise SparsityError("the first process alone puts shards together: leave out save_on_each_node")
         checkpointing = self.args.gradient_checkpointing_kwargs
         if self.args.gradient_checkpointing and isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
             raise SparsityError(

@@ -108,13 +108,65 @@ def whole(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterato
         shard_(model, optimizer, accelerator)
 
 
-@torch.no_grad()
+@contextmanager
+def put_together(model: nn.Module) -> Iterator[None]:
+    """Inside this context a sharded model is whole on the first process, as it is in `whole`, but must not be changed.
+
+    On leaving it the shards of before are there again: nothing has to be sent. All processes must come here together.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    from torch.distributed._composable_state import _module_state_mapping
+
+    states = {module: _module_state_mapping[module] for module in model.modules() if module in _module_state_mapping}
+    try:
+        with restored(model):
+            unshard_(model)
+            yield
+    finally:
+        _module_state_mapping.update(states)
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """On leaving this context the modules of a model have, in place, the classes, attributes and hooks of before."""
+    states = [(module, type(module), vars(module).copy()) for module in model.modules()]
+    hooks = [
+        {name: dict(value) for name, value in state.items() if "_hooks" in name and isinstance(value, dict)}
+        for *_, state in states
+    ]
+    try:
+        yield
+    finally:
+        for (module, kind, state), tables in zip(states, hooks):
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(state)
+            for name, table in tables.items():
+                state[name].clear()
+                state[name].update(table)
+
+
 def gather_(model: nn.Module, optimizer: Any) -> None:
     """Make a sharded model whole in place on the first process, tensor by tensor; leave another as it is.
 
     Devices need room for one tensor only, and `streamed` runs it from the host's memory. The optimizer's state stays in
     shards: they are of use again to parameters that are the same afterwards.
     """
+    if not isinstance(model, FSDPModule):
+        return
+    wholes = unshard_(model)
+    for group in optimizer.param_groups:
+        shards, group["params"] = group["params"], [wholes.get(id(shard), shard) for shard in group["params"]]
+        for shard, parameter in zip(shards, group["params"]):
+            if shard is not parameter and shard in optimizer.state:
+                optimizer.state[parameter] = optimizer.state.pop(shard)
+
+
+@torch.no_grad()
+def unshard_(model: nn.Module) -> dict[int, Tensor]:
+    """Make a sharded model whole in place on the first process; gives what is in the place of what, by its id."""
     # Private names of torch: imported here, so that nobody depends on them who does not shard.
     from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
     from torch.distributed._composable_state import _module_state_mapping
@@ -122,15 +174,11 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-    shards = {id(parameter): parameter for parameter in model.parameters() if isinstance(parameter, DTensor)}
     home = HOST if is_first() else META
-    wholes = {key: nn.Parameter(shard.full_tensor().to(home), shard.requires_grad) for key, shard in shards.items()}
+    shards = [shard for shard in model.parameters() if isinstance(shard, DTensor)]
+    wholes = unsharded(model)
+    wholes |= {id(shard): nn.Parameter(shard.full_tensor().to(home), shard.requires_grad) for shard in shards}
     exchange_(model, wholes)
-    for group in optimizer.param_groups:
-        group["params"] = [wholes.get(id(parameter), parameter) for parameter in group["params"]]
-    for key, shard in shards.items():
-        if shard in optimizer.state:
-            optimizer.state[wholes[key]] = optimizer.state.pop(shard)
     vars(model).pop("generate", None)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -139,9 +187,15 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
         for mark in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
             vars(module).pop(mark, None)
     remove_hooks_(model, "torch.distributed.fsdp")
-    for name, child in model.named_children():
-        if name != BANK and is_first():
-            child.cpu()  # what is not in shards: buffers, and what the plugin ignores
+    return wholes
+
+
+def unsharded(model: nn.Module) -> dict[int, Tensor]:
+    """On the first process, in its host's memory, by their ids: buffers, and ignored parameters, all but the gates."""
+    bank = attached_gates(model)
+    gates = {id(tensor) for tensor in (() if bank is None else (*bank.parameters(), *bank.buffers()))}
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in gates]
+    return {id(tensor): placed(tensor, HOST) for tensor in tensors if is_first() and not isinstance(tensor, DTensor)}
 
 
 @torch.no_grad()
@@ -159,12 +213,13 @@ def placed(tensor: Tensor, device: torch.device) -> Tensor:
     return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
 
 
-def exchange_(model: nn.Module, others: Mapping[int, Any]) -> None:
+def exchange_(model: nn.Module, others: Mapping[int, Tensor]) -> None:
     """Put other parameters and buffers in the place of those that a model has, by their ids; tied ones stay tied."""
     for module in model.modules():
-        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
-        for table in tables:
-            table.update({name: others[id(tensor)] for name, tensor in table.items() if id(tensor) in others})
+        for kind in ("_parameters", "_buffers"):
+            # In new tables: the old ones may be of an engine's own kind, or wanted again.
+            table: dict[str, Any] = vars(module)[kind]
+            vars(module)[kind] = {name: others.get(id(tensor), tensor) for name, tensor in table.items()}
 
 
 def remove_hooks_(model: nn.Module, package: str) -> None:

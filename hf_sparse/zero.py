@@ -90,8 +90,8 @@ def engine_surgery(
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 
-    partitioned, dtype = is_partitioned(model), next(iter(_trained(model).values())).dtype
-    half = dtype != torch.float32
+    partitioned = is_partitioned(model)
+    half = any(parameter.dtype != torch.float32 for parameter in _trained(model).values())
     if partitioned:
         gather_partitions_(model)
     elif half:
@@ -105,6 +105,7 @@ def engine_surgery(
     weights = {name: parameter.detach() for name, parameter in _trained(model).items()} if half else {}
     with without_gates(model):  # which it would cast
         if partitioned:
+            dtype = torch.bfloat16 if half else torch.float32
             partition_(model, dtype, accelerator.deepspeed_config, accelerator.device)
         else:
             send_([*model.parameters(), *model.buffers()])

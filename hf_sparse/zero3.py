@@ -12,9 +12,11 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from hf_sparse.processes import is_first, send_
-from hf_sparse.sharding import META, exchange_, placed, remove_hooks_
-from hf_sparse.steering import BANK
+from hf_sparse.sharding import META, exchange_, placed, remove_hooks_, restored, unsharded
 from hf_sparse.streaming import HOST
+
+MARKS = ("_external_params", "_original_parameters", "all_parameters")
+"""What DeepSpeed sets on modules beside names that start with ds_."""
 
 
 def is_partitioned(model: nn.Module) -> bool:
@@ -23,7 +25,7 @@ def is_partitioned(model: nn.Module) -> bool:
 
 
 @contextmanager
-def put_together(model: nn.Module) -> Iterator[None]:
+def partitions_together(model: nn.Module) -> Iterator[None]:
     """Inside this context a model of stage 3 is whole on the first process, in place, in the host's memory.
 
     On the others it has no weights. It must not be changed inside, and runs without the engine. Another model stays as
@@ -32,23 +34,9 @@ def put_together(model: nn.Module) -> Iterator[None]:
     if not is_partitioned(model):
         yield
         return
-    states = [(vars(module), vars(module).copy(), _tables(module)) for module in model.modules()]
-    gather_partitions_(model)
-    try:
+    with restored(model):
+        gather_partitions_(model)
         yield
-    finally:
-        for state, before, tables in states:
-            state.clear()
-            state.update(before)
-            for name, table in tables.items():
-                state[name].clear()
-                state[name].update(table)
-
-
-def _tables(module: nn.Module) -> dict[str, dict[Any, Any]]:
-    """Copies of what `gather_partitions_` changes inside of a module's attributes."""
-    names = [name for name, value in vars(module).items() if "_hooks" in name and isinstance(value, dict)]
-    return {name: dict(vars(module)[name]) for name in ("_buffers", *names)}
 
 
 @torch.no_grad()
@@ -59,21 +47,12 @@ def gather_partitions_(model: nn.Module) -> None:
     """
     home = HOST if is_first() else META
     sharded = [parameter for parameter in model.parameters() if "ds_id" in vars(parameter)]
-    wholes = {id(parameter): nn.Parameter(_whole(parameter).to(home), parameter.requires_grad) for parameter in sharded}
+    wholes = {id(shard): nn.Parameter(_whole(shard).to(home), shard.requires_grad) for shard in sharded}
+    exchange_(model, {**unsharded(model), **wholes})
     for module in model.modules():
-        state = vars(module)
-        # DeepSpeed's own kind of table, which fetches what is read from it.
-        state["_parameters"] = {name: wholes.get(id(value), value) for name, value in module._parameters.items()}
-        for mark in [name for name in state if name.startswith("ds_") or name in _MARKS]:
-            del state[mark]
+        for mark in [name for name in vars(module) if name.startswith("ds_") or name in MARKS]:
+            del vars(module)[mark]
     remove_hooks_(model, "deepspeed")
-    for name, child in model.named_children():
-        if name != BANK and is_first():
-            child.cpu()  # its buffers
-
-
-_MARKS = ("_external_params", "_original_parameters", "all_parameters")
-"""What DeepSpeed sets on modules beside names that start with ds_."""
 
 
 def _whole(parameter: Any) -> Tensor:
