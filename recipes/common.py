@@ -13,11 +13,13 @@ from typing import Any, NoReturn
 import evaluate
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 from transformers import EvalPrediction, HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_sparse import SparsityError
 from hf_sparse.family import FAMILY
+from hf_sparse.processes import once
 from hf_sparse.report import ModelMeasurements, Report
 from hf_sparse.resuming import defect, newest_whole_checkpoint
 
@@ -122,6 +124,27 @@ def check_output_dir(arguments: RecipeArguments) -> None:
             pass
     except OSError as error:
         raise SparsityError(f"--output_dir {path} cannot be written ({error.strerror}): give another") from None
+
+
+def check_hub(arguments: RecipeArguments) -> None:
+    """Check, before any work, that the Hub is there and knows who --push_to_hub uploads for.
+
+    Raises:
+        SparsityError: it is not, or does not.
+    """
+
+    def ask() -> None:
+        try:
+            HfApi(token=arguments.hub_token).whoami()
+        except Exception as error:  # a server can fail in any way
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise SparsityError(
+                f"--push_to_hub: the Hub does not say who you are ({reason}): run `hf auth login`, give --hub_token or "
+                "leave it out, and `hf-sparse push` the result later"
+            ) from None
+
+    if arguments.push_to_hub:
+        once(ask)
 
 
 def clear_output_dir(arguments: RecipeArguments) -> None:

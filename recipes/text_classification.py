@@ -20,6 +20,7 @@ import transformers
 from common import (
     RecipeArguments,
     RecipeParser,
+    check_hub,
     check_output_dir,
     checkpoint_to_resume,
     classification_metrics,
@@ -95,6 +96,7 @@ def main() -> None:
             "use recipes/accelerate/fsdp.yaml here, or a SparseTrainer in a script of your own"
         )
     check_output_dir(arguments)
+    check_hub(arguments)
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="reading the data"):
         data = load_text_data(data_arguments, arguments.seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import bert
-from launching import command, environment
+from launching import command, environment, free_port
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -158,6 +158,19 @@ def test_flags_that_would_be_ignored_are_refused(
 ) -> None:
     assert run({**data, **flags}) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_a_hub_that_cannot_be_reached_is_said_before_any_work(
+    run: Run,
+    data: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    assert run({**data, "--push_to_hub": None, "--hub_token": "hf_x"}) == 2
+    assert "--push_to_hub: the Hub does not say who you are" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_empty_text_is_said_with_its_row(
