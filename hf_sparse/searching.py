@@ -32,6 +32,7 @@ from hf_sparse.sharding import average_gradients_
 from hf_sparse.steering import attached_gates
 from hf_sparse.surgery import plain_forward, surgery, unchanged_random_state
 from hf_sparse.zero import check_zero, engine_surgery, load_gates_, save_gates, without_gates
+from hf_sparse.zero3 import is_partitioned, partition_
 
 logger = logging.get_logger(__name__)
 
@@ -70,6 +71,8 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
     _stage: int = 0
     _loss_is_probed = False
     _has_gate_group = False
+    _was_in_shards = False
+    """Whether ZeRO stage 3 has sharded the weights as soon as they were loaded."""
     _landing: Landing | None = None
     _gate_optimizer: torch.optim.Optimizer | None = None
     """Of the gates alone, where DeepSpeed trains the weights."""
@@ -114,7 +117,7 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
                 "lr_scheduler_type in TrainingArguments"
             )
         if self.is_deepspeed_enabled:
-            check_zero(self.accelerator, self._model)
+            check_zero(self.accelerator)
         if self._shards_weights and self.args.save_on_each_node:
             raise SparsityError("the first process alone puts shards together: leave out save_on_each_node")
         checkpointing = self.args.gradient_checkpointing_kwargs
@@ -385,10 +388,15 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         self._forget_scales()
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        bank = attached_gates(self._model)
+        if bank is not None:
+            bank.to(self.args.device)
         with without_gates(self._model):
+            if self._was_in_shards and not is_partitioned(self._model):
+                plugin = self.accelerator.state.deepspeed_plugin
+                partition_(self._model, plugin.deepspeed_config, self.args.device)
             prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._train_gates()
-        bank = attached_gates(self._model)
         if bank is not None and self._gate_optimizer is not None and resume_from_checkpoint is not None:
             load_gates_(bank, self._gate_optimizer, Path(resume_from_checkpoint))
         return prepared

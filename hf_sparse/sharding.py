@@ -7,7 +7,7 @@ Sharding cannot be undone through torch's public interface: this file, and no ot
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,11 +85,18 @@ def average_gradients_(gates: nn.Module, accelerator: Accelerator) -> None:
         parameter.register_post_accumulate_grad_hook(average)
 
 
-def shard_frozen_(model: PreTrainedModel) -> None:
-    """Shard a model in place, layer by layer, that is never changed; from here on all processes run it together."""
-    for layer in layers(model):
-        fully_shard(layer)
-    fully_shard(model)
+def shard_frozen_(model: PreTrainedModel, device: torch.device) -> None:
+    """Shard a model that the first process has, in place, layer by layer; from here on all processes run it together.
+
+    It must not be changed any more.
+    """
+
+    def shard() -> None:
+        for layer in layers(model):
+            fully_shard(layer)
+        fully_shard(model)
+
+    _shard_from_first_(model, device, shard, {})
 
 
 @contextmanager
@@ -249,22 +256,7 @@ def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
         bank.forget_scales_()  # of whole parameters
     before = {id(parameter): name for name, parameter in model.named_parameters()}
     left_out = _ignored(model, accelerator)
-    wholes = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in left_out}
-    outlines = {
-        id(whole): nn.Parameter(torch.empty_like(whole, device=META), whole.requires_grad) for whole in wholes.values()
-    }
-    buffers = {id(buffer): placed(buffer, accelerator.device) for buffer in model.buffers()}
-    exchange_(model, {**outlines, **buffers})
-    send_(buffers.values())
-    fsdp2_prepare_model(accelerator, model)
-    after = dict(model.named_parameters())
-    shards: dict[int, Tensor] = {}
-    for name, whole in wholes.items():
-        outline: Any = after[name]
-        full = placed(whole, accelerator.device).detach().to(outline.dtype)
-        share = distribute_tensor(full, outline.device_mesh, outline.placements)  # sends each process its own
-        shards[id(outline)] = nn.Parameter(share, outline.requires_grad)
-    exchange_(model, shards)
+    _shard_from_first_(model, accelerator.device, lambda: fsdp2_prepare_model(accelerator, model), left_out)
     send_(left_out.values())
     after = dict(model.named_parameters())
     for group in optimizer.param_groups:
@@ -281,3 +273,33 @@ def _ignored(model: nn.Module, accelerator: Accelerator) -> dict[int, Tensor]:
     names = re.compile(accelerator.state.fsdp_plugin.ignored_modules)
     modules = [module for name, module in model.named_modules() if names.fullmatch(name)]
     return {id(parameter): parameter for module in modules for parameter in module.parameters()}
+
+
+@torch.no_grad()
+def _shard_from_first_(
+    model: nn.Module, device: torch.device, shard: Callable[[], Any], left_out: Mapping[int, Tensor]
+) -> None:
+    """Shard a model in place, tensor by tensor, so that every process gets its shares from the first one.
+
+    Args:
+        model: whole on the first process; on the others its parameters may be on torch's meta device.
+        device: of this process.
+        shard: shards what has no values.
+        left_out: parameters that it leaves whole, by their ids.
+    """
+    wholes = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in left_out}
+    outlines = {
+        id(whole): nn.Parameter(torch.empty_like(whole, device=META), whole.requires_grad) for whole in wholes.values()
+    }
+    buffers = {id(buffer): placed(buffer, device) for buffer in model.buffers()}
+    exchange_(model, {**outlines, **buffers})
+    send_(buffers.values())
+    shard()
+    after = dict(model.named_parameters())
+    shares: dict[int, Tensor] = {}
+    for name, whole in wholes.items():
+        outline: Any = after[name]
+        full = placed(whole, device).detach().to(outline.dtype)
+        share = distribute_tensor(full, outline.device_mesh, outline.placements)  # sends each process its own
+        shares[id(outline)] = nn.Parameter(share, outline.requires_grad)
+    exchange_(model, shares)

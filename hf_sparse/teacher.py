@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sparse.errors import SparsityError
-from hf_sparse.sharding import shard_frozen_
+from hf_sparse.sharding import shard_frozen_, spread_
+from hf_sparse.zero3 import gather_partitions_, is_partitioned
 
 logger = logging.get_logger(__name__)
 
@@ -91,9 +92,19 @@ class Teacher:
         ours, theirs = (_label_names(one) for one in (student, model))
         if ours and theirs and ours != theirs:
             raise SparsityError(f"the teacher has the labels {theirs} and the model {ours}: give both one id2label")
+        if any(parameter.shape == (0,) for parameter in model.parameters() if "ds_id" not in vars(parameter)):
+            raise SparsityError(
+                "the teacher is a copy of weights that ZeRO stage 3 has sharded, which has none: load it by "
+                "from_pretrained, as the model"
+            )
         self.model = model.eval().requires_grad_(False)
+        in_shards = is_partitioned(model)
+        if in_shards:
+            gather_partitions_(model)
         if sharded:
-            shard_frozen_(model)
+            shard_frozen_(model, device)
+        elif in_shards:
+            spread_(model, device)
         else:
             # nn.Module's own: transformers wraps `to` in a way that hides its type.
             nn.Module.to(model, device)

@@ -9,9 +9,10 @@ from hf_sparse.bank import GateBank
 from hf_sparse.config import SparsityConfig
 from hf_sparse.errors import SparsityError
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank, require_bank
-from hf_sparse.sharding import prepare_sharding_, require_whole
+from hf_sparse.sharding import META, prepare_sharding_, require_whole
 from hf_sparse.stages import StagesMixin
 from hf_sparse.surgery import skeleton
+from hf_sparse.zero3 import gather_partitions_, is_partitioned
 
 
 class SparseTrainerMixin(StagesMixin):
@@ -46,6 +47,9 @@ class SparseTrainerMixin(StagesMixin):
         require_whole(self._model)
         if self.is_fsdp_enabled:
             prepare_sharding_(self.accelerator)
+        self._was_in_shards = is_partitioned(self._model)
+        if self._was_in_shards:  # as from_pretrained leaves them; to find heads, the first process has to have them
+            gather_partitions_(self._model)
         self._place_to_measure(self._model)
         bank = gate_bank(self._model) or self._attach_gates()
         if bank.config != sparsity.stage(0):
@@ -65,7 +69,7 @@ class SparseTrainerMixin(StagesMixin):
 
     def _place_to_measure(self, model: PreTrainedModel) -> None:
         """Move a model, in place, to the device that latencies are wanted of; Trainer may do so only later."""
-        if self.sparsity.cost == "latency":
+        if self.sparsity.cost == "latency" and model.device != META:
             nn.Module.to(model, self.args.device)
 
     def _begin_with(self, model: PreTrainedModel, bank: GateBank) -> None:
@@ -81,6 +85,8 @@ class SparseTrainerMixin(StagesMixin):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A fresh model from `model_init`, with gates attached."""
         model = cast(PreTrainedModel, super().call_model_init(trial))
+        if is_partitioned(model):
+            raise SparsityError("ZeRO stage 3 shards what model_init loads: give a model instead")
         self._stage, self._compactions, self._members, self._layer_map = 0, [], {}, None
         self._loss_is_probed = False
         self._place_to_measure(model)

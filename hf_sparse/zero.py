@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from hf_sparse.errors import SparsityError
 from hf_sparse.processes import send_
 from hf_sparse.sharding import placed, remove_hooks_
-from hf_sparse.steering import BANK, SteeredGates
+from hf_sparse.steering import BANK, SteeredGates, attached_gates
 from hf_sparse.surgery import plain_forward, unchanged_random_state
 from hf_sparse.zero3 import gather_partitions_, is_partitioned, partition_, set_float32_
 
@@ -28,12 +28,8 @@ GATES = "gates.safetensors"
 """Beside a checkpoint of DeepSpeed: gates in float32, and the state of their optimizer."""
 
 
-def check_zero(accelerator: Accelerator, model: nn.Module) -> None:
+def check_zero(accelerator: Accelerator) -> None:
     """Refuse what would not be exact, or could not be changed while it trains.
-
-    Args:
-        accelerator: with the settings of DeepSpeed.
-        model: before it is trained.
 
     Raises:
         SparsityError: what it is, and what to do instead.
@@ -53,11 +49,6 @@ def check_zero(accelerator: Accelerator, model: nn.Module) -> None:
             raise SparsityError(f"{name} is not supported: set its device to none")
     if config["zero_optimization"].get("mics_shard_size", 0) > 0:
         raise SparsityError("mics_shard_size has shards in several copies, which are not kept alike: leave it out")
-    if is_partitioned(model):
-        raise SparsityError(
-            "the weights were sharded when the model was loaded, and heads and neurons are found in whole ones: set "
-            "zero3_init_flag to false"
-        )
     if config.get("fp16", {}).get("enabled") is True:
         raise SparsityError("fp16 in DeepSpeed scales the gradients of gates as well: use bf16")
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
@@ -88,25 +79,21 @@ def engine_surgery(
         accelerator: that made them.
     """
     import deepspeed
-    from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+    from deepspeed.utils import safe_set_full_fp32_param
 
     partitioned = is_partitioned(model)
     half = any(parameter.dtype != torch.float32 for parameter in _trained(model).values())
-    if partitioned:
-        gather_partitions_(model)
-    elif half:
-        for parameter in _trained(model).values():
-            parameter.data = safe_get_full_fp32_param(parameter).clone()
     rates = [(group["lr"], group["initial_lr"]) for group in scheduler.optimizer.param_groups]
-    _destroy_(engine, model)
+    dismantle_(model, engine)
     wrapper.optimizer = scheduler.optimizer = None
     with plain_forward(model), unchanged_random_state(accelerator.device):
         yield
     weights = {name: parameter.detach() for name, parameter in _trained(model).items()} if half else {}
     with without_gates(model):  # which it would cast
         if partitioned:
-            dtype = torch.bfloat16 if half else torch.float32
-            partition_(model, dtype, accelerator.deepspeed_config, accelerator.device)
+            for parameter in model.parameters() if half else ():
+                parameter.data = parameter.data.to(torch.bfloat16 if parameter.is_floating_point() else parameter.dtype)
+            partition_(model, accelerator.deepspeed_config, accelerator.device)
         else:
             send_([*model.parameters(), *model.buffers()])
             weights = {name: weight.clone() for name, weight in weights.items()}
@@ -118,17 +105,23 @@ def engine_surgery(
         whole = placed(weights[name], accelerator.device)
         send_([whole])
         (set_float32_ if partitioned else safe_set_full_fp32_param)(parameter, whole)
+    gates = attached_gates(model)
+    if gates is not None:
+        gates.to(accelerator.device)
     engine.__dict__ = new.__dict__  # Trainer and accelerate hold on to the old one
     wrapper.optimizer, scheduler.optimizer = zero, optimizer
 
 
 def dismantle_(model: nn.Module, engine: Any) -> None:
-    """Make a model of stage 3 whole in place on the first process, and end its engine, for good."""
-    gather_partitions_(model)
-    _destroy_(engine, model)
+    """End the engine of a model, which is left, in place, in float32; after stage 3 on the first process only."""
+    from deepspeed.utils import safe_get_full_fp32_param
 
-
-def _destroy_(engine: Any, model: nn.Module) -> None:
+    if is_partitioned(model):
+        gather_partitions_(model)
+    else:
+        for parameter in _trained(model).values():
+            if parameter.dtype != torch.float32:
+                parameter.data = safe_get_full_fp32_param(parameter).clone()
     engine.destroy()
     remove_hooks_(model, "deepspeed")
     vars(engine).clear()  # weights and moments; and what shares it must not be destroyed once more when it is collected

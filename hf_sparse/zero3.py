@@ -3,7 +3,7 @@
 Nothing here imports deepspeed before it is in use.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,15 @@ from hf_sparse.processes import is_first, send_
 from hf_sparse.sharding import META, exchange_, placed, remove_hooks_, restored, unsharded
 from hf_sparse.streaming import HOST
 
-MARKS = ("_external_params", "_original_parameters", "all_parameters")
-"""What DeepSpeed sets on modules beside names that start with ds_."""
+MARKS = (
+    "_external_params",
+    "_original_parameters",
+    "all_parameters",
+    "applied_pre_backward_ref_cnt",
+    "pre_bwd_fn",
+    "post_bwd_fn",
+)
+"""What DeepSpeed sets on modules beside names that start with ds_; an engine would use the functions of another."""
 
 
 def is_partitioned(model: nn.Module) -> bool:
@@ -41,9 +48,9 @@ def partitions_together(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def gather_partitions_(model: nn.Module) -> None:
-    """Make a model of stage 3 whole in place on the first process, tensor by tensor and in float32, and free of hooks.
+    """Make a model of stage 3 whole in place on the first process, tensor by tensor, and free of hooks.
 
-    On other processes its parameters are left without values.
+    On other processes its parameters are left without values. What an optimizer trains is in float32 afterwards.
     """
     home = HOST if is_first() else META
     sharded = [parameter for parameter in model.parameters() if "ds_id" in vars(parameter)]
@@ -56,11 +63,11 @@ def gather_partitions_(model: nn.Module) -> None:
 
 
 def _whole(parameter: Any) -> Tensor:
-    """A parameter in float32 as its optimizer has it, or as it is if it is frozen, on the device of every process."""
+    """A parameter in float32 as its optimizer has it, or as it is if it has none, on the device of every process."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
-    if parameter.requires_grad:
+    if parameter.requires_grad and "_z3_optimizer" in vars(parameter):
         trained: Tensor = safe_get_full_fp32_param(parameter)
         return trained.view(parameter.ds_shape)
     with GatheredParameters([parameter]):
@@ -68,12 +75,11 @@ def _whole(parameter: Any) -> Tensor:
 
 
 @torch.no_grad()
-def partition_(model: nn.Module, dtype: torch.dtype, config: Any, device: torch.device) -> None:
+def partition_(model: nn.Module, config: Mapping[str, Any], device: torch.device) -> None:
     """Shard a model that the first process has as stage 3 does, in place, tensor by tensor, for an engine to take over.
 
     Args:
         model: without gates.
-        dtype: that its parameters are trained in.
         config: of DeepSpeed.
         device: of this process.
     """
@@ -84,10 +90,9 @@ def partition_(model: nn.Module, dtype: torch.dtype, config: Any, device: torch.
     # What has no values yet takes no memory before they are there: pages that nobody has written to.
     rooms = {id(parameter): placed(parameter, HOST) for parameter in model.parameters()}
     exchange_(model, {**buffers, **rooms})
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype) if is_first() else torch.empty_like(parameter, dtype=dtype)
-    Init(module=model, config_dict_or_path=config)
+    # Sizes of batches and buckets have nothing to do with it, and may not be known yet.
+    settings = {name: value for name, value in config["zero_optimization"].items() if value != "auto"}
+    Init(module=model, config_dict_or_path={"train_micro_batch_size_per_gpu": 1, "zero_optimization": settings})
 
 
 @torch.no_grad()

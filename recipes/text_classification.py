@@ -43,6 +43,7 @@ from transformers import (
     Trainer,
     set_seed,
 )
+from transformers.integrations import unset_hf_deepspeed_config
 
 from hf_sparse import (
     SparseTrainer,
@@ -59,6 +60,7 @@ from hf_sparse.preemption import PreemptionMixin
 from hf_sparse.report import Origin, command_line
 from hf_sparse.resuming import ResumingMixin
 from hf_sparse.sharding import gather_, prepare_sharding_, spread_
+from hf_sparse.zero import check_zero, dismantle_
 
 MEASURED_BATCH = 32
 EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sparsity_ramp": 0.24}
@@ -70,8 +72,11 @@ class DenseTrainer(PreemptionMixin, ResumingMixin, FiniteLossMixin, Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # What the pruning would refuse is refused before hours are spent.
         if self.is_fsdp_enabled:
-            prepare_sharding_(self.accelerator)  # what the pruning would refuse is refused before hours are spent
+            prepare_sharding_(self.accelerator)
+        if self.is_deepspeed_enabled:
+            check_zero(self.accelerator)
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,7 @@ class ModelArguments:
 
 def main() -> None:
     model_arguments, data_arguments, sparsity, arguments = _parse()
-    if arguments.deepspeed_plugin is not None:
-        raise SparsityError(
-            "DeepSpeed serves one Trainer in a process, and this recipe has several, for dense and pruned: "
-            "use recipes/accelerate/fsdp.yaml here, or a SparseTrainer in a script of your own"
-        )
+    unset_hf_deepspeed_config()  # ZeRO stage 3 would shard weights while they are loaded, which are copied here
     check_output_dir(arguments)
     check_hub(arguments)
     set_seed(arguments.seed)
@@ -249,8 +250,12 @@ def _fine_tune(
         processing_class=tokenizer,
         compute_metrics=classification_metrics(),
     )
+    arguments.deepspeed_plugin = None  # accelerate takes one for the first Trainer of a process, and keeps it
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(dense, directory))
-    gather_(model, trainer.optimizer)
+    if trainer.is_deepspeed_enabled:
+        dismantle_(model, trainer.model_wrapped)
+    else:
+        gather_(model, trainer.optimizer)
     spread_(model, arguments.device)
     if trainer.is_world_process_zero():
         save_pruned(model, finished, tokenizer)
@@ -263,19 +268,17 @@ def _fine_tune(
 def _evaluate(
     model: PreTrainedModel, splits: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, arguments: RecipeArguments
 ) -> dict[str, dict[str, float]]:
-    evaluator = Trainer(
-        model=model,
-        args=dataclasses.replace(
-            arguments,
-            report_to=[],
-            push_to_hub=False,
-            eval_strategy="no",
-            save_strategy="no",
-            lr_scheduler_type="linear",  # which, unlike others, asks for nothing
-        ),
-        processing_class=tokenizer,
-        compute_metrics=classification_metrics(),
+    changed = dataclasses.replace(
+        arguments,
+        report_to=[],
+        push_to_hub=False,
+        eval_strategy="no",
+        save_strategy="no",
+        lr_scheduler_type="linear",  # which, unlike others, asks for nothing
     )
+    changed.deepspeed_plugin = None  # that of the first Trainer
+    evaluator = Trainer(model=model, args=changed, processing_class=tokenizer, compute_metrics=classification_metrics())
+    evaluator.is_deepspeed_enabled = False  # which evaluates what it has trained, or what it shards
     evaluator.model_wrapped = evaluator.accelerator.prepare_model(model, evaluation_mode=True)
     return {split: scores(evaluator.evaluate(rows)) for split, rows in splits.items()}
 

@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 from conftest import MODELS, StopAt, bert, rows, training_arguments
-from launching import deepspeed_on_cpus, shard_on_cpus
+from launching import deepspeed_on_cpus, leave, shard_on_cpus
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -82,6 +82,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float64")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--loaded", action="store_true", help="model and teacher come from_pretrained")
     parser.add_argument("--max_grad_norm", type=float, default=1.0)
     parser.add_argument("--torch_compile", action="store_true")
     parser.add_argument("--stop", type=int, help="save and stop at a step, as if interrupted")
@@ -97,6 +98,13 @@ def without_dropout(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model
+
+
+def loaded(model: Any, directory: Path) -> Any:
+    """A model without dropout as from_pretrained leaves it, which may be in shards."""
+    model.save_pretrained(directory)  # by the first process
+    torch.distributed.barrier()
+    return without_dropout(type(model).from_pretrained(directory, dtype=model.dtype))
 
 
 def main() -> None:
@@ -133,11 +141,15 @@ def main() -> None:
     if flags.pattern:
         trainer, teacher = SparseWeightsTrainer, bert()
         sparsity = WeightSparsityConfig(pattern=flags.pattern, block_size=4, sparsity_ramp=0.5, sparsity_hold=0.2)
+    model: Any = without_dropout(MODELS[flags.model]()).to(dtype)
+    teacher = without_dropout(teacher).to(dtype)
+    if flags.loaded:
+        model, teacher = loaded(model, flags.directory / "dense"), loaded(teacher, flags.directory / "teacher")
     run = trainer(
-        model=without_dropout(MODELS[flags.model]()).to(dtype),
+        model=model,
         args=arguments,
         sparsity=sparsity,
-        teacher=without_dropout(teacher).to(dtype),
+        teacher=teacher,
         train_dataset=train,
         eval_dataset=test,
         callbacks=[Trouble(flags.fault, flags.pause), *([StopAt(flags.stop)] if flags.stop else [])],
@@ -172,3 +184,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

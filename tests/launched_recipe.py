@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from launching import deepspeed_on_cpus, shard_on_cpus
+from launching import deepspeed_on_cpus, leave, shard_on_cpus
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 
@@ -16,3 +16,4 @@ if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
 else:
     shard_on_cpus()
 common.run_recipe(text_classification.main)
+leave()

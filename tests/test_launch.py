@@ -76,7 +76,7 @@ def test_deepspeed_finds_the_same_structure(tmp_path: Path) -> None:
     settings = ("--dtype", "float32", "--max_grad_norm", 0)
     launch(2, tmp_path / "ddp", "--batch", 4, *settings)
     launch(2, tmp_path / "zero2", "--batch", 2, "--accumulation", 2, *settings, zero=2)
-    launch(2, tmp_path / "zero3", "--batch", 4, *settings, "--save_steps", 24, zero=3)
+    launch(2, tmp_path / "zero3", "--batch", 4, *settings, "--save_steps", 24, "--loaded", zero=3)
     expected_weights = weights(tmp_path / "ddp")
     for run in (tmp_path / "zero2", tmp_path / "zero3"):
         assert (run / "plan.json").read_text() == (tmp_path / "ddp/plan.json").read_text()
@@ -85,7 +85,7 @@ def test_deepspeed_finds_the_same_structure(tmp_path: Path) -> None:
         for name, tensor in weights(run).items():
             torch.testing.assert_close(tensor, expected_weights[name], rtol=0.02, atol=0.02, msg=name)
     shutil.copytree(tmp_path / "zero3/checkpoint-24", tmp_path / "resumed/checkpoint-24")
-    launch(2, tmp_path / "resumed", "--batch", 4, *settings, "--resume", zero=3)
+    launch(2, tmp_path / "resumed", "--batch", 4, *settings, "--loaded", "--resume", zero=3)
     assert_same(tmp_path / "zero3", tmp_path / "resumed", tolerance=0.0)
 
 
