@@ -25,6 +25,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.landing import Landing
 from hf_sparse.preemption import PreemptionMixin
+from hf_sparse.refusals import check_arguments
 from hf_sparse.resuming import PROCESSES, SETTINGS, STATE, ResumingMixin, require_same_settings, settings
 from hf_sparse.scheduling import after_the_searches
 from hf_sparse.sensitivity import sensitivities
@@ -106,28 +107,9 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         Raises:
             SparsityError: what it found.
         """
-        if self.args.n_gpu > 1:
-            raise SparsityError(
-                "DataParallel would train a copy of the gates on every GPU: start with `accelerate launch`, which uses "
-                "one process per GPU, or show one GPU with CUDA_VISIBLE_DEVICES=0"
-            )
-        if self.lr_scheduler is not None:
-            raise SparsityError(
-                "a scheduler in optimizers=(...) cannot wait for the search: give (optimizer, None), and "
-                "lr_scheduler_type in TrainingArguments"
-            )
+        check_arguments(self.args, self.lr_scheduler, self._shards_weights)
         if self.is_deepspeed_enabled:
             check_zero(self.accelerator)
-        if self._shards_weights and self.args.save_on_each_node:
-            raise SparsityError("the first process alone puts shards together: leave out save_on_each_node")
-        checkpointing = self.args.gradient_checkpointing_kwargs
-        if self.args.gradient_checkpointing and isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
-            raise SparsityError(
-                "use_reentrant=True goes backward layer by layer through gates that all layers share: leave it out of "
-                "gradient_checkpointing_kwargs"
-            )
-        if self.args.fp16 and self.args.max_grad_norm <= 0:
-            raise SparsityError("fp16 without gradient clipping leaves gradients scaled: set max_grad_norm or use bf16")
         self.add_callback(_SearchCallback(self))
 
     # ---- Optimizer, schedule, multiplier ----

@@ -66,6 +66,7 @@ ORDER = [
     "checkpoint",
     "hub",
     "results",
+    "refusals",
     "finite",
     "resuming",
     "preemption",
