@@ -190,3 +190,12 @@ def test_a_teacher_that_a_subclass_does_not_ask_or_whose_labels_differ_is_refuse
     model.config.id2label, teacher.config.id2label = {0: "no", 1: "yes"}, {0: "yes", 1: "no"}
     with pytest.raises(SparsityError, match="give both one id2label"):
         SparseTrainer(model=model, teacher=teacher, **given)
+
+
+def test_a_copy_of_shards_is_refused_as_a_teacher() -> None:
+    """ZeRO stage 3 leaves parameters of shape (0,), and a copy of them does not know where the rest is."""
+    teacher = bert()
+    for parameter in teacher.parameters():
+        parameter.data = torch.empty(0)
+    with pytest.raises(SparsityError, match="load it by from_pretrained"):
+        Teacher(copy.deepcopy(teacher), bert(), torch.device("cpu"), True, False)
