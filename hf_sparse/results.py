@@ -166,7 +166,7 @@ class ResultsMixin(ModelMixin):
     ) -> Report:
         """Measure the model before and after pruning, and keep that as `report`; gates, if any, stay on the model.
 
-        One process is enough, unless FSDP shards the model: then all have to call this, or `compact()` before.
+        One process is enough, unless its weights are in shards: then all have to call this, or `compact()` before.
 
         Args:
             inputs: a batch to measure both on; of the evaluation data by default.

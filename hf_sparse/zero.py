@@ -66,9 +66,9 @@ def engine_surgery(
 ) -> Iterator[None]:
     """Change parameters of a model inside this context; on leaving it, in place, a new engine trains those that it has.
 
-    The engine, the wrapper of its optimizer and the scheduler stay the same objects. Weights are whole and in float32
-    inside, and lose nothing; all processes leave with those that the first one has. The optimizer's moments start anew,
-    as ZeRO counts steps for all parameters at once.
+    The engine, the wrapper of its optimizer and the scheduler stay the same objects. Inside, weights are in float32, so
+    they lose nothing, and whole, after stage 3 on the first process only; all leave with those that it has. Moments of
+    the optimizer start anew, as ZeRO counts steps for all parameters at once.
 
     Args:
         model: the bare model.
