@@ -6,12 +6,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from hf_sparse.sharding import put_together
 from hf_sparse.zero import without_gates
-from hf_sparse.zero3 import partitions_together
+from hf_sparse.zero3 import is_partitioned, partitions_together
 
 
 class ModelMixin(Trainer):
@@ -26,6 +27,11 @@ class ModelMixin(Trainer):
         """Whether the engine leaves every process a share of the weights only."""
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+
+    @property
+    def _is_in_shards(self) -> bool:
+        """Whether every process has a share of the weights only, at this moment."""
+        return isinstance(self._model, FSDPModule) or is_partitioned(self._model)
 
     def _whole(self) -> AbstractContextManager[None]:
         """Where weights are in shards, the model is whole on the first process inside this context, in place.

@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
@@ -35,7 +34,6 @@ from hf_sparse.sharding import gather_, spread_
 from hf_sparse.structure import ModelStructure
 from hf_sparse.surgery import plain_forward, skeleton, with_random_weights_
 from hf_sparse.zero import dismantle_
-from hf_sparse.zero3 import is_partitioned
 
 logger = logging.get_logger(__name__)
 
@@ -92,11 +90,10 @@ class ResultsMixin(ModelMixin):
         Raises:
             SparsityError: there never were gates, or the compact model would compute something else.
         """
-        partitioned, gated = is_partitioned(self._model), gate_bank(self._model) is not None
-        sharded = partitioned or isinstance(self._model, FSDPModule)
+        sharded, gated = self._is_in_shards, gate_bank(self._model) is not None
         with plain_forward(self._model):
             if sharded:
-                if partitioned:
+                if self.is_deepspeed_enabled:
                     dismantle_(self._model, self.model_wrapped)
                 else:
                     gather_(self._model, self.optimizer)
@@ -177,7 +174,7 @@ class ResultsMixin(ModelMixin):
             SparsityError: there never were gates, or the compact model would compute something else.
         """
         batch = inputs if inputs is not None else self._verification_batch()
-        if not (isinstance(self._model, FSDPModule) or is_partitioned(self._model)):
+        if not self._is_in_shards:
             return self._measure(batch, metrics, origin)
         with self._whole():
             self.report = once(lambda: self._measure(batch, metrics, origin))

@@ -10,7 +10,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import FSDP_MODEL_NAME, TRAINER_STATE_NAME
@@ -19,6 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, loggi
 
 from hf_sparse.config import DistillationConfig, SearchConfig
 from hf_sparse.errors import SparsityError
+from hf_sparse.processes import once
 
 logger = logging.get_logger(__name__)
 
@@ -192,13 +192,13 @@ class ResumingMixin(Trainer):
 
     def _checked(self, wanted: Path | None) -> str:
         """A whole checkpoint, the newest by default; the first process chooses for all."""
-        chosen: list[Any] = [None]
-        if self.is_world_process_zero():
+
+        def choose() -> Path | str | None:
             if wanted is None:
-                chosen = [newest_whole_checkpoint(Path(str(self.args.output_dir)))]
-            else:
-                chosen = [defect(wanted) or wanted]
-        [path] = broadcast_object_list(chosen)
+                return newest_whole_checkpoint(Path(str(self.args.output_dir)))
+            return defect(wanted) or wanted
+
+        path = once(choose)
         if path is None:
             raise SparsityError(f"no whole checkpoint in {self.args.output_dir}: start without resume_from_checkpoint")
         if isinstance(path, str):

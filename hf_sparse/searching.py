@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -25,6 +25,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.finite import FiniteLossMixin
 from hf_sparse.landing import Landing
 from hf_sparse.preemption import PreemptionMixin
+from hf_sparse.processes import once
 from hf_sparse.refusals import check_arguments
 from hf_sparse.resuming import PROCESSES, SETTINGS, STATE, ResumingMixin, require_same_settings, settings
 from hf_sparse.scheduling import after_the_searches
@@ -225,7 +226,7 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
             chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
             rows = torch.utils.data.Subset(loader.dataset, chosen.tolist())
         else:  # of a stream every process has others
-            [rows] = broadcast_object_list([list(itertools.islice(iter(rows), count))])
+            rows = once(lambda: list(itertools.islice(iter(loader.dataset), count)))
         remaining = iter(rows)
         while batch := list(itertools.islice(remaining, size)):
             yield self._prepare_inputs(loader.collate_fn(batch))

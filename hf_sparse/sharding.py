@@ -163,12 +163,16 @@ def gather_(model: nn.Module, optimizer: Any) -> None:
     """
     if not isinstance(model, FSDPModule):
         return
-    wholes = unshard_(model)
+    _train_(optimizer, unshard_(model))
+
+
+def _train_(optimizer: Any, others: Mapping[int, Tensor]) -> None:
+    """Let an optimizer train other parameters, in place, by the ids of those that it has, with their state."""
     for group in optimizer.param_groups:
-        shards, group["params"] = group["params"], [wholes.get(id(shard), shard) for shard in group["params"]]
-        for shard, parameter in zip(shards, group["params"]):
-            if shard is not parameter and shard in optimizer.state:
-                optimizer.state[parameter] = optimizer.state.pop(shard)
+        for index, parameter in enumerate(group["params"]):
+            other = group["params"][index] = others.get(id(parameter), parameter)
+            if other is not parameter and parameter in optimizer.state:
+                optimizer.state[other] = optimizer.state.pop(parameter)
 
 
 @torch.no_grad()
@@ -202,19 +206,19 @@ def unsharded(model: nn.Module) -> dict[int, Tensor]:
     bank = attached_gates(model)
     gates = {id(tensor) for tensor in (() if bank is None else (*bank.parameters(), *bank.buffers()))}
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in gates]
-    return {id(tensor): placed(tensor, HOST) for tensor in tensors if is_first() and not isinstance(tensor, DTensor)}
+    return {id(tensor): on_device(tensor, HOST) for tensor in tensors if is_first() and not isinstance(tensor, DTensor)}
 
 
 @torch.no_grad()
 def spread_(model: nn.Module, device: torch.device) -> None:
     """Put a model that `gather_` has made whole, in place, on a device of every process."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    there = {id(tensor): placed(tensor, device) for tensor in tensors}
+    there = {id(tensor): on_device(tensor, device) for tensor in tensors}
     exchange_(model, there)
     send_(there.values())
 
 
-def placed(tensor: Tensor, device: torch.device) -> Tensor:
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A parameter or buffer on a device, with any values if it has none."""
     there = torch.empty_like(tensor, device=device) if tensor.device == META else tensor.detach().to(device)
     return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
@@ -259,11 +263,7 @@ def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
     _shard_from_first_(model, accelerator.device, lambda: fsdp2_prepare_model(accelerator, model), left_out)
     send_(left_out.values())
     after = dict(model.named_parameters())
-    for group in optimizer.param_groups:
-        for index, parameter in enumerate(group["params"]):
-            shard = group["params"][index] = after[before[id(parameter)]]
-            if shard is not parameter and parameter in optimizer.state:
-                optimizer.state[shard] = optimizer.state.pop(parameter)
+    _train_(optimizer, {key: after[name] for key, name in before.items()})
     if isinstance(model, GenerationMixin):
         register_fsdp_forward_method(model, "generate")
 
@@ -291,7 +291,7 @@ def _shard_from_first_(
     outlines = {
         id(whole): nn.Parameter(torch.empty_like(whole, device=META), whole.requires_grad) for whole in wholes.values()
     }
-    buffers = {id(buffer): placed(buffer, device) for buffer in model.buffers()}
+    buffers = {id(buffer): on_device(buffer, device) for buffer in model.buffers()}
     exchange_(model, {**outlines, **buffers})
     send_(buffers.values())
     shard()
@@ -299,7 +299,7 @@ def _shard_from_first_(
     shares: dict[int, Tensor] = {}
     for name, whole in wholes.items():
         outline: Any = after[name]
-        full = placed(whole, device).detach().to(outline.dtype)
+        full = on_device(whole, device).detach().to(outline.dtype)
         share = distribute_tensor(full, outline.device_mesh, outline.placements)  # sends each process its own
         shares[id(outline)] = nn.Parameter(share, outline.requires_grad)
     exchange_(model, shares)

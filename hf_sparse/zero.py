@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from hf_sparse.errors import SparsityError
 from hf_sparse.processes import send_
-from hf_sparse.sharding import placed, remove_hooks_
+from hf_sparse.sharding import on_device, remove_hooks_
 from hf_sparse.steering import BANK, SteeredGates, attached_gates
 from hf_sparse.surgery import plain_forward, unchanged_random_state
 from hf_sparse.zero3 import gather_partitions_, is_partitioned, partition_, set_float32_
@@ -102,7 +102,7 @@ def engine_surgery(
             group["lr"], group["initial_lr"] = rate
         new, zero, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=accelerator.deepspeed_config)
     for name, parameter in _trained(model).items() if half else ():
-        whole = placed(weights[name], accelerator.device)
+        whole = on_device(weights[name], accelerator.device)
         send_([whole])
         (set_float32_ if partitioned else safe_set_full_fp32_param)(parameter, whole)
     gates = attached_gates(model)

@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from hf_sparse.processes import is_first, send_
-from hf_sparse.sharding import META, exchange_, placed, remove_hooks_, restored, unsharded
+from hf_sparse.sharding import META, exchange_, on_device, remove_hooks_, restored, unsharded
 from hf_sparse.streaming import HOST
 
 MARKS = (
@@ -85,10 +85,10 @@ def partition_(model: nn.Module, config: Mapping[str, Any], device: torch.device
     """
     from deepspeed.runtime.zero import Init
 
-    buffers = {id(buffer): placed(buffer, device) for buffer in model.buffers()}
+    buffers = {id(buffer): on_device(buffer, device) for buffer in model.buffers()}
     send_(buffers.values())
     # What has no values yet takes no memory before they are there: pages that nobody has written to.
-    rooms = {id(parameter): placed(parameter, HOST) for parameter in model.parameters()}
+    rooms = {id(parameter): on_device(parameter, HOST) for parameter in model.parameters()}
     exchange_(model, {**buffers, **rooms})
     # Sizes of batches and buckets have nothing to do with it, and may not be known yet.
     settings = {name: value for name, value in config["zero_optimization"].items() if value != "auto"}
