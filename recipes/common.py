@@ -186,9 +186,11 @@ def classification_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        counted = prediction.label_ids != -100  # as transformers marks what has no label, such as padding
+        predicted, actual = np.argmax(logits, axis=-1)[counted], prediction.label_ids[counted]
         results: dict[str, float] = {}
         for metric in metrics:
-            found = metric.compute(predictions=np.argmax(logits, axis=-1), references=prediction.label_ids)
+            found = metric.compute(predictions=predicted, references=actual)
             results.update(found or {})
         return results
 

@@ -24,19 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import transformers
-from common import classification_metrics
-from datasets import DatasetDict
 from hard_concrete import HardConcreteGates, LagrangianCallback, StopAt, constant_learning_rate
 from minilm import minilm
 from ranking import plan_by_rank
-from text_data import DataArguments, load_text_data
+from tasks import load_task
 from torch import Tensor
 from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainingArguments,
@@ -55,26 +49,13 @@ BATCHES_TO_RANK = 32
 SEARCH_SHARE = 0.3  # of the steps, for the hard-concrete gates; ours may search as long
 
 
-class Task:
-    """Data, tokenizer and the dense model of one task, which every method shares."""
+class Bench:
+    """One task, and the dense model of it, which every method shares."""
 
     def __init__(self, flags: argparse.Namespace) -> None:
-        arguments = DataArguments()
-        if flags.task != "docstrings":
-            files: dict[str, Any] = {
-                f"{split}_file": str(flags.data_dir / f"{name}.csv")
-                for split, name in (("train", "train"), ("validation", "dev"), ("test", "test"))
-            }
-            arguments = DataArguments(**files)
-        data = load_text_data(arguments, seed=42)
         self.flags = flags
-        self.labels = data.labels
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(minilm())
-        self.splits: DatasetDict = data.splits.map(
-            lambda rows: self.tokenizer(*(rows[c] for c in data.text_columns), truncation=True, max_length=128),
-            batched=True,
-            remove_columns=list(data.text_columns),
-        )
+        self.task = load_task(flags)
+        self.splits = self.task.splits
         self.dense_path = flags.output_dir / flags.task / "dense"
 
     def arguments(self, epochs: float, learning_rate: float, seed: int) -> TrainingArguments:
@@ -100,17 +81,15 @@ class Task:
             "model": model,
             "args": arguments,
             "train_dataset": self.splits["train"],
-            "eval_dataset": self.splits["validation"],
-            "processing_class": self.tokenizer,
-            "compute_metrics": classification_metrics(),
+            **self.task.evaluation(),
         }
 
     def dense(self) -> PreTrainedModel:
         """The fine-tuned dense model, made once."""
         if not self.dense_path.is_dir():
             set_seed(0)
-            names = dict(enumerate(self.labels))
-            model = AutoModelForSequenceClassification.from_pretrained(
+            names = dict(enumerate(self.task.labels))
+            model = self.task.auto_class.from_pretrained(
                 minilm(), id2label=names, label2id={name: index for index, name in names.items()}
             )
             trainer = Trainer(**self.options(model, self.arguments(3, self.flags.dense_learning_rate, 0)))
@@ -123,19 +102,27 @@ class Task:
         rows = (
             self.splits["train"].shuffle(seed=seed).select(range(min(BATCHES_TO_RANK * 32, len(self.splits["train"]))))
         )
-        collate = DataCollatorWithPadding(self.tokenizer)
         for start in range(0, len(rows), 32):
-            batch = collate([rows[index] for index in range(start, min(start + 32, len(rows)))])
+            batch = self.task.collator([rows[index] for index in range(start, min(start + 32, len(rows)))])
             yield {name: value.to(model.device) for name, value in batch.items()}
 
+    def scores(self, trainer: Trainer) -> dict[str, float]:
+        """The metric of the task on both splits that nothing is trained on, and their mean, in percent."""
+        with torch.inference_mode():
+            found = {
+                split: 100 * trainer.evaluate(self.splits[split])[f"eval_{self.task.metric}"]
+                for split in ("validation", "test")
+            }
+        return {**found, "mean": sum(found.values()) / 2}
 
-def run(task: Task, cell: dict[str, Any], flags: argparse.Namespace) -> list[dict[str, Any]]:
+
+def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[dict[str, Any]]:
     """Prune and train one model, or a family of them; returns what to record, a record for each."""
-    dense = task.dense()
+    dense = bench.dense()
     structure = discover(dense)
     costs = counted_costs(structure, SparsityConfig())
     model = copy.deepcopy(dense)
-    arguments = task.arguments(cell["epochs"], cell["learning_rate"], cell["seed"])
+    arguments = bench.arguments(cell["epochs"], cell["learning_rate"], cell["seed"])
     one, several = isinstance(cell["target"], float), isinstance(cell["target"], list)
     sparsity = SparsityConfig(
         target=cell["target"] if one else 0.5,
@@ -148,13 +135,13 @@ def run(task: Task, cell: dict[str, Any], flags: argparse.Namespace) -> list[dic
     began, cpu = time.perf_counter(), time.process_time()
     trainer: Any
     if cell["method"] in ("ours", "family"):
-        trainer = SparseTrainer(**task.options(model, arguments), teacher=dense, sparsity=sparsity)
+        trainer = SparseTrainer(**bench.options(model, arguments), teacher=dense, sparsity=sparsity)
         _train(trainer)
         plan = trainer.compact().plan
     elif cell["method"] == "hard-concrete":
         gates = HardConcreteGates(model, structure, costs)
-        trainer = DistillationTrainer(**task.options(model, arguments), **shared)
-        steps = math.ceil(len(task.splits["train"]) / 32) * cell["epochs"]
+        trainer = DistillationTrainer(**bench.options(model, arguments), **shared)
+        steps = math.ceil(len(bench.splits["train"]) / 32) * cell["epochs"]
         search = round(SEARCH_SHARE * steps)
         constant_learning_rate(trainer)
         trainer.add_callback(LagrangianCallback(gates, cell["target"], round(0.8 * search), 0.1))
@@ -164,16 +151,16 @@ def run(task: Task, cell: dict[str, Any], flags: argparse.Namespace) -> list[dic
         gates.fold_()
         with plain_forward(model):
             compact(model, plan)
-        rest = task.arguments(cell["epochs"] * (1 - SEARCH_SHARE), cell["learning_rate"], cell["seed"] + 1000)
-        trainer = DistillationTrainer(**task.options(model, rest), **shared)
+        rest = bench.arguments(cell["epochs"] * (1 - SEARCH_SHARE), cell["learning_rate"], cell["seed"] + 1000)
+        trainer = DistillationTrainer(**bench.options(model, rest), **shared)
         _train(trainer)
     else:
         plan = None
         if cell["method"] != "dense":
-            batches = task.batches(cell["seed"], model)
+            batches = bench.batches(cell["seed"], model)
             plan = plan_by_rank(cell["method"], model, batches, cell["target"], cell["seed"])
             compact(model, plan)
-        trainer = DistillationTrainer(**task.options(model, arguments), **shared)
+        trainer = DistillationTrainer(**bench.options(model, arguments), **shared)
         _train(trainer)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     spent = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
@@ -184,23 +171,19 @@ def run(task: Task, cell: dict[str, Any], flags: argparse.Namespace) -> list[dic
             path = Path(str(arguments.output_dir)) / f"removed-{target:g}"
             removed = Report.read(path / "report.json").achieved
             trainer.model = load_pruned(path)
-            members.append({"member": target, "removed": removed, **_finish(task, trainer, cell, target), **spent})
+            members.append({"member": target, "removed": removed, **_finish(bench, trainer, cell, target), **spent})
         return members
     kept = {} if plan is None else {name: len(units) for name, units in plan.kept.items()}
     found = {"removed": costs.removed(kept), "kept": list(kept.values()), "losses": losses}
-    return [{**found, **_finish(task, trainer, cell, cell["target"]), **spent}]
+    return [{**found, **_finish(bench, trainer, cell, cell["target"]), **spent}]
 
 
-def _finish(task: Task, trainer: Any, cell: dict[str, Any], target: float | None) -> dict[str, Any]:
+def _finish(bench: Bench, trainer: Any, cell: dict[str, Any], target: float | None) -> dict[str, Any]:
     """Evaluate and save the model that a trainer has now."""
-    accuracy = {}
-    for split in ("validation", "test"):
-        with torch.inference_mode():
-            accuracy[split] = 100 * trainer.evaluate(task.splits[split])["eval_accuracy"]
     options = "".join(character if character.isalnum() or character in ".-" else "" for character in cell["options"])
     name = f"{cell['method']}-{target}-{cell['seed']}-{cell['epochs']}-{cell['learning_rate']}{options}"
-    save_pruned(trainer.model, task.flags.output_dir / task.flags.task / name)
-    return {**accuracy, "mean": sum(accuracy.values()) / 2, "model": name}
+    save_pruned(trainer.model, bench.flags.output_dir / bench.flags.task / name)
+    return {**bench.scores(trainer), "model": name}
 
 
 def _train(trainer: Any) -> None:
@@ -216,8 +199,12 @@ def recorded(path: Path) -> list[dict[str, Any]]:
 def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     """The flags of this command, and of others that compare on its terms."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="docstrings", help="docstrings, or any name for the csv files in --data_dir")
-    parser.add_argument("--data_dir", type=Path, help="folder with train.csv, dev.csv and test.csv")
+    parser.add_argument(
+        "--task", default="docstrings", help="any name for the data; 'punctuation' restores it, and case, in the texts"
+    )
+    parser.add_argument(
+        "--data_dir", type=Path, help="folder with train.csv, dev.csv and test.csv; without it, docstrings"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.75, 0.9, 0.95])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -232,13 +219,13 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     return parser
 
 
-def begin(flags: argparse.Namespace) -> Task:
+def begin(flags: argparse.Namespace) -> Bench:
     """The task of a command, and what its cells need."""
     if flags.threads:
         torch.set_num_threads(flags.threads)
     transformers.logging.set_verbosity_error()
     flags.results.parent.mkdir(parents=True, exist_ok=True)
-    return Task(flags)
+    return Bench(flags)
 
 
 def is_recorded(cell: dict[str, Any], path: Path) -> bool:
@@ -256,7 +243,7 @@ def record(line: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     flags = parser().parse_args()
-    task = begin(flags)
+    bench = begin(flags)
     for seed in flags.seeds:
         for method in flags.methods:
             for target in {"dense": [None], "family": [flags.targets]}.get(method, flags.targets):
@@ -272,7 +259,7 @@ def main() -> None:
                 }
                 if is_recorded(cell, flags.results):
                     continue
-                for result in run(task, cell, flags):
+                for result in run(bench, cell, flags):
                     record({**cell, **result}, flags.results)
                     print(
                         method,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from compare import Task, begin, is_recorded, record
+from compare import Bench, begin, is_recorded, record
 from compare import parser as compare_parser
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
@@ -47,10 +47,10 @@ def magnitude_masks(model: PreTrainedModel, sparsity: WeightSparsityConfig) -> d
     return masks
 
 
-def run(task: Task, cell: dict[str, Any]) -> dict[str, Any]:
-    dense = task.dense()
+def run(bench: Bench, cell: dict[str, Any]) -> dict[str, Any]:
+    dense = bench.dense()
     model = copy.deepcopy(dense)
-    arguments = task.arguments(cell["epochs"], cell["learning_rate"], cell["seed"])
+    arguments = bench.arguments(cell["epochs"], cell["learning_rate"], cell["seed"])
     sparsity = WeightSparsityConfig(
         pattern=cell["pattern"], target=cell["target"], cache_teacher=True, **json.loads(cell["options"])
     )
@@ -58,20 +58,19 @@ def run(task: Task, cell: dict[str, Any]) -> dict[str, Any]:
     began = time.process_time()
     trainer: Any
     if cell["method"] == "ours":
-        trainer = SparseWeightsTrainer(**task.options(model, arguments), teacher=dense, sparsity=sparsity)
+        trainer = SparseWeightsTrainer(**bench.options(model, arguments), teacher=dense, sparsity=sparsity)
     else:
         attach_masks(model, magnitude_masks(model, sparsity))
-        trainer = DistillationTrainer(**task.options(model, arguments), teacher=dense, distillation=sparsity)
+        trainer = DistillationTrainer(**bench.options(model, arguments), teacher=dense, distillation=sparsity)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     seconds = time.process_time() - began
     fold_weights_(model)
-    accuracy = {name: 100 * trainer.evaluate(task.splits[name])["eval_accuracy"] for name in ("validation", "test")}
     densities = weight_densities(model)
     weights = {name: model.get_parameter(f"{name}.weight").numel() for name in densities}
     removed = 1 - sum(densities[name] * count for name, count in weights.items()) / sum(weights.values())
     losses = [(log["step"], float(log["loss"])) for log in trainer.state.log_history if "loss" in log]
-    result = {"removed": removed, **accuracy, "mean": sum(accuracy.values()) / 2, "cpu_seconds": round(seconds, 1)}
+    result = {"removed": removed, **bench.scores(trainer), "cpu_seconds": round(seconds, 1)}
     return {**result, **speed(dense, model, cell["pattern"]), "losses": losses}
 
 
@@ -95,7 +94,7 @@ def main() -> None:
     parser.set_defaults(methods=["ours", "magnitude"], results=Path("runs/benchmark/weights.jsonl"))
     parser.add_argument("--patterns", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     flags = parser.parse_args()
-    task = begin(flags)
+    bench = begin(flags)
     for seed in flags.seeds:
         for pattern, target in CELLS:
             for method in flags.methods:
@@ -104,7 +103,7 @@ def main() -> None:
                 wanted = pattern in flags.patterns and (target in flags.targets or pattern == "2:4")
                 if not wanted or is_recorded(cell, flags.results):
                     continue
-                line = {**cell, **run(task, cell)}
+                line = {**cell, **run(bench, cell)}
                 record(line, flags.results)
                 shown = {key: line[key] for key in ("removed", "mean", "speedup", "cpu_seconds")}
                 print(method, pattern, target, seed, shown, flush=True)

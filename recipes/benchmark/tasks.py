@@ -1,0 +1,112 @@
+"""What compare.py trains on: a class for every text, or one for every word, with the same model and the same texts."""
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from common import classification_metrics
+from datasets import Dataset, DatasetDict
+from minilm import minilm
+from text_data import DataArguments, TextData, load_text_data
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+)
+
+MARKS = ("word", "Word", "word,", "Word,", "word.", "Word.")
+"""What `punctuation` says of a word: whether it has a capital, and what follows it."""
+
+LONGEST = 128  # tokens
+
+
+@dataclass(frozen=True)
+class Task:
+    """Tokenized data, and what a Trainer needs for them.
+
+    Attributes:
+        splits: train, validation and test.
+        labels: names of the classes.
+        auto_class: the kind of model.
+        metric: what is compared.
+    """
+
+    splits: DatasetDict
+    labels: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+    auto_class: type[Any]
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    metric: str
+
+    def evaluation(self) -> dict[str, Any]:
+        """Arguments of a Trainer."""
+        return {
+            "eval_dataset": self.splits["validation"],
+            "processing_class": self.tokenizer,
+            "data_collator": self.collator,
+            "compute_metrics": classification_metrics(),
+        }
+
+
+def load_task(flags: argparse.Namespace) -> Task:
+    """The task that the flags name, of the texts in --data_dir or of docstrings."""
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    data = load_text_data(_files(flags), seed=42)
+    if flags.task == "punctuation":
+        return _words(data, tokenizer)
+    splits = data.splits.map(
+        lambda rows: tokenizer(*(rows[column] for column in data.text_columns), truncation=True, max_length=LONGEST),
+        batched=True,
+        remove_columns=list(data.text_columns),
+    )
+    collator = DataCollatorWithPadding(tokenizer)
+    return Task(splits, data.labels, tokenizer, AutoModelForSequenceClassification, collator, "accuracy")
+
+
+def _files(flags: argparse.Namespace) -> DataArguments:
+    if flags.data_dir is None:
+        return DataArguments()
+    names = {"train": "train", "validation": "dev", "test": "test"}
+    files: dict[str, Any] = {f"{split}_file": str(flags.data_dir / f"{name}.csv") for split, name in names.items()}
+    return DataArguments(**files)
+
+
+def marked_words(text: str) -> tuple[list[str], list[str]]:
+    """The words of a text in lower case and without punctuation around them, and the mark of each, one of MARKS."""
+    words, marks = [], []
+    for written in text.split():
+        bare = re.sub(r"^\W+|\W+$", "", written)
+        if not bare:
+            continue
+        after = written[written.rindex(bare) + len(bare) :]
+        stop = "." if re.search(r"[.!?]", after) else "," if re.search(r"[,;:]", after) else ""
+        words.append(bare.lower())
+        marks.append(("word" if bare == bare.lower() else "Word") + stop)
+    return words, marks
+
+
+def _words(data: TextData, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """Restoring case and punctuation, as one does to what was heard: a mark for every word, at its first token."""
+    numbers = {mark: number for number, mark in enumerate(MARKS)}
+
+    def encode(texts: list[str]) -> Dataset:
+        pairs = [marked_words(text) for text in texts]
+        encoded = tokenizer(
+            [words for words, _ in pairs], is_split_into_words=True, truncation=True, max_length=LONGEST
+        )
+        labels = []
+        for row, (_, marks) in enumerate(pairs):
+            owners = encoded.word_ids(row)
+            first = [word is not None and word != before for word, before in zip(owners, [None, *owners])]
+            labels.append([numbers[marks[word]] if new else -100 for word, new in zip(owners, first)])
+        return Dataset.from_dict({**encoded, "labels": labels})
+
+    column = data.text_columns[0]
+    splits = DatasetDict({split: encode(rows[column]) for split, rows in data.splits.items()})
+    collator = DataCollatorForTokenClassification(tokenizer)
+    return Task(splits, MARKS, tokenizer, AutoModelForTokenClassification, collator, "f1")
