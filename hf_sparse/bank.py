@@ -133,11 +133,18 @@ class GateBank(SteeredGates):
 
     def block_gates(self) -> dict[str, Tensor]:
         """The gates of every block, shape (units,)."""
-        gates = {}
-        for name, group_gates in self.group_gates().items():
-            parts = group_gates.split([block.units for block in self.members[name]])
-            gates.update({block.name: part for block, part in zip(self.members[name], parts)})
-        return gates
+        return self._by_block(self.group_gates())
+
+    def block_importances(self) -> dict[str, Tensor]:
+        """The logarithms of the importances of every block's units, shape (units,)."""
+        return self._by_block({name: group.alpha for name, group in self.groups.items()})
+
+    def _by_block(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {}
+        for name, of_group in values.items():
+            parts = of_group.split([block.units for block in self.members[name]])
+            found.update({block.name: part for block, part in zip(self.members[name], parts)})
+        return found
 
     def scales(self) -> dict[str, Tensor]:
         """What every block's output projection is scaled with."""

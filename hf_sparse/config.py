@@ -132,8 +132,10 @@ class SparsityConfig(SearchConfig):
     cost_sequence_length: int = _option(
         128, "Tokens per sequence that --cost macs counts attention scores for, and that --cost latency measures."
     )
-    round_to: int = _option(
-        1, "Keep FFN neurons in multiples of this number; 0, with --cost latency, for what this device is fastest with."
+    round_to: int | None = _option(
+        None,
+        "Keep FFN neurons in multiples of this number; 0, with --cost latency, for what this device is fastest with. "
+        "By default 8 in models that are at least 256 wide, whose matrix products are faster then, else 1.",
     )
     gate: Literal["relative", "simplex"] = _option(
         "relative", "Gate function of arXiv:1910.03201: bounded and relative, or normalised on a simplex."
@@ -169,7 +171,7 @@ class SparsityConfig(SearchConfig):
             raise SparsityError(f"target_speedup is {self.target_speedup}: give a number above 1, such as 2.0")
         if self.target_speedup is not None and (self.cost != "latency" or self.targets is not None):
             raise SparsityError("target_speedup needs cost='latency', and takes the place of target and targets")
-        if self.round_to < 0 or (self.round_to == 0 and self.cost != "latency"):
+        if self.round_to is not None and (self.round_to < 0 or (self.round_to == 0 and self.cost != "latency")):
             raise SparsityError(
                 f"round_to is {self.round_to}: give a number of at least 1, or 0 with cost='latency', which measures it"
             )

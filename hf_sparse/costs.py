@@ -7,6 +7,16 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.errors import SparsityError
 from hf_sparse.structure import Block, ModelStructure
 
+ALIGNED = 8
+"""What numbers of neurons are rounded up to by default.
+
+Tensor cores want it in half precision, and vector units of CPUs lose a third of their speed on narrow products of odd
+widths: models of 75 to 95% are 5% faster with it (recipes/benchmark).
+"""
+
+WORTH_ALIGNING = 512
+"""Multiply-accumulates per neuron and token from which on rounding is worth it: two projections of a width of 256."""
+
 
 @dataclass(frozen=True)
 class CostTable:
@@ -59,10 +69,18 @@ class CostTable:
         return target
 
 
+def usual_multiple(structure: ModelStructure, config: SparsityConfig) -> int:
+    """What numbers of FFN neurons are rounded up to where nothing is measured."""
+    if config.round_to is not None:
+        return config.round_to or 1
+    neurons = [block.unit_macs for block in structure.blocks if block.kind == "ffn"]
+    return ALIGNED if neurons and min(neurons) >= WORTH_ALIGNING else 1
+
+
 def counted_costs(structure: ModelStructure, config: SparsityConfig) -> CostTable:
     """Costs that are counted and not measured: parameters, or multiply-accumulates per token."""
     tables = {}
-    multiple = config.round_to or 1
+    multiple = usual_multiple(structure, config)
     for block in structure.rounded(multiple).blocks:
         each = block.cost_of_unit(config.cost, config.cost_sequence_length)
         tables[block.name] = tuple(float(each * block.physical(units)) for units in range(block.units + 1))

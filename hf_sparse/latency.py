@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_sparse.config import SparsityConfig
-from hf_sparse.costs import CostTable
+from hf_sparse.costs import CostTable, usual_multiple
 from hf_sparse.directories import write_whole
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs, undisturbed
@@ -58,7 +58,8 @@ def measured_costs(
 
     def measure() -> CostTable:
         with torch.no_grad(), undisturbed(model):
-            return _Stopwatch(model, config, inputs or example_inputs(model)).costs(structure, config.round_to)
+            stopwatch = _Stopwatch(model, config, inputs or example_inputs(model))
+            return stopwatch.costs(structure, None if config.round_to == 0 else usual_multiple(structure, config))
 
     return once(measure)
 
@@ -86,13 +87,13 @@ class _Stopwatch:
         }
         self.measured: dict[str, list[float]] = {}
 
-    def costs(self, structure: ModelStructure, round_to: int) -> CostTable:
-        """The table of all blocks.
+    def costs(self, structure: ModelStructure, multiple: int | None) -> CostTable:
+        """The table of all blocks, with neurons in a multiple, or in the one that the device is fastest with.
 
         By itself a block finds its weights in caches that the whole model does not leave them in. So what blocks take
         beside each other is measured one by one, and what they take together in whole models of several sizes.
         """
-        multiple = round_to or self._preferred_multiple(structure)
+        multiple = multiple or self._preferred_multiple(structure)
         blocks = structure.rounded(multiple).blocks
         tables = {block.name: _table(block, self._times(block, _counts(block))) for block in blocks}
         sizes = [{block.name: _typical(block, share) for block in blocks} for share in SHARES]

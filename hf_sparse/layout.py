@@ -1,6 +1,8 @@
-"""Uniform layouts: every block of a kind keeps the same number of units."""
+"""How many units blocks keep where not every number will do, and which closed ones make it up."""
 
 from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from hf_sparse.structure import Block
 
@@ -32,14 +34,21 @@ def uniform_counts(blocks: Sequence[Block], unit_costs: Mapping[str, float], den
     return counts
 
 
-def filled(kept: Mapping[str, Sequence[int]], blocks: Sequence[Block]) -> dict[str, tuple[int, ...]]:
-    """Units to keep, and as many closed ones as it takes for every block of a kind to keep one of its counts."""
+def widest_counts(kept: Mapping[str, Sequence[int]], blocks: Sequence[Block]) -> dict[str, int]:
+    """How many units every block of a kind keeps, by block name, so that the widest loses nothing."""
     widest: dict[str, int] = {}
     for block in blocks:
         widest[block.kind] = max(widest.get(block.kind, 0), len(kept[block.name]))
-    counts = {block.kind: min(count for count in block.counts if count >= widest[block.kind]) for block in blocks}
+    return {block.name: min(count for count in block.counts if count >= widest[block.kind]) for block in blocks}
+
+
+def filled(
+    kept: Mapping[str, Sequence[int]], counts: Mapping[str, int], importances: Mapping[str, Tensor]
+) -> dict[str, tuple[int, ...]]:
+    """Units to keep, and of the closed ones the most important, as many as it takes to keep so many in every block."""
     plan = {}
-    for block in blocks:
-        closed = sorted(set(range(block.units)) - set(kept[block.name]))
-        plan[block.name] = tuple(sorted([*kept[block.name], *closed[: counts[block.kind] - len(kept[block.name])]]))
+    for name, units in kept.items():
+        open_units, order = set(units), importances[name].argsort(descending=True, stable=True).tolist()
+        closed = [unit for unit in order if unit not in open_units]
+        plan[name] = tuple(sorted([*units, *closed[: counts[name] - len(units)]]))
     return plan

@@ -18,7 +18,7 @@ from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import placed
 from hf_sparse.latency import measured_costs
-from hf_sparse.layout import filled
+from hf_sparse.layout import filled, widest_counts
 from hf_sparse.plan import PruningPlan
 from hf_sparse.scaling import attach_scaler_, detach_scaler_
 from hf_sparse.steering import BANK, attached_gates
@@ -116,13 +116,17 @@ def require_bank(model: nn.Module) -> GateBank:
 
 @torch.no_grad()
 def current_plan(model: PreTrainedModel) -> PruningPlan:
-    """The units whose gates are not zero now, for every gated block.
+    """The units whose gates are not zero now, for every gated block, and closed ones that fill up its number.
 
-    In a uniform layout, with as many closed ones that all blocks of a kind keep the same number.
+    That is a multiple (`SparsityConfig.round_to`), and in a uniform layout the same in all blocks of a kind.
 
     Raises:
         SparsityError: no gates are attached.
     """
     bank = require_bank(model)
     kept = {name: tuple(gate.nonzero().flatten().tolist()) for name, gate in bank.block_gates().items()}
-    return PruningPlan(kept if bank.config.layout == "free" else filled(kept, bank.structure.blocks))
+    blocks = bank.structure.blocks
+    counts = {block.name: block.physical(len(kept[block.name])) for block in blocks}
+    if bank.config.layout == "uniform":
+        counts = widest_counts(kept, blocks)
+    return PruningPlan(filled(kept, counts, bank.block_importances()))

@@ -101,6 +101,12 @@ class Block:
         """How many units stay where so many are kept: those that fill up a multiple weigh zero."""
         return min(self.units, -(-count // self.multiple) * self.multiple)
 
+    def rounded(self, multiple: int) -> "Block":
+        """The same, with the number of units that stay rounded up to a multiple; all of them may always stay."""
+        multiple = math.lcm(self.multiple, multiple)
+        counts = tuple(count for count in self.counts if count % multiple == 0 or count == self.units)
+        return replace(self, multiple=multiple, counts=counts)
+
     @functools.cached_property
     def _order(self) -> Tensor | None:
         """Where each column is among the units' columns; None if they are in order."""
@@ -129,11 +135,9 @@ class ModelStructure:
 
     def rounded(self, multiple: int) -> "ModelStructure":
         """The same, with numbers of FFN neurons that stay rounded up to a multiple."""
-        blocks = (
-            replace(block, multiple=math.lcm(block.multiple, multiple)) if block.kind == "ffn" else block
-            for block in self.blocks
+        return replace(
+            self, blocks=tuple(block.rounded(multiple) if block.kind == "ffn" else block for block in self.blocks)
         )
-        return replace(self, blocks=tuple(blocks))
 
     def __str__(self) -> str:
         rows = [("block", "kind", "units", "parameters per unit", "parameters")]

@@ -113,6 +113,26 @@ def test_neurons_are_kept_in_multiples(cost: str, tmp_path: Path) -> None:
     assert report.max_abs_diff <= 1e-4
 
 
+@pytest.mark.parametrize(("width", "round_to", "left"), [(256, None, 88), (256, 1, 87), (64, None, 87)])
+def test_wide_models_keep_multiples_of_eight_filled_up_by_importance(
+    width: int, round_to: int | None, left: int
+) -> None:
+    model = bert(layers=2, hidden_size=width, num_attention_heads=8, intermediate_size=100)
+    bank = attach_gates(model, SparsityConfig(round_to=round_to))
+    with torch.no_grad():
+        bank.groups["ffn"].alpha[:13] = -20.0 - torch.tensor([3.0] * 7 + [1.0] + [2.0] * 5)
+    block = next(block for block in bank.structure.blocks if block.kind == "ffn")
+    report = compact(model)
+    assert report.max_abs_diff <= 1e-4
+    assert report.plan.kept[block.name] == (*([7] if left == 88 else []), *range(13, 100))
+
+
+def test_uniform_layouts_of_wide_models_have_multiples_of_eight() -> None:
+    model = bert(layers=2, hidden_size=256, num_attention_heads=8, intermediate_size=100)
+    bank = attach_gates(model, SparsityConfig(layout="uniform"))
+    assert {block.counts for block in bank.structure.blocks} == {(*range(8, 100, 8), 100)}
+
+
 def test_what_the_device_likes_is_a_multiple() -> None:
     model = wide()
     costs = measured_costs(model, discover(model), SparsityConfig(**SMALL, round_to=0))

@@ -30,7 +30,7 @@ from hf_sparse import (
     save_pruned,
 )
 from hf_sparse.inputs import example_inputs
-from hf_sparse.layout import filled, uniform_counts
+from hf_sparse.layout import filled, uniform_counts, widest_counts
 from hf_sparse.patching import gate_bank
 from hf_sparse.stock import expressible
 
@@ -114,10 +114,12 @@ def test_every_kind_gets_a_count_and_the_finest_makes_up_for_the_rounding() -> N
 def test_closed_units_fill_up_to_the_widest() -> None:
     blocks = [block for block in expressible(llama(), discover(llama())).blocks if block.kind == "attention"]
     names = [block.name for block in blocks]
-    plan = filled({names[0]: (), names[1]: (1, 3), names[2]: (2,)}, blocks)
-    assert plan == {names[0]: (0, 1), names[1]: (1, 3), names[2]: (0, 2)}
-    plan = filled({names[0]: (), names[1]: (0, 1, 3), names[2]: (2,)}, blocks)
-    assert {len(units) for units in plan.values()} == {4}
+    kept: dict[str, tuple[int, ...]] = {names[0]: (), names[1]: (1, 3), names[2]: (2,)}
+    important = {name: torch.tensor([0.1, 0.2, 0.3, 0.4]) for name in names}
+    plan = filled(kept, widest_counts(kept, blocks), important)
+    assert plan == {names[0]: (2, 3), names[1]: (1, 3), names[2]: (2, 3)}
+    kept[names[1]] = (0, 1, 3)
+    assert {len(units) for units in filled(kept, widest_counts(kept, blocks), important).values()} == {4}
 
 
 def llama_classifier() -> PreTrainedModel:

@@ -120,7 +120,7 @@ def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[d
     """Prune and train one model, or a family of them; returns what to record, a record for each."""
     dense = bench.dense()
     structure = discover(dense)
-    costs = counted_costs(structure, SparsityConfig())
+    costs = counted_costs(structure, SparsityConfig(round_to=1))
     model = copy.deepcopy(dense)
     arguments = bench.arguments(cell["epochs"], cell["learning_rate"], cell["seed"])
     one, several = isinstance(cell["target"], float), isinstance(cell["target"], list)

@@ -30,7 +30,7 @@ def plan_by_rank(
         seed: of the random choice.
     """
     structure = discover(model)
-    costs = counted_costs(structure, SparsityConfig(target=target))
+    costs = counted_costs(structure, SparsityConfig(round_to=1))
     if method == "torch-pruning":
         return _torch_pruning(model, structure, costs, batches, target)
     scores = {"taylor": _taylor, "magnitude": _magnitude, "random": _random}[method](model, structure, batches, seed)
