@@ -53,6 +53,9 @@ class RecipeArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for option in ("prediction_loss_only", "batch_eval_metrics"):
+            if getattr(self, option):
+                raise ValueError(f"--{option} would leave out what is reported: leave it out")
         # Pinning without a device to copy to does nothing but warn.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
 

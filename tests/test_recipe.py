@@ -278,6 +278,8 @@ def test_other_files_and_columns(run: Run, tmp_path: Path, suffix: str, separato
         ({"--resume_from_checkpoint": "checkpoint-7"}, "is not a whole checkpoint"),
         ({"--load_best_model_at_end": None, "--save_strategy": "no"}, "requires the save and eval strategy to match"),
         ({"--no_such_flag": 1}, "unknown flag --no_such_flag"),
+        ({"--prediction_loss_only": True}, "--prediction_loss_only would leave out"),
+        ({"--batch_eval_metrics": True}, "--batch_eval_metrics would leave out"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
