@@ -10,8 +10,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from hf_sparse.sharding import put_together
-from hf_sparse.zero import without_gates
+from hf_sparse.sharding import gather_, put_together
+from hf_sparse.zero import dismantle_, without_gates
 from hf_sparse.zero3 import is_partitioned, partitions_together
 
 
@@ -39,6 +39,13 @@ class ModelMixin(Trainer):
         It must not be changed there.
         """
         return (partitions_together if self.is_deepspeed_enabled else put_together)(self._model)
+
+    def _leave_engine_(self) -> None:
+        """End, in place, what sharded the model: it is whole on the first process, and to be filled on the others."""
+        if self.is_deepspeed_enabled:
+            dismantle_(self._model, self.model_wrapped)
+        else:
+            gather_(self._model, self.optimizer)
 
     def _out_of_the_engine(self) -> AbstractContextManager[None]:
         """Inside this context DeepSpeed, which takes all parameters for its own, does not see gates."""

@@ -30,10 +30,9 @@ from hf_sparse.patching import current_plan, detach_gates, gate_bank, require_ba
 from hf_sparse.plan import PruningPlan
 from hf_sparse.processes import is_first, once
 from hf_sparse.report import Metrics, Origin, Report, command_line, hub_id, make_report
-from hf_sparse.sharding import gather_, spread_
+from hf_sparse.sharding import spread_
 from hf_sparse.structure import ModelStructure
 from hf_sparse.surgery import plain_forward, skeleton, with_random_weights_
-from hf_sparse.zero import dismantle_
 
 logger = logging.get_logger(__name__)
 
@@ -93,10 +92,7 @@ class ResultsMixin(ModelMixin):
         sharded, gated = self._is_in_shards, gate_bank(self._model) is not None
         with plain_forward(self._model):
             if sharded:
-                if self.is_deepspeed_enabled:
-                    dismantle_(self._model, self.model_wrapped)
-                else:
-                    gather_(self._model, self.optimizer)
+                self._leave_engine_()
                 if gated:
                     self._compact_together()
                 spread_(self._model, self.args.device)
@@ -253,11 +249,22 @@ class ResultsMixin(ModelMixin):
             dataset: what it was trained on, for people.
             dataset_args: which part of that.
         """
-        self._describe(language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
+        self._describe(
+            language=language,
+            license=license,
+            tags=tags,
+            model_name=model_name,
+            base_model=finetuned_from,
+            tasks=tasks,
+            dataset_tags=dataset_tags,
+            dataset=dataset,
+            dataset_args=dataset_args,
+        )
         self._save_result(Path(str(self.args.output_dir)))
 
     def _describe(
         self,
+        *,
         language: str | None,
         license: str | None,
         tags: str | list[str] | None,
@@ -321,7 +328,17 @@ class ResultsMixin(ModelMixin):
         """
         if not blocking:
             raise SparsityError("blocking=False would hide a failed upload: push in the foreground")
-        self._describe(language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
+        self._describe(
+            language=language,
+            license=license,
+            tags=tags,
+            model_name=model_name,
+            base_model=finetuned_from,
+            tasks=tasks,
+            dataset_tags=dataset_tags,
+            dataset=dataset,
+            dataset_args=dataset_args,
+        )
         repo_id = str(self._card_fields.model_id)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         pruned = gate_bank(self._model) is not None or self._compactions

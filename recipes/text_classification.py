@@ -56,18 +56,19 @@ from hf_sparse import (
 )
 from hf_sparse.family import FAMILY
 from hf_sparse.finite import FiniteLossMixin
+from hf_sparse.model import ModelMixin
 from hf_sparse.preemption import PreemptionMixin
 from hf_sparse.report import Origin, command_line
 from hf_sparse.resuming import ResumingMixin
-from hf_sparse.sharding import gather_, prepare_sharding_, spread_
-from hf_sparse.zero import check_zero, dismantle_
+from hf_sparse.sharding import prepare_sharding_, spread_
+from hf_sparse.zero import check_zero
 
 MEASURED_BATCH = 32
 EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sparsity_ramp": 0.24}
 """Used with the embedded data unless flags say otherwise: there is little of it, and gates need steps to close."""
 
 
-class DenseTrainer(PreemptionMixin, ResumingMixin, FiniteLossMixin, Trainer):
+class DenseTrainer(PreemptionMixin, ResumingMixin, FiniteLossMixin, ModelMixin):
     """Trainer that stops at a NaN, saves at SIGTERM, and goes on from checkpoints that are whole."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -77,6 +78,11 @@ class DenseTrainer(PreemptionMixin, ResumingMixin, FiniteLossMixin, Trainer):
             prepare_sharding_(self.accelerator)
         if self.is_deepspeed_enabled:
             check_zero(self.accelerator)
+
+    def make_whole_(self) -> None:
+        """After the training, put the model, in place, as a whole on the device of every process."""
+        self._leave_engine_()
+        spread_(self._model, self.args.device)
 
 
 @dataclass(frozen=True)
@@ -252,11 +258,7 @@ def _fine_tune(
     )
     arguments.deepspeed_plugin = None  # accelerate takes one for the first Trainer of a process, and keeps it
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(dense, directory))
-    if trainer.is_deepspeed_enabled:
-        dismantle_(model, trainer.model_wrapped)
-    else:
-        gather_(model, trainer.optimizer)
-    spread_(model, arguments.device)
+    trainer.make_whole_()
     if trainer.is_world_process_zero():
         save_pruned(model, finished, tokenizer)
         for checkpoint in directory.glob("checkpoint-*"):
