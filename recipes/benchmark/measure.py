@@ -13,7 +13,7 @@ import logging
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from hf_sparse.timing import device_name, times_ms
 
 BATCHES = (1, 32)
 REPEATS = 15
-SLOW_FUSIONS = ["SkipLayerNormFusion"]
-"""What onnxruntime is told not to do: on CPUs its kernel for a norm of a sum is much slower than a sum and a norm."""
+ONNX = {"onnx": ("SkipLayerNormFusion",), "onnx_as_it_comes": ()}
+"""What onnxruntime is told not to do: on CPUs its kernel for a norm of a sum is slower than a sum and a norm."""
 
 
 def texts(batch: int, tokens: int) -> dict[str, Tensor]:
@@ -48,7 +48,9 @@ class _Logits(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
-def in_onnxruntime(model: PreTrainedModel, inputs: dict[str, Tensor], threads: int) -> Callable[[], Any]:
+def in_onnxruntime(
+    model: PreTrainedModel, inputs: dict[str, Tensor], threads: int, disabled: Sequence[str]
+) -> Callable[[], Any]:
     """The model in onnxruntime, for inputs of these shapes; its logits are checked."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -57,7 +59,7 @@ def in_onnxruntime(model: PreTrainedModel, inputs: dict[str, Tensor], threads: i
         path = Path(directory) / "model.onnx"
         torch.onnx.export(_Logits(model), tuple(inputs.values()), path, verbose=False)
         session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
+            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
     given = {node.name: value.numpy() for node, value in zip(session.get_inputs(), inputs.values())}
     logits = torch.from_numpy(session.run(None, given)[0])
@@ -74,7 +76,9 @@ def measure(dense: PreTrainedModel, pruned: PreTrainedModel, tokens: int) -> dic
         macs = [count_macs(model, inputs) for model in (dense, pruned)]
         figures[f"macs_{batch}"] = macs[0] / macs[1]
         runs: list[Callable[[], Any]] = [functools.partial(model, **inputs) for model in (dense, pruned)]
-        engines = {"torch": runs, "onnx": [in_onnxruntime(m, inputs, torch.get_num_threads()) for m in (dense, pruned)]}
+        engines = {"torch": runs}
+        for engine, disabled in ONNX.items():
+            engines[engine] = [in_onnxruntime(m, inputs, torch.get_num_threads(), disabled) for m in (dense, pruned)]
         for engine, pair in engines.items():
             before, after = (statistics.median(times) for times in times_ms(pair, dense.device, REPEATS))
             figures[f"{engine}_{batch}"] = before / after
