@@ -135,7 +135,7 @@ class SparsityConfig(SearchConfig):
     round_to: int | None = _option(
         None,
         "Keep FFN neurons in multiples of this number; 0, with --cost latency, for what this device is fastest with. "
-        "By default 8 in models that are at least 256 wide, whose matrix products are faster then, else 1.",
+        "By default they are filled up to multiples of 8, a little beyond the target, in models at least 256 wide.",
     )
     gate: Literal["relative", "simplex"] = _option(
         "relative", "Gate function of arXiv:1910.03201: bounded and relative, or normalised on a simplex."

@@ -8,10 +8,10 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.structure import Block, ModelStructure
 
 ALIGNED = 8
-"""What numbers of neurons are rounded up to by default.
+"""What numbers of neurons are filled up to by default, beyond the target where costs are counted.
 
-Tensor cores want it in half precision, and vector units of CPUs lose a third of their speed on narrow products of odd
-widths: models of 75 to 95% are 5% faster with it (recipes/benchmark).
+Tensor cores want it in half precision, and CPUs are slow at narrow products of odd widths. Charged for in the search,
+as a round_to that was asked for, it was worth less accuracy (recipes/benchmark).
 """
 
 WORTH_ALIGNING = 512
@@ -25,7 +25,7 @@ class CostTable:
     Attributes:
         blocks: by block name, the cost of keeping 0, 1, ... units; never falling, 0 at the start.
         rest: the cost of everything else in the model, which nothing prunes; 0 where it does not matter.
-        multiple: what numbers of FFN neurons are rounded up to, as the costs are.
+        multiple: what numbers of FFN neurons are rounded up to when the model shrinks.
     """
 
     blocks: Mapping[str, tuple[float, ...]]
@@ -78,10 +78,12 @@ def usual_multiple(structure: ModelStructure, config: SparsityConfig) -> int:
 
 
 def counted_costs(structure: ModelStructure, config: SparsityConfig) -> CostTable:
-    """Costs that are counted and not measured: parameters, or multiply-accumulates per token."""
+    """Costs that are counted and not measured: parameters, or multiply-accumulates per token.
+
+    A `round_to` that was asked for is charged, so that the target is met with it.
+    """
     tables = {}
-    multiple = usual_multiple(structure, config)
-    for block in structure.rounded(multiple).blocks:
+    for block in structure.rounded(config.round_to or 1).blocks:
         each = block.cost_of_unit(config.cost, config.cost_sequence_length)
         tables[block.name] = tuple(float(each * block.physical(units)) for units in range(block.units + 1))
-    return CostTable(tables, multiple=multiple)
+    return CostTable(tables, multiple=usual_multiple(structure, config))
