@@ -13,7 +13,7 @@ import logging
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +48,27 @@ class _Logits(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
-def in_onnxruntime(
-    model: PreTrainedModel, inputs: dict[str, Tensor], threads: int, disabled: Sequence[str]
-) -> Callable[[], Any]:
-    """The model in onnxruntime, for inputs of these shapes; its logits are checked."""
+def in_onnxruntime(model: PreTrainedModel, inputs: dict[str, Tensor], threads: int) -> dict[str, Callable[[], Any]]:
+    """The model in onnxruntime, by the names of ONNX, for inputs of these shapes; its logits are checked."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of onnxscript, about itself
         path = Path(directory) / "model.onnx"
         torch.onnx.export(_Logits(model), tuple(inputs.values()), path, verbose=False)
-        session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-        )
-    given = {node.name: value.numpy() for node, value in zip(session.get_inputs(), inputs.values())}
-    logits = torch.from_numpy(session.run(None, given)[0])
-    torch.testing.assert_close(logits, model(**inputs).logits, rtol=1e-3, atol=1e-3)
-    return functools.partial(session.run, None, given)
+        sessions = {
+            name: onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            )
+            for name, disabled in ONNX.items()
+        }
+    expected = model(**inputs).logits
+    runs: dict[str, Callable[[], Any]] = {}
+    for name, session in sessions.items():
+        given = {node.name: value.numpy() for node, value in zip(session.get_inputs(), inputs.values())}
+        runs[name] = functools.partial(session.run, None, given)
+        torch.testing.assert_close(torch.from_numpy(runs[name]()[0]), expected, rtol=1e-3, atol=1e-3)
+    return runs
 
 
 @torch.inference_mode()
@@ -77,8 +81,8 @@ def measure(dense: PreTrainedModel, pruned: PreTrainedModel, tokens: int) -> dic
         figures[f"macs_{batch}"] = macs[0] / macs[1]
         runs: list[Callable[[], Any]] = [functools.partial(model, **inputs) for model in (dense, pruned)]
         engines = {"torch": runs}
-        for engine, disabled in ONNX.items():
-            engines[engine] = [in_onnxruntime(m, inputs, torch.get_num_threads(), disabled) for m in (dense, pruned)]
+        exported = [in_onnxruntime(model, inputs, torch.get_num_threads()) for model in (dense, pruned)]
+        engines |= {engine: [runs[engine] for runs in exported] for engine in ONNX}
         for engine, pair in engines.items():
             before, after = (statistics.median(times) for times in times_ms(pair, dense.device, REPEATS))
             figures[f"{engine}_{batch}"] = before / after
