@@ -58,8 +58,7 @@ def measured_costs(
 
     def measure() -> CostTable:
         with torch.no_grad(), undisturbed(model):
-            stopwatch = _Stopwatch(model, config, inputs or example_inputs(model))
-            return stopwatch.costs(structure, None if config.round_to == 0 else usual_multiple(structure, config))
+            return _Stopwatch(model, config, inputs or example_inputs(model)).costs(structure, config)
 
     return once(measure)
 
@@ -87,13 +86,14 @@ class _Stopwatch:
         }
         self.measured: dict[str, list[float]] = {}
 
-    def costs(self, structure: ModelStructure, multiple: int | None) -> CostTable:
-        """The table of all blocks, with neurons in a multiple, or in the one that the device is fastest with.
+    def costs(self, structure: ModelStructure, config: SparsityConfig) -> CostTable:
+        """The table of all blocks.
 
         By itself a block finds its weights in caches that the whole model does not leave them in. So what blocks take
         beside each other is measured one by one, and what they take together in whole models of several sizes.
         """
-        multiple = multiple or self._preferred_multiple(structure)
+        measured = config.round_to == 0
+        multiple = self._preferred_multiple(structure) if measured else usual_multiple(structure, config)
         blocks = structure.rounded(multiple).blocks
         tables = {block.name: _table(block, self._times(block, _counts(block))) for block in blocks}
         sizes = [{block.name: _typical(block, share) for block in blocks} for share in SHARES]

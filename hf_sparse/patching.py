@@ -126,7 +126,8 @@ def current_plan(model: PreTrainedModel) -> PruningPlan:
     bank = require_bank(model)
     kept = {name: tuple(gate.nonzero().flatten().tolist()) for name, gate in bank.block_gates().items()}
     blocks = bank.structure.blocks
-    counts = {block.name: block.physical(len(kept[block.name])) for block in blocks}
     if bank.config.layout == "uniform":
         counts = widest_counts(kept, blocks)
+    else:
+        counts = {block.name: block.physical(len(kept[block.name])) for block in blocks}
     return PruningPlan(filled(kept, counts, bank.block_importances()))

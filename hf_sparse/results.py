@@ -250,41 +250,19 @@ class ResultsMixin(ModelMixin):
             dataset_args: which part of that.
         """
         self._describe(
-            language=language,
-            license=license,
-            tags=tags,
-            model_name=model_name,
-            base_model=finetuned_from,
-            tasks=tasks,
-            dataset_tags=dataset_tags,
-            dataset=dataset,
-            dataset_args=dataset_args,
+            CardFields(self._repo_id, model_name, language, license, tuple(_listed(tags))),
+            _said_of_origin(finetuned_from, tasks, dataset_tags, dataset, dataset_args),
         )
         self._save_result(Path(str(self.args.output_dir)))
 
-    def _describe(
-        self,
-        *,
-        language: str | None,
-        license: str | None,
-        tags: str | list[str] | None,
-        model_name: str | None,
-        base_model: str | None,
-        tasks: str | list[str] | None,
-        dataset_tags: str | list[str] | None,
-        dataset: str | list[str] | None,
-        dataset_args: str | list[str] | None,
-    ) -> None:
-        """Remember what cards say of this model from now on."""
-        repo_id = self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
-        self._card_fields = CardFields(repo_id, model_name, language, license, tuple(_listed(tags)))
-        said = {
-            "base_model": base_model,
-            "task": next(iter(_listed(tasks)), None),
-            "dataset": ", ".join([*_listed(dataset), *_listed(dataset_args)]),
-            "dataset_id": next(iter(_listed(dataset_tags)), None),
-        }
-        self._said = {name: value for name, value in said.items() if value}
+    @property
+    def _repo_id(self) -> str:
+        """Where it is uploaded to."""
+        return self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
+
+    def _describe(self, fields: CardFields, said: Mapping[str, Any]) -> None:
+        """Remember what cards say of this model from now on, and of its origin beside what is known of it."""
+        self._card_fields, self._said = fields, said
         if self.report is not None:
             self.report = replace(self.report, origin=replace(self.report.origin, **self._said))
 
@@ -329,17 +307,9 @@ class ResultsMixin(ModelMixin):
         if not blocking:
             raise SparsityError("blocking=False would hide a failed upload: push in the foreground")
         self._describe(
-            language=language,
-            license=license,
-            tags=tags,
-            model_name=model_name,
-            base_model=finetuned_from,
-            tasks=tasks,
-            dataset_tags=dataset_tags,
-            dataset=dataset,
-            dataset_args=dataset_args,
+            CardFields(self._repo_id, model_name, language, license, tuple(_listed(tags))),
+            _said_of_origin(finetuned_from, tasks, dataset_tags, dataset, dataset_args),
         )
-        repo_id = str(self._card_fields.model_id)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         pruned = gate_bank(self._model) is not None or self._compactions
         with self._whole():
@@ -350,7 +320,7 @@ class ResultsMixin(ModelMixin):
             return None
         return upload(
             Path(str(self.args.output_dir)),
-            repo_id,
+            self._repo_id,
             self._card_fields,
             self.args.hub_private_repo if private is None else private,
             token or self._hub_token,
@@ -368,6 +338,23 @@ class ResultsMixin(ModelMixin):
             with plain_forward(self._model):
                 last = compact(self._model, inputs=self._verification_batch())
             yield [*self._compactions, last]
+
+
+def _said_of_origin(
+    base_model: str | None,
+    tasks: str | list[str] | None,
+    dataset_tags: str | list[str] | None,
+    dataset: str | list[str] | None,
+    dataset_args: str | list[str] | None,
+) -> dict[str, str]:
+    """What was said of a model's `Origin`, by the names of its fields."""
+    said = {
+        "base_model": base_model,
+        "task": next(iter(_listed(tasks)), None),
+        "dataset": ", ".join([*_listed(dataset), *_listed(dataset_args)]),
+        "dataset_id": next(iter(_listed(dataset_tags)), None),
+    }
+    return {name: value for name, value in said.items() if value}
 
 
 def _listed(given: str | list[str] | None) -> list[str]:
