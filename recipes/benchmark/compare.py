@@ -203,7 +203,7 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
         "--task", default="docstrings", help="any name for the data; 'punctuation' restores it, and case, in the texts"
     )
     parser.add_argument(
-        "--data_dir", type=Path, help="folder with train.csv, dev.csv and test.csv; without it, docstrings"
+        "--data_dir", type=Path, help="folder with train.csv, dev.csv and test.csv; docstrings by default"
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.75, 0.9, 0.95])

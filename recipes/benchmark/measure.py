@@ -82,7 +82,7 @@ def measure(dense: PreTrainedModel, pruned: PreTrainedModel, tokens: int) -> dic
         runs: list[Callable[[], Any]] = [functools.partial(model, **inputs) for model in (dense, pruned)]
         engines = {"torch": runs}
         exported = [in_onnxruntime(model, inputs, torch.get_num_threads()) for model in (dense, pruned)]
-        engines |= {engine: [runs[engine] for runs in exported] for engine in ONNX}
+        engines |= {engine: [by_engine[engine] for by_engine in exported] for engine in ONNX}
         for engine, pair in engines.items():
             before, after = (statistics.median(times) for times in times_ms(pair, dense.device, REPEATS))
             figures[f"{engine}_{batch}"] = before / after

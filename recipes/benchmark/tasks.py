@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hf_sparse import SparsityError
+
 MARKS = ("word", "Word", "word,", "Word,", "word.", "Word.")
 """What `punctuation` says of a word: whether it has a capital, and what follows it."""
 
@@ -54,7 +56,11 @@ class Task:
 
 
 def load_task(flags: argparse.Namespace) -> Task:
-    """The task that the flags name, of the texts in --data_dir or of docstrings."""
+    """The task that the flags name, of the texts in --data_dir or of docstrings.
+
+    Raises:
+        SparsityError: a task with data of its own comes without them, or they are not as `load_text_data` wants them.
+    """
     tokenizer = AutoTokenizer.from_pretrained(minilm())
     data = load_text_data(_files(flags), seed=42)
     if flags.task == "punctuation":
@@ -70,6 +76,8 @@ def load_task(flags: argparse.Namespace) -> Task:
 
 def _files(flags: argparse.Namespace) -> DataArguments:
     if flags.data_dir is None:
+        if flags.task not in ("docstrings", "punctuation"):
+            raise SparsityError(f"--task {flags.task} needs --data_dir: a folder with train.csv, dev.csv and test.csv")
         return DataArguments()
     names = {"train": "train", "validation": "dev", "test": "test"}
     files: dict[str, Any] = {f"{split}_file": str(flags.data_dir / f"{name}.csv") for split, name in names.items()}
