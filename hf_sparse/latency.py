@@ -15,6 +15,7 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs import CostTable, usual_multiple
@@ -27,12 +28,21 @@ from hf_sparse.proof import scope_of, smaller_form
 from hf_sparse.structure import Block, ModelStructure
 from hf_sparse.timing import device_name, times_ms
 
+logger = logging.get_logger(__name__)
+
 CACHE = Path(HF_HOME) / "hf_sparse" / "latency"
 POINTS = 16  # numbers of units that are timed; between them, straight lines
 REPEATS = 9
 MULTIPLES = (1, 8, 16, 32, 64)  # of neurons, that a device may like
 WIDTHS = 6  # that multiples are compared on
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of all units, that whole models are timed with
+SHARES = (0.0, 0.001, 1 / 16, 1 / 8, 0.25, 0.5, 0.75, 1.0)
+"""Shares of all units that whole models are timed with, closer together where few stay; the second is a unit per block.
+
+A block that has any unit takes some time, however few there are. By itself that is most of what a small block takes; in
+the whole model caches, or what a GPU has not finished yet, hide some of it.
+"""
+
+MOST_FOR_A_QUARTER = 0.6  # of the time of all units that a quarter of them may take without a warning
 GAIN = 0.01  # a larger multiple has to be faster by this share
 
 Counts = Mapping[int, float]
@@ -53,7 +63,7 @@ def measured_costs(
         inputs: a batch to enlarge to that size; made from the model's config by default.
 
     Raises:
-        SparsityError: the model cannot be run on such a batch.
+        SparsityError: the model cannot be run on such a batch, or takes no time for its blocks there.
     """
 
     def measure() -> CostTable:
@@ -101,12 +111,30 @@ class _Stopwatch:
         rest, *times = self._shortest(about, self.model, "", blocks, sizes)
         together = list(itertools.accumulate((0.0, *(time - rest for time in times)), max))
         alone = [sum(tables[name][count] for name, count in size.items()) for size in sizes]
-        total = alone[-1] or 1.0  # 0 where all is too fast to be told from nothing
+        self._check(alone, together, config)
+        total = alone[-1]
         scaled = {
             name: table[-1] * np.interp(np.divide(table, table[-1] or 1.0), np.divide(alone, total), together) / total
             for name, table in tables.items()
         }
         return CostTable({name: tuple(table.tolist()) for name, table in scaled.items()}, rest, multiple)
+
+    def _check(self, alone: Sequence[float], together: Sequence[float], config: SparsityConfig) -> None:
+        """Refuse, or warn of, a batch in which fewer units save no time; SHARES of them take this long."""
+        batch = f"{config.cost_batch_size} x {config.cost_sequence_length} on {self.about['device']}"
+        whole, quarter = together[-1], together[SHARES.index(0.25)]
+        if 0 in (alone[-1], whole):
+            raise SparsityError(
+                f"heads and neurons take no time that can be measured in a batch of {batch}: give a larger "
+                "cost_batch_size or cost_sequence_length, or count macs"
+            )
+        if quarter > MOST_FOR_A_QUARTER * whole:
+            logger.warning(
+                "In a batch of %s, a quarter of all heads and neurons takes %.0f%% of the time of all: it is too small "
+                "to keep the device busy, and fewer of them save little. Give a larger cost_batch_size, or count macs.",
+                batch,
+                100 * quarter / whole,
+            )
 
     def _times(self, block: Block, counts: Sequence[int]) -> Counts:
         """How much longer the module around a block takes with so many of its units than with none."""
@@ -184,11 +212,11 @@ def enlarged(inputs: Mapping[str, Any], model: PreTrainedModel, rows: int, token
 
 
 def _typical(block: Block, share: float) -> int:
-    """A number of units near a share of them: an odd one, where they are many and need not be a multiple.
+    """A number of units near a share of them, at least one unless it is 0; odd, where many need no multiple.
 
     Devices are faster with round numbers, but where any number may stay, those hardly ever come up.
     """
-    count = round(share * block.units)
+    count = max(round(share * block.units), int(share > 0))
     if block.multiple > 1 or block.units <= POINTS or count in (0, block.units):
         return block.physical(count)
     return count | 1

@@ -86,6 +86,20 @@ def test_a_batch_that_the_model_cannot_read_is_refused() -> None:
         attach_gates(bert(), SparsityConfig(cost="latency", cost_sequence_length=65))
 
 
+def test_a_batch_in_which_fewer_units_save_no_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, model, warnings = SparsityConfig(**SMALL), wide(), []
+    structure = discover(model)
+    monkeypatch.setattr(latency, "times_ms", lambda runs, device, repeats: [[2.0]] * len(runs))
+    with pytest.raises(SparsityError, match=r"batch of 4 x 16 on .*: give a larger cost_batch_size"):
+        measured_costs(model, structure, config)
+    monkeypatch.setattr(latency, "_remembered", lambda key, count: None)
+    monkeypatch.setattr(latency, "times_ms", lambda runs, device, repeats: [[1.0], *[[2.0]] * (len(runs) - 1)])
+    monkeypatch.setattr(latency.logger, "warning", lambda text, *values: warnings.append(text % values))
+    costs = measured_costs(model, structure, config)
+    assert len(warnings) == 1 and "a quarter of all heads and neurons takes 100%" in warnings[0]
+    assert costs.prunable == pytest.approx(1.0) and costs.rest == 1.0
+
+
 @pytest.mark.parametrize("options", [{"target": 0.5}, {"target_speedup": 1.3}])
 def test_training_lands_on_the_measured_cost(options: dict[str, float], tmp_path: Path) -> None:
     sparsity = SparsityConfig(**{**SMALL, **options})
