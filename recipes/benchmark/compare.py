@@ -43,6 +43,7 @@ from hf_sparse.discovery import discover
 from hf_sparse.distilling import DistillationTrainer
 from hf_sparse.report import Report, command_line, versions
 from hf_sparse.surgery import plain_forward
+from hf_sparse.timing import device_name
 
 METHODS = ("ours", "family", "torch-pruning", "hard-concrete", "taylor", "magnitude", "random", "dense")
 BATCHES_TO_RANK = 32
@@ -97,14 +98,14 @@ class Bench:
             save_pruned(model, self.dense_path)
         return load_pruned(self.dense_path)
 
-    def batches(self, seed: int, model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-        """Training batches for the methods that rank by gradients."""
+    def batches(self, seed: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+        """Training batches on a device, for the methods that rank by gradients."""
         rows = (
             self.splits["train"].shuffle(seed=seed).select(range(min(BATCHES_TO_RANK * 32, len(self.splits["train"]))))
         )
         for start in range(0, len(rows), 32):
             batch = self.task.collator([rows[index] for index in range(start, min(start + 32, len(rows)))])
-            yield {name: value.to(model.device) for name, value in batch.items()}
+            yield {name: value.to(device) for name, value in batch.items()}
 
     def scores(self, trainer: Trainer) -> dict[str, float]:
         """The metric of the task on both splits that nothing is trained on, and their mean, in percent."""
@@ -139,7 +140,7 @@ def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[d
         _train(trainer)
         plan = trainer.compact().plan
     elif cell["method"] == "hard-concrete":
-        gates = HardConcreteGates(model, structure, costs)
+        gates = HardConcreteGates(model, structure, costs).to(arguments.device)
         trainer = DistillationTrainer(**bench.options(model, arguments), **shared)
         steps = math.ceil(len(bench.splits["train"]) / 32) * cell["epochs"]
         search = round(SEARCH_SHARE * steps)
@@ -157,7 +158,7 @@ def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[d
     else:
         plan = None
         if cell["method"] != "dense":
-            batches = bench.batches(cell["seed"], model)
+            batches = bench.batches(cell["seed"], arguments.device)
             plan = plan_by_rank(cell["method"], model, batches, cell["target"], cell["seed"])
             compact(model, plan)
         trainer = DistillationTrainer(**bench.options(model, arguments), **shared)
@@ -235,7 +236,8 @@ def is_recorded(cell: dict[str, Any], path: Path) -> bool:
 
 def record(line: dict[str, Any], path: Path) -> None:
     """Add a line to a file of results, with how it was made; others may do so at the same time."""
-    about = {"command": command_line(), "versions": versions(), "threads": torch.get_num_threads()}
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    about = {"command": command_line(), "versions": versions(), "device": device, "threads": torch.get_num_threads()}
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps({**line, **about}) + "\n")

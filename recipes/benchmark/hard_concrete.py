@@ -57,9 +57,9 @@ class HardConcreteGates(nn.Module):
     def plan(self, target: float) -> PruningPlan:
         """The units most likely to be open, as many as the target leaves."""
         units = [
-            (float(alpha), block.name, unit, share)
+            (alpha, block.name, unit, share)
             for block, alphas, share in zip(self.structure.blocks, self.log_alpha, self.shares)
-            for unit, alpha in enumerate(alphas)
+            for unit, alpha in enumerate(alphas.tolist())
         ]
         kept: dict[str, list[int]] = {block.name: [] for block in self.structure.blocks}
         left = 1 - target

@@ -25,7 +25,7 @@ def plan_by_rank(
     Args:
         method: "torch-pruning", "taylor", "magnitude" or "random".
         model: fine-tuned, dense; left as it is.
-        batches: with labels, for the methods that look at gradients.
+        batches: with labels, for the methods that look at gradients, on the device to find them on.
         target: fraction of the prunable parameters to remove.
         seed: of the random choice.
     """
@@ -64,17 +64,23 @@ def _taylor(
     model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int
 ) -> dict[str, Tensor]:
     """Mean over batches of |dL/dg| for a gate g = 1 on every unit (Michel et al., arXiv:1905.10650, section 4.1)."""
-    model = copy.deepcopy(model).eval()
+    batches = list(batches)
+    taught: nn.Module = copy.deepcopy(model)
+    taught.eval().to(_device(batches[0]))
     scores = {block.name: torch.zeros(block.units) for block in structure.blocks}
     for batch in batches:
-        model.zero_grad()
-        model(**batch).loss.backward()
+        taught.zero_grad()
+        taught(**batch).loss.backward()
         for block in structure.blocks:
-            weight = model.get_parameter(block.weight.parameter)
+            weight = taught.get_parameter(block.weight.parameter)
             assert weight.grad is not None
             by_column = (weight.grad * weight).detach().movedim(block.weight.dim, 0).flatten(1).sum(1)
-            scores[block.name] += by_column[block.columns].sum(1).abs()
+            scores[block.name] += by_column[block.columns].sum(1).abs().cpu()
     return scores
+
+
+def _device(batch: Batch) -> torch.device:
+    return next(iter(batch.values())).device
 
 
 def _magnitude(
@@ -110,10 +116,11 @@ def _torch_pruning(
     """
     low, high, best = 0.0, 1.0, PruningPlan({})
     batches = list(batches)
-    taught = copy.deepcopy(model).eval()
-    taught.zero_grad()
+    taught: nn.Module = copy.deepcopy(model)
+    taught.eval().to(_device(batches[0])).zero_grad()
     for batch in batches:
         (taught(**batch).loss / len(batches)).backward()
+    taught.cpu()  # its gradients, too
     gradients = {name: parameter.grad for name, parameter in taught.named_parameters()}
     for _ in range(9):
         ratio = (low + high) / 2
@@ -144,7 +151,7 @@ def _torch_pruning_at(
             attention = pruned.get_submodule(block.name)
             heads.update({projection: block.units for projection in (attention.query, attention.key, attention.value)})
     ignored += [module for module in (pruned.base_model.pooler, pruned.classifier) if module is not None]
-    example = {name: value for name, value in batch.items() if name != "labels"}
+    example = {name: value.cpu() for name, value in batch.items() if name != "labels"}
     pruner = torch_pruning.pruner.BasePruner(
         pruned,
         example,
