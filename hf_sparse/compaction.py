@@ -151,7 +151,7 @@ def compact_alike_(model: PreTrainedModel, structure: ModelStructure, done: Comp
     if unknown or (config is None and done.stock):
         raise SparsityError(f"{type(model).__name__} is not what was made smaller: {unknown or 'it has no stock form'}")
     if done.identities:
-        _replace_by_identities_(model, done.identities)
+        _put_identities_(model, done.identities)
     seal_(model)
     if config is not None:
         to_stock_(model, config)
@@ -306,26 +306,28 @@ def _idle_norms(model: PreTrainedModel, inputs: dict[str, Any]) -> set[str]:
 def _drop_norms_(model: PreTrainedModel, names: set[str], inputs: dict[str, Any]) -> tuple[str, ...]:
     """Replace norms by identities in place, unless the model reads more of them; the paths of those that are gone."""
     norms = {name: model.get_submodule(name) for name in sorted(names)}
-    for name in norms:
-        model.set_submodule(name, nn.Identity())
+    config: Any = model.config
+    recipe = config.hf_sparse
+    _put_identities_(model, norms)
     try:
         outputs(model, inputs)
     except FORWARD_ERRORS:
         # Their dtype, for one, or their device.
         for name, norm in norms.items():
             model.set_submodule(name, norm)
+        config.hf_sparse = recipe
         return ()
-    _replace_by_identities_(model, norms)
     return tuple(norms)
 
 
-def _replace_by_identities_(model: PreTrainedModel, names: Iterable[str]) -> None:
-    """Put identities in the place of norms, here and in the recipe of the model."""
+def _put_identities_(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Put identities in the place of norms, in the model and in its recipe."""
     config: Any = model.config
     prefix = f"{base_path(model)}." if base_path(model) else ""
     for name in names:
         model.set_submodule(name, nn.Identity())
-    config.hf_sparse["identities"] = [*config.hf_sparse["identities"], *(name.removeprefix(prefix) for name in names)]
+    gone = [*config.hf_sparse["identities"], *(name.removeprefix(prefix) for name in names)]
+    config.hf_sparse = {**config.hf_sparse, "identities": gone}
 
 
 # ---- Back to stock ----

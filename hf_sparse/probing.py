@@ -7,6 +7,7 @@ softmaxes away from saturation and ReLUs alive whatever the weights are.
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,8 +55,17 @@ def fresh(value: Any) -> Any:
 
 
 def with_same_parameters(module: nn.Module) -> nn.Module:
-    """A copy of a module that shares its parameters."""
+    """A copy of a module that shares its parameters.
+
+    As `copy.deepcopy` makes it, in a fraction of the time: most of a module are empty tables of hooks.
+    """
     memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
+    plain = [part for part in module.modules() if not hasattr(type(part), "__deepcopy__")]
+    memo |= {id(part): type(part).__new__(type(part)) for part in plain}
+    for part in plain:
+        for name, value in vars(part).items():
+            is_empty = type(value) in (dict, OrderedDict, set) and not value
+            vars(memo[id(part)])[name] = type(value)() if is_empty else copy.deepcopy(value, memo)
     return copy.deepcopy(module, memo)
 
 
