@@ -191,18 +191,23 @@ class Probe:
     def reach(self, path: str, columns: Tensor | None = None) -> Reach:
         """What some columns (all by default) of a projection's input depend on."""
         reached: Reach = {}
-        for name, slope in self._slopes(path, columns):
-            hit = (slope != 0).cpu()
-            if name in self.leaves:
-                hit = hit.flatten(0, -2).any(0)
+        for name, tensor, slope in self._slopes(path, columns):
+            if slope is None:
+                hit = torch.zeros(tensor.shape[-1:] if name in self.leaves else tensor.shape, dtype=torch.bool)
+            else:
+                hit = (slope != 0).cpu()
+                hit = hit.flatten(0, -2).any(0) if name in self.leaves else hit
             reached[name] = reached[name] | hit if name in reached else hit
         return reached
 
     def slopes(self, path: str, column: int, name: str) -> Tensor:
         """The gradient of one column of a projection's input for the outputs of another, shape (..., outputs)."""
-        return next(slope for found, slope in self._slopes(path, torch.tensor([column])) if found == name)
+        found = ((tensor, slope) for one, tensor, slope in self._slopes(path, torch.tensor([column])) if one == name)
+        tensor, slope = next(found)
+        return torch.zeros_like(tensor) if slope is None else slope
 
-    def _slopes(self, path: str, columns: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    def _slopes(self, path: str, columns: Tensor | None) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        """The name and values of every source, channels last, and their gradients; None for those out of reach."""
         given, dim = self.inputs[path], self.channels[path]
         columns = torch.arange(given.shape[dim]) if columns is None else columns
         # The same for all columns, so that theirs can be compared.
@@ -214,8 +219,10 @@ class Probe:
         wanted += [(name, self.parameters[name]) for name in names if name in self.parameters]
         slopes = torch.autograd.grad(given, [tensor for _, tensor in wanted], weight, True, allow_unused=True)
         for (name, tensor), slope in zip(wanted, slopes):
-            slope = torch.zeros_like(tensor) if slope is None else slope
-            yield name, slope.movedim(self.channels[name], -1) if name in self.leaves else slope
+            if name in self.leaves:
+                dim = self.channels[name]
+                tensor, slope = tensor.movedim(dim, -1), None if slope is None else slope.movedim(dim, -1)
+            yield name, tensor, slope
 
     def attends(self, path: str) -> bool:
         """Whether there is a softmax between the projections before it and this one."""
