@@ -151,7 +151,9 @@ class SparsityConfig(SearchConfig):
         "Sizes of layers: each its own, or the same in all, so that the stock class loads them; then --group is layer.",
     )
     refit: bool = _option(
-        True, "Fit output projections to those of the teacher by least squares when the model shrinks."
+        True,
+        "Fit output projections to those of the teacher by least squares when the model shrinks, unless more than nine "
+        "tenths go.",
     )
 
     def __post_init__(self) -> None:

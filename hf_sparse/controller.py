@@ -52,6 +52,8 @@ class Controller(Float32Module):
     """
 
     PROPORTIONAL = 5.0
+    LEAST_ERROR = 0.01
+    """What an error counts as at least once the ramp is over: else the density would only ever come near its target."""
 
     starts: Tensor
     targets: Tensor
@@ -72,6 +74,8 @@ class Controller(Float32Module):
         if step < schedule.warmup_end:
             return self.multiplier
         error = densities - (self.starts - schedule.progress_at(step) * (self.starts - self.targets))
+        if step >= schedule.ramp_end:
+            error = error.sign() * error.abs().clamp(min=self.LEAST_ERROR)
         gain = self.gain / (schedule.ramp_end - schedule.warmup_end)
         self.integral.add_(gain * error)
         self.multiplier.copy_(self.integral + self.PROPORTIONAL * error)

@@ -21,6 +21,10 @@ REFIT_ROWS, REFIT_TOKENS = 256, 8192
 OTHER_ROWS = 64
 """Rows of images or sound."""
 
+MOST_REFITTED = 0.9
+"""Where more than this share goes, what is left cannot say what the teacher's sublayers do: a refit undoes what it has
+learnt together (recipes/benchmark)."""
+
 
 class EstimatesMixin(SearchingMixin, ResultsMixin):
     """Adds to a Trainer with gates, and perhaps a teacher, what it has to find out before it trains on."""
@@ -33,6 +37,8 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
         On the first process; the others are to get the weights from it.
         """
         if self.teacher is None or not self.sparsity.refit:
+            return
+        if self.costs.target(self._stage_config) > MOST_REFITTED:
             return
         if depths(self._model) != depths(self.teacher.model):  # its sublayers do other things
             return

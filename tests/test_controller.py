@@ -37,6 +37,13 @@ def test_lambda_rises_while_too_dense_and_falls_while_too_sparse() -> None:
     assert sparse[0] < dense[-1] and sparse == sorted(sparse, reverse=True)
 
 
+@pytest.mark.parametrize(("density", "direction"), [(0.0502, 1), (0.0498, -1)])
+def test_a_density_that_is_nearly_there_is_still_pushed_after_the_ramp(density: float, direction: int) -> None:
+    controller = Controller(40.0, torch.tensor([1.0]), torch.tensor([0.05]))
+    found = [controller.steer_(torch.tensor([density]), step, SCHEDULE).item() for step in range(200, 300)]
+    assert (found[-1] - found[0]) * direction == pytest.approx(99 * 40.0 / 120 * Controller.LEAST_ERROR, rel=1e-4)
+
+
 def test_the_state_goes_through_a_state_dict() -> None:
     controller, other = (
         Controller(40.0, torch.tensor([1.0]), torch.tensor([0.5])),

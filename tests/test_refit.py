@@ -142,12 +142,14 @@ def test_projections_that_are_padded_are_fitted_by_what_they_read() -> None:
     assert all(not torch.equal(pruned.state_dict()[f"{name}.weight"], before[f"{name}.weight"]) for name in names)
 
 
-@pytest.mark.parametrize("refit", [True, False])
-def test_the_trainer_refits_to_its_teacher(refit: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("refit", "target"), [(True, 0.5), (False, 0.5), (True, 0.91)])
+def test_the_trainer_refits_to_its_teacher_unless_little_is_left(refit: bool, target: float, tmp_path: Path) -> None:
     weights = []
     for teacher in (None, bert()):
         # Without any weight for what the teacher says, only the refit can make a difference.
-        sparsity = SparsityConfig(refit=refit, distillation_weight=0.0, hidden_distillation_weight=0.0)
+        sparsity = SparsityConfig(
+            target=target, refit=refit, distillation_weight=0.0, hidden_distillation_weight=0.0, warm_start=0.5
+        )
         run = SparseTrainer(
             model=bert(),
             args=training_arguments(tmp_path, max_steps=40),
@@ -159,7 +161,7 @@ def test_the_trainer_refits_to_its_teacher(refit: bool, tmp_path: Path) -> None:
         run.train()
         weights.append(run.model.state_dict())
     same = all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-    assert same == (not refit)
+    assert same == (not refit or target > 0.9)
 
 
 @pytest.mark.parametrize("sizes", [{"layers": 3}, {"hidden_size": 64}])
