@@ -152,8 +152,7 @@ class SparsityConfig(SearchConfig):
     )
     refit: bool = _option(
         True,
-        "Fit output projections to those of the teacher by least squares when the model shrinks, unless more than nine "
-        "tenths go.",
+        "Fit output projections to those of the teacher by least squares when the model shrinks, unless that is late.",
     )
 
     def __post_init__(self) -> None:

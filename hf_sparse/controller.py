@@ -38,6 +38,10 @@ class Schedule:
         """How far the descent is at an optimizer step: 0 in the warm-up, then linear to 1."""
         return min(max((step - self.warmup_end) / (self.ramp_end - self.warmup_end), 0.0), 1.0)
 
+    def recovery_at(self, step: int) -> float:
+        """How much of the recovery is over at an optimizer step: 0 before it, then linear to 1."""
+        return min(max((step - self.hold_end) / max(self.end - self.hold_end, 1), 0.0), 1.0)
+
 
 class Controller(Float32Module):
     """Steers lambda by the error between exact and scheduled density; a module, so that checkpoints carry its state.

@@ -21,9 +21,12 @@ REFIT_ROWS, REFIT_TOKENS = 256, 8192
 OTHER_ROWS = 64
 """Rows of images or sound."""
 
-MOST_REFITTED = 0.9
-"""Where more than this share goes, what is left cannot say what the teacher's sublayers do: a refit undoes what it has
-learnt together (recipes/benchmark)."""
+LATEST_REFIT = 0.1
+"""Share of the recovery after which nothing is refitted any more.
+
+It would undo what sublayers have learnt together, and little is left of the learning rate to make up for it
+(recipes/benchmark).
+"""
 
 
 class EstimatesMixin(SearchingMixin, ResultsMixin):
@@ -38,9 +41,9 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
         """
         if self.teacher is None or not self.sparsity.refit:
             return
-        if self.costs.target(self._stage_config) > MOST_REFITTED:
-            return
         if depths(self._model) != depths(self.teacher.model):  # its sublayers do other things
+            return
+        if self._schedule.recovery_at(self.state.global_step) > LATEST_REFIT:
             return
         outputs = [block.output for block in self.structure.blocks]
         names = refittable(self._model, self.teacher.model, outputs)

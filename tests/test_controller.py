@@ -10,6 +10,7 @@ SCHEDULE = Schedule.stages(SparsityConfig(target=0.5), total=1000)[0]
 def test_the_phases_are_shares_of_the_run() -> None:
     assert Schedule(0, 10, 130, 180, 1000) == SCHEDULE
     assert [SCHEDULE.progress_at(step) for step in (0, 10, 70, 130, 999)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert [SCHEDULE.recovery_at(step) for step in (0, 180, 262, 1000)] == pytest.approx([0, 0, 0.1, 1])
 
 
 def test_stages_follow_each_other() -> None:

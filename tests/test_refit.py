@@ -9,7 +9,7 @@ from conftest import MODELS, bert, rows, training_arguments
 from torch import nn
 from transformers import AlbertConfig, AlbertModel, LongformerConfig, LongformerModel, PreTrainedModel
 
-from hf_sparse import PruningPlan, SparseTrainer, SparsityConfig, compact, discover
+from hf_sparse import PruningPlan, SparseTrainer, SparsityConfig, compact, discover, estimates
 from hf_sparse.distillation import hidden_distances
 from hf_sparse.inputs import example_inputs
 from hf_sparse.modeling_hf_sparse import BiasOnly
@@ -142,14 +142,15 @@ def test_projections_that_are_padded_are_fitted_by_what_they_read() -> None:
     assert all(not torch.equal(pruned.state_dict()[f"{name}.weight"], before[f"{name}.weight"]) for name in names)
 
 
-@pytest.mark.parametrize(("refit", "target"), [(True, 0.5), (False, 0.5), (True, 0.91)])
-def test_the_trainer_refits_to_its_teacher_unless_little_is_left(refit: bool, target: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("refit", "latest"), [(True, 1.0), (False, 1.0), (True, -1.0)])
+def test_the_trainer_refits_to_its_teacher_unless_it_is_late(
+    refit: bool, latest: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "LATEST_REFIT", latest)
     weights = []
     for teacher in (None, bert()):
         # Without any weight for what the teacher says, only the refit can make a difference.
-        sparsity = SparsityConfig(
-            target=target, refit=refit, distillation_weight=0.0, hidden_distillation_weight=0.0, warm_start=0.5
-        )
+        sparsity = SparsityConfig(refit=refit, distillation_weight=0.0, hidden_distillation_weight=0.0)
         run = SparseTrainer(
             model=bert(),
             args=training_arguments(tmp_path, max_steps=40),
@@ -161,7 +162,7 @@ def test_the_trainer_refits_to_its_teacher_unless_little_is_left(refit: bool, ta
         run.train()
         weights.append(run.model.state_dict())
     same = all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-    assert same == (not refit or target > 0.9)
+    assert same == (not refit or latest < 0)
 
 
 @pytest.mark.parametrize("sizes", [{"layers": 3}, {"hidden_size": 64}])
