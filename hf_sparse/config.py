@@ -152,8 +152,8 @@ class SparsityConfig(SearchConfig):
     )
     refit: bool = _option(
         True,
-        "Fit output projections to those of the teacher by least squares when the model shrinks, unless that is late in "
-        "the run.",
+        "Fit output projections to those of the teacher by least squares when the model shrinks, unless that is late "
+        "in the run.",
     )
 
     def __post_init__(self) -> None:
