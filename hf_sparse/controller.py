@@ -36,11 +36,16 @@ class Schedule:
 
     def progress_at(self, step: int) -> float:
         """How far the descent is at an optimizer step: 0 in the warm-up, then linear to 1."""
-        return min(max((step - self.warmup_end) / (self.ramp_end - self.warmup_end), 0.0), 1.0)
+        return _passed(step, self.warmup_end, self.ramp_end)
 
     def recovery_at(self, step: int) -> float:
         """How much of the recovery is over at an optimizer step: 0 before it, then linear to 1."""
-        return min(max((step - self.hold_end) / max(self.end - self.hold_end, 1), 0.0), 1.0)
+        return _passed(step, self.hold_end, self.end)
+
+
+def _passed(step: int, start: int, end: int) -> float:
+    """How much of a phase is over at an optimizer step, from 0 to 1."""
+    return min(max((step - start) / max(end - start, 1), 0.0), 1.0)
 
 
 class Controller(Float32Module):

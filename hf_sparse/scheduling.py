@@ -22,8 +22,7 @@ def after_the_searches(
         stage = next((stage for stage in schedules if step < stage.end), schedules[-1])
         if step < stage.hold_end:
             return min(1.0, (step - stage.start + 1) / (warmup + 1))
-        progress = (step - stage.hold_end) / max(1, stage.end - stage.hold_end)
-        return decay(warmup + progress * (schedules[-1].end - warmup))
+        return decay(warmup + stage.recovery_at(step) * (schedules[-1].end - warmup))
 
     lambdas: list[Any] = [lambda step, decay=decay: weights(step, decay) for decay in stock.lr_lambdas]
     if with_gates:

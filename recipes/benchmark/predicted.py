@@ -57,8 +57,9 @@ def main() -> None:
     )
     dense = dense.eval().to(device)
     config = SparsityConfig(cost="latency", cost_batch_size=flags.batch, cost_sequence_length=flags.tokens)
-    costs = measured_costs(dense, discover(dense), config)
-    structure = discover(dense).rounded(costs.multiple)
+    structure = discover(dense)
+    costs = measured_costs(dense, structure, config)
+    structure = structure.rounded(costs.multiple)
     generator = torch.Generator().manual_seed(0)
     layouts = {
         f"{share:.0%}, {'uneven' if uneven else 'even'}": layout(structure, share, uneven, generator)

@@ -65,8 +65,7 @@ def _taylor(
 ) -> dict[str, Tensor]:
     """Mean over batches of |dL/dg| for a gate g = 1 on every unit (Michel et al., arXiv:1905.10650, section 4.1)."""
     batches = list(batches)
-    taught: nn.Module = copy.deepcopy(model)
-    taught.eval().to(_device(batches[0]))
+    taught = _copy_beside(model, batches[0])
     scores = {block.name: torch.zeros(block.units) for block in structure.blocks}
     for batch in batches:
         taught.zero_grad()
@@ -79,8 +78,11 @@ def _taylor(
     return scores
 
 
-def _device(batch: Batch) -> torch.device:
-    return next(iter(batch.values())).device
+def _copy_beside(model: PreTrainedModel, batch: Batch) -> nn.Module:
+    """A copy without gradients, in evaluation mode, on the device of a batch."""
+    copied: nn.Module = copy.deepcopy(model)
+    copied.zero_grad()
+    return copied.eval().to(next(iter(batch.values())).device)
 
 
 def _magnitude(
@@ -116,8 +118,7 @@ def _torch_pruning(
     """
     low, high, best = 0.0, 1.0, PruningPlan({})
     batches = list(batches)
-    taught: nn.Module = copy.deepcopy(model)
-    taught.eval().to(_device(batches[0])).zero_grad()
+    taught = _copy_beside(model, batches[0])
     for batch in batches:
         (taught(**batch).loss / len(batches)).backward()
     taught.cpu()  # its gradients, too
