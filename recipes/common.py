@@ -183,14 +183,18 @@ def checkpoint_to_resume(arguments: RecipeArguments, directory: Path) -> str | N
 # ---- Metrics and tables ----
 
 
+def predicted_classes(predictions: np.ndarray | tuple[np.ndarray, ...]) -> np.ndarray:
+    """The classes that logits are highest for; the first of what a model returns are its logits."""
+    return np.argmax(predictions[0] if isinstance(predictions, tuple) else predictions, axis=-1)
+
+
 def classification_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
     """`compute_metrics` for Trainer: accuracy and macro F1, computed by `evaluate` from local modules."""
     metrics = [evaluate.load(str(METRICS / name), keep_in_memory=True) for name in ("accuracy", "f1")]
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
         counted = prediction.label_ids != -100  # as transformers marks what has no label, such as padding
-        predicted, actual = np.argmax(logits, axis=-1)[counted], prediction.label_ids[counted]
+        predicted, actual = predicted_classes(prediction.predictions)[counted], prediction.label_ids[counted]
         results: dict[str, float] = {}
         for metric in metrics:
             found = metric.compute(predictions=predicted, references=actual)

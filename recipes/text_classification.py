@@ -6,7 +6,8 @@
 
 A model without a trained head is fine-tuned first, dense. The dense model is the teacher of the pruned one. The output
 directory then has the smaller model and its tokenizer, its card, report.json and structure.png; --push_to_hub uploads
-them (--hub_model_id me/my-model, --hub_private_repo, --hub_token).
+them (--hub_model_id me/my-model, --hub_private_repo, --hub_token). --do_predict also writes predict_results.txt, the
+classes of the test data, which then may lack labels; training and evaluation need no flag.
 """
 
 import copy
@@ -25,6 +26,7 @@ from common import (
     checkpoint_to_resume,
     classification_metrics,
     clear_output_dir,
+    predicted_classes,
     run_recipe,
     scores,
     summary,
@@ -64,6 +66,7 @@ from hf_sparse.sharding import prepare_sharding_, spread_
 from hf_sparse.zero import check_zero
 
 MEASURED_BATCH = 32
+PREDICTIONS = "predict_results.txt"
 EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sparsity_ramp": 0.24}
 """Used with the embedded data unless flags say otherwise: there is little of it, and gates need steps to close."""
 
@@ -107,6 +110,7 @@ def main() -> None:
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="reading the data"):
         data = load_text_data(data_arguments, arguments.seed)
+    _check_test(data, data_arguments, arguments)
     source = model_arguments.model_name_or_path or minilm()
     tokenizer = _tokenizer(source, model_arguments)
     dense, has_head = _model(source, model_arguments, data, tokenizer)
@@ -146,11 +150,12 @@ def main() -> None:
         processing_class=tokenizer,
         compute_metrics=classification_metrics(),
     )
-    evaluated = {split: rows for split, rows in splits.items() if split != "train"}
+    evaluated = {split: rows for split, rows in splits.items() if split != "train" and "label" in rows.column_names}
     dense_metrics = _evaluate(dense, evaluated, tokenizer, arguments)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments, Path(str(arguments.output_dir))))
     trainer.compact()
     pruned_metrics = {split: scores(trainer.evaluate(rows)) for split, rows in evaluated.items()}
+    predicted = predicted_classes(trainer.predict(splits["test"]).predictions) if arguments.do_predict else None
     if not trainer.is_world_process_zero():
         return
 
@@ -170,6 +175,10 @@ def main() -> None:
     trainer.save_model()
     output = Path(str(arguments.output_dir))
     print(f"\n{summary(report)}\n\nthe model, its card, report.json and structure.png are in {output}")
+    if predicted is not None:
+        lines = ["index\tprediction", *(f"{index}\t{data.labels[found]}" for index, found in enumerate(predicted))]
+        (output / PREDICTIONS).write_text("\n".join(lines) + "\n")
+        print(f"what it says of the test data is in {output / PREDICTIONS}")
     family = (output / FAMILY).with_suffix(".md")
     if sparsity.targets is not None and family.is_file():
         print(f"\n{family.read_text()}\nthese models and family.png are in {output}")
@@ -184,6 +193,17 @@ def _parse() -> tuple[ModelArguments, DataArguments, SparsityConfig, RecipeArgum
     if not arguments.output_dir:
         raise SparsityError("--output_dir is missing: say where the model goes, such as runs/mine")
     return model, data, sparsity, arguments
+
+
+def _check_test(data: TextData, files: DataArguments, arguments: RecipeArguments) -> None:
+    """Refuse --do_predict without test data, and a test file that is for nothing else."""
+    if arguments.do_predict and "test" not in data.splits:
+        raise SparsityError("--do_predict needs texts to classify: give --test_file")
+    if files.test_file is not None and not arguments.do_predict and "label" not in data.splits["test"].column_names:
+        raise SparsityError(
+            f"--test_file {files.test_file} has no labels in a column {files.label_column_name!r}: give --do_predict "
+            "for predictions, or set --label_column_name"
+        )
 
 
 def _tokenizer(source: str, arguments: ModelArguments) -> PreTrainedTokenizerBase:

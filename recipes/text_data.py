@@ -21,7 +21,10 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration, such as sst2."})
     train_file: str | None = field(default=None, metadata={"help": "Training data: .csv, .tsv, .json or .jsonl."})
     validation_file: str | None = field(default=None, metadata={"help": "Validation data, of the same kind."})
-    test_file: str | None = field(default=None, metadata={"help": "Test data, of the same kind (optional)."})
+    test_file: str | None = field(
+        default=None,
+        metadata={"help": "Test data, of the same kind (optional); with --do_predict without labels, too."},
+    )
     text_column_name: str | None = field(
         default=None,
         metadata={"help": "Column of the text; two, with a comma between, for pairs. Default: the only one."},
@@ -42,7 +45,7 @@ class TextData:
     """Checked data: splits with the text columns and an integer column `label`.
 
     Attributes:
-        splits: train, validation and perhaps test.
+        splits: train, validation and perhaps test, which lacks the column `label` if its labels are not known.
         text_columns: one, or two for pairs.
         labels: the names of the classes; indices of the column `label` point into it.
         name: what to call the data in tables.
@@ -74,7 +77,7 @@ def load_text_data(arguments: DataArguments, seed: int) -> TextData:
         if not len(rows):
             raise SparsityError(f"the {split} data is empty: give a file with at least one row")
     label = arguments.label_column_name
-    _require_columns(splits, [label])
+    _require_columns({split: rows for split, rows in splits.items() if split != "test"}, [label])
     texts = _text_columns(arguments, splits["train"])
     _require_columns(splits, texts)
     _require_texts(splits, texts)
@@ -82,9 +85,10 @@ def load_text_data(arguments: DataArguments, seed: int) -> TextData:
     known = {name: index for index, name in enumerate(labels)}
     encoded = {}
     for split, rows in splits.items():
-        names = _label_names(rows, label, split)
-        unlabelled = split == "test" and set(names) == {"-1"}
-        if unlabelled:  # as GLUE publishes its test sets
+        names = _label_names(rows, label, split) if label in rows.column_names else []
+        rows = rows.select_columns(list(texts))
+        if split == "test" and set(names) <= {"-1"}:  # as GLUE publishes its test sets
+            encoded[split] = rows
             continue
         unknown = sorted(set(names) - set(known))
         if unknown:
@@ -92,8 +96,10 @@ def load_text_data(arguments: DataArguments, seed: int) -> TextData:
                 f"the {split} data has labels that the training data lacks: {', '.join(unknown[:5])}; training has "
                 f"{', '.join(labels[:10])}"
             )
-        limit = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
-        rows = rows.select_columns(list(texts)).add_column("label", [known[name] for name in names])
+        encoded[split] = rows.add_column("label", [known[name] for name in names])
+    limits = {"train": arguments.max_train_samples}
+    for split, rows in encoded.items():
+        limit = limits.get(split, arguments.max_eval_samples)
         encoded[split] = rows if limit is None else rows.select(range(min(limit, len(rows))))
     return TextData(DatasetDict(encoded), texts, labels, name)
 
@@ -168,7 +174,7 @@ def _first_line(error: BaseException) -> str:
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
 
 
-def _require_columns(splits: DatasetDict, columns: Sequence[str]) -> None:
+def _require_columns(splits: dict[str, Dataset], columns: Sequence[str]) -> None:
     for split, rows in splits.items():
         for column in columns:
             if column not in rows.column_names:

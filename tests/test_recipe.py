@@ -21,6 +21,7 @@ from transformers import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
     PreTrainedTokenizerFast,
+    pipeline,
 )
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -242,7 +243,14 @@ def test_other_files_and_columns(run: Run, tmp_path: Path, suffix: str, separato
             path.write_text(csv.read_text())
         files[f"--{split}_file"] = path
     columns = {"--text_column_name": "text", "--label_column_name": "class"} if suffix == ".json" else {}
+    unlabelled = tmp_path / "unlabelled.csv"
+    unlabelled.write_text("\n".join([columns.get("--text_column_name", "sentence"), *WORDS[:9]]) + "\n")
+    files |= {"--test_file": unlabelled, "--do_predict": None}
     assert run({**files, **columns, "--num_train_epochs": 1, "--dense_epochs": 1}) == 0
+    header, *lines = (tmp_path / "out/predict_results.txt").read_text().splitlines()
+    assert header == "index\tprediction"
+    classify = pipeline("text-classification", str(tmp_path / "out"), device="cpu")
+    assert lines == [f"{index}\t{classify(word)[0]['label']}" for index, word in enumerate(WORDS[:9])]
 
 
 @pytest.mark.parametrize(
@@ -265,6 +273,8 @@ def test_other_files_and_columns(run: Run, tmp_path: Path, suffix: str, separato
         ({"--validation_file": "bytes.csv"}, "the validation data is empty"),
         ({"--train_file": "same.csv"}, "one label only"),
         ({"--validation_file": "gap.csv"}, "rows without a label in column 'label'"),
+        ({"--do_predict": None}, "--do_predict needs texts to classify"),
+        ({"--test_file": "bare.csv"}, "has no labels in a column 'label'"),
         ({"--train_file": "broken.json"}, "cannot be read as json"),
         ({"--output_dir": "a_file"}, "is a file: give a directory"),
         ({"--output_dir": "a_file/out"}, "cannot be written"),
@@ -295,6 +305,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     write(tmp_path / "empty.csv", 0)
     write(tmp_path / "same.csv", 8, labels="aa")
     (tmp_path / "gap.csv").write_text("sentence,label\nword1 word2,a\nword3 word4,\n")
+    (tmp_path / "bare.csv").write_text("sentence\nword1 word2\n")
     (tmp_path / "bytes.csv").write_text("")
     (tmp_path / "broken.json").write_text('{"sentence": ')
     (tmp_path / "a_file").write_text("")
