@@ -20,6 +20,8 @@ class DistillationMixin(ModelMixin):
     distillation: DistillationConfig
     teacher: Teacher | None = None
     _teacher_asked = False
+    _loss_hides_outputs = False
+    """Whether Trainer's loss does not come with outputs that gradients flow through."""
     _layer_map: tuple[tuple[int, int], ...] | None = None
     """Pairs of student and teacher layers whose states are compared; None where each layer has its own."""
 
@@ -62,8 +64,7 @@ class DistillationMixin(ModelMixin):
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         options, labels = self.distillation, inputs.get("labels")
-        asked = {**inputs, "output_hidden_states": True} if self.teacher.hidden else inputs
-        loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch=num_items_in_batch)
+        loss, outputs = self._loss_and_outputs(model, dict(inputs), num_items_in_batch)
         self._teacher_asked = True
         with self.accelerator.autocast():
             taught = self.teacher(self._without_labels(inputs))
@@ -76,6 +77,24 @@ class DistillationMixin(ModelMixin):
             hidden = self._hidden_distance(outputs, taught, inputs)
             loss = loss + options.hidden_distillation_weight * self._share_of_step(hidden, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_and_outputs(
+        self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items: Tensor | int | None
+    ) -> tuple[Tensor, Any]:
+        """Trainer's loss, and outputs of the model through which it learns.
+
+        Those come from a forward of their own where the loss has none, as where it is fused with the model's head.
+        """
+        asked = {**inputs, "output_hidden_states": True} if self.teacher is not None and self.teacher.hidden else inputs
+        if not self._loss_hides_outputs:
+            loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch=num_items)
+            logits = outputs.get("logits")
+            if not torch.is_grad_enabled() or (logits is not None and logits.requires_grad):
+                return loss, outputs
+            self._loss_hides_outputs = True
+        else:
+            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items)
+        return loss, model(**self._without_labels(asked))
 
     def _hidden_distance(self, outputs: Any, taught: TeacherOutputs, inputs: Mapping[str, Any]) -> Tensor:
         student, teacher, masks = layer_states(outputs), taught.hidden_states, state_masks(outputs, inputs)

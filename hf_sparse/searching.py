@@ -32,7 +32,7 @@ from hf_sparse.scheduling import after_the_searches
 from hf_sparse.sensitivity import sensitivities
 from hf_sparse.sharding import average_gradients_
 from hf_sparse.steering import attached_gates
-from hf_sparse.surgery import plain_forward, surgery, unchanged_random_state
+from hf_sparse.surgery import full_precision_forward, surgery, unchanged_random_state, unchanged_records
 from hf_sparse.zero import check_zero, engine_surgery, load_gates_, save_gates, without_gates
 from hf_sparse.zero3 import is_partitioned, partition_
 
@@ -171,11 +171,12 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         # Importances start at or above the mean, log(1 / t0) above the threshold; Adam moves them by its learning rate.
         needed = math.log(1 / self.sparsity.t0) / self.sparsity.gate_learning_rate
         if steps < needed:
+            longer = min(0.3, self.sparsity.sparsity_ramp * needed / steps)
             logger.warning(
                 "The density descends over %d steps, in which gates can hardly close, so the structure may be found "
-                "late: train for more steps, or set sparsity_ramp to %.2f.",
+                "late: train for more steps%s.",
                 steps,
-                min(0.3, self.sparsity.sparsity_ramp * needed / steps),
+                f", or set sparsity_ramp to {longer:.2f}" if longer > self.sparsity.sparsity_ramp else "",
             )
         created = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
@@ -212,7 +213,7 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         if bank is None or bank.warm_start == 0:
             return
         training, _ = self._model.training, self._model.eval()
-        with plain_forward(self._model), unchanged_random_state(self.args.device):
+        with full_precision_forward(self._model), unchanged_random_state(self.args.device), unchanged_records(self):
             found = sensitivities(bank, self._some_rows(SENSITIVITY_ROWS, 1), self._row_loss)
         self._model.train(training)
         if found:  # a stream may have ended

@@ -57,9 +57,47 @@ def unchanged_random_state(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def unchanged_records(trainer: Any) -> Iterator[None]:
+    """What a Trainer notes in dictionaries while it computes a loss, as those of TRL do for their logs, is undone."""
+    records = [(record, copy.deepcopy(record)) for record in vars(trainer).values() if _is_record(record)]
+    try:
+        yield
+    finally:
+        for record, before in records:
+            record.clear()
+            record.update(before)
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_noted, value.values()))
+
+
+def _is_noted(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_noted, value))
+    return _is_record(value) or isinstance(value, int | float | str)
+
+
+@contextmanager
 def plain_forward(model: nn.Module) -> Iterator[None]:
-    """The model's own forward, without the mixed precision that accelerate puts around it."""
+    """The forward of the model's class, without what accelerate, or a Trainer, has put in its place.
+
+    A copy of a model would take theirs with it, which goes on running the model that was copied.
+    """
     forward = vars(model).pop("forward", None)
+    try:
+        yield
+    finally:
+        if forward is not None:
+            vars(model)["forward"] = forward
+
+
+@contextmanager
+def full_precision_forward(model: nn.Module) -> Iterator[None]:
+    """The forward that a Trainer computes its loss by, without the mixed precision that accelerate puts around it."""
+    forward = vars(model).get("forward")
+    if forward is not None:
+        vars(model)["forward"] = vars(model).get("_original_forward", forward)  # as accelerate calls it
     try:
         yield
     finally:

@@ -1,0 +1,109 @@
+"""TRL's Trainers, whose loss is fused with the model's head and has no outputs to learn from, prune like Trainer."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import VOCABULARY, llama, training_arguments
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, Trainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from hf_sparse import SparseTrainer, SparseTrainerMixin, SparsityConfig, load_pruned
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),  # which TRL still says
+    pytest.mark.filterwarnings("ignore:`return_outputs=True`:FutureWarning"),  # asked for once, to see what comes
+]
+SEARCH = SparsityConfig(target=0.4, sparsity_ramp=0.3)
+SETTINGS = {"max_length": 16, "bf16": False}
+
+
+class SparseSFTTrainer(SparseTrainerMixin, SFTTrainer):
+    pass
+
+
+class SparseDPOTrainer(SparseTrainerMixin, DPOTrainer):
+    pass
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = {
+        word: index for index, word in enumerate(["[UNK]", "<s>", "</s>", "<pad>", *map(str, range(4, VOCABULARY))])
+    }
+    model = WordLevel(words, unk_token="[UNK]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(model), bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def tokens(count: int, length: int, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(4, VOCABULARY, (count, length), generator=generator).tolist()
+
+
+def arguments(kind: Any, directory: Path) -> Any:
+    names = (
+        "output_dir",
+        "per_device_train_batch_size",
+        "max_steps",
+        "learning_rate",
+        "logging_steps",
+        "save_strategy",
+    )
+    usual = training_arguments(directory, logging_steps=1)
+    return kind(**{name: getattr(usual, name) for name in names}, report_to=[], use_cpu=True, **SETTINGS)
+
+
+def densities(trainer: Trainer) -> list[float]:
+    return [line["density"] for line in trainer.state.log_history if "density" in line]
+
+
+def test_supervised_fine_tuning_learns_what_trainer_learns(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model, teacher = llama(), llama()
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.mul_(1.1)
+    data = Dataset.from_dict({"input_ids": tokens(64, 8)})
+    given = {"sparsity": SEARCH, "teacher": teacher, "processing_class": tokenizer}
+    tuned = SparseSFTTrainer(
+        model=copy.deepcopy(model), args=arguments(SFTConfig, tmp_path / "sft"), train_dataset=data, **given
+    )
+    usual = training_arguments(tmp_path / "plain", logging_steps=1)
+    plain = SparseTrainer(
+        model=model, args=usual, train_dataset=tuned.train_dataset, data_collator=tuned.data_collator, **given
+    )
+    tuned.train()
+    assert not tuned._metrics["eval"]  # nothing was evaluated: importances were estimated
+    plain.train()
+    assert densities(tuned) == pytest.approx(densities(plain), abs=1e-3) and densities(tuned)[-1] < 0.65
+    expected = plain.model.state_dict()
+    for name, tensor in tuned.model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-3, msg=name)
+    tuned.save_model(tmp_path / "out")
+    batch = torch.tensor(tokens(4, 8, seed=1))
+    with torch.no_grad():
+        torch.testing.assert_close(load_pruned(tmp_path / "out")(batch).logits, tuned.model.eval()(batch).logits)
+
+
+def test_direct_preference_optimization_finds_a_structure(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    texts = {
+        name: [" ".join(map(str, row)) for row in tokens(64, 4, seed)]
+        for seed, name in enumerate(("prompt", "chosen", "rejected"))
+    }
+    trainer = SparseDPOTrainer(
+        model=llama(),
+        ref_model=llama(),
+        args=arguments(DPOConfig, tmp_path),
+        train_dataset=Dataset.from_dict(texts),
+        processing_class=tokenizer,
+        sparsity=SEARCH,
+    )
+    trainer.train()
+    assert not trainer._metrics["eval"]
+    assert trainer.compact().max_abs_diff <= 1e-4 and densities(trainer)[-1] == pytest.approx(0.6, abs=0.06)
