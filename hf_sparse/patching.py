@@ -57,7 +57,10 @@ def attach_gates(
             the model is not of a class of transformers.
     """
     if not isinstance(model, PreTrainedModel):
-        raise SparsityError(f"{type(model).__name__} is not a model of transformers (a PreTrainedModel)")
+        raise SparsityError(
+            f"{type(model).__name__} is not a model of transformers (a PreTrainedModel): give the one inside it, and of "
+            "one with adapters what model.merge_and_unload() returns"
+        )
     if attached_gates(model) is not None:
         raise SparsityError("this model has gates already: call detach_gates(model) first")
     require_known_class(model)
