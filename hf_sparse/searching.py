@@ -170,7 +170,7 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         steps = self._schedules[0].ramp_end - self._schedules[0].warmup_end
         # Importances start at or above the mean, log(1 / t0) above the threshold; Adam moves them by its learning rate.
         needed = math.log(1 / self.sparsity.t0) / self.sparsity.gate_learning_rate
-        if steps < needed:
+        if steps < needed and attached_gates(self._model) is not None:
             longer = min(0.3, self.sparsity.sparsity_ramp * needed / steps)
             logger.warning(
                 "The density descends over %d steps, in which gates can hardly close, so the structure may be found "
