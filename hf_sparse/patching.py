@@ -58,8 +58,8 @@ def attach_gates(
     """
     if not isinstance(model, PreTrainedModel):
         raise SparsityError(
-            f"{type(model).__name__} is not a model of transformers (a PreTrainedModel): give the one inside it, and of "
-            "one with adapters what model.merge_and_unload() returns"
+            f"{type(model).__name__} is not a model of transformers (a PreTrainedModel): give the one inside it, and "
+            "of one with adapters what model.merge_and_unload() returns"
         )
     if attached_gates(model) is not None:
         raise SparsityError("this model has gates already: call detach_gates(model) first")

@@ -53,6 +53,7 @@ class ResultsMixin(ModelMixin):
     _card_fields: CardFields = NO_FIELDS
     _said: Mapping[str, Any] = MappingProxyType({})
     _hub_token: str | None = None
+    _in_checkpoint = False
 
     def _prepare_hub(self) -> None:
         """Take the token out of the arguments, since checkpoints have those in them, and upload only at the end.
@@ -224,6 +225,14 @@ class ResultsMixin(ModelMixin):
             if name.startswith("eval_") and not name.endswith(costs) and isinstance(value, int | float)
         }
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's; TRL's also asks for a card each time, beside which there is no result yet."""
+        self._in_checkpoint = True
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self._in_checkpoint = False
+
     def create_model_card(
         self,
         language: str | None = None,
@@ -235,6 +244,7 @@ class ResultsMixin(ModelMixin):
         dataset_tags: str | list[str] | None = None,
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
+        dataset_name: str | None = None,
     ) -> None:
         """Save the physically smaller model to `output_dir`, with a card that says this beside what is measured.
 
@@ -248,10 +258,13 @@ class ResultsMixin(ModelMixin):
             dataset_tags: the first of the data sets, as an id on the Hub.
             dataset: what it was trained on, for people.
             dataset_args: which part of that.
+            dataset_name: what TRL calls `dataset_tags`.
         """
+        if self._in_checkpoint:
+            return
         self._describe(
             CardFields(self._repo_id, model_name, language, license, tuple(_listed(tags))),
-            _said_of_origin(finetuned_from, tasks, dataset_tags, dataset, dataset_args),
+            _said_of_origin(finetuned_from, tasks, dataset_tags or dataset_name, dataset, dataset_args),
         )
         self._save_result(Path(str(self.args.output_dir)))
 
@@ -283,6 +296,7 @@ class ResultsMixin(ModelMixin):
         dataset_tags: str | list[str] | None = None,
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
+        dataset_name: str | None = None,
     ) -> CommitInfo | None:
         """Upload the physically smaller model with its card to `hub_model_id`; measured, where it is not yet.
 
@@ -296,7 +310,7 @@ class ResultsMixin(ModelMixin):
             language: of the texts, for the card.
             license: of the weights, for the card.
             tags: for the card.
-            finetuned_from, tasks, dataset_tags, dataset, dataset_args: as in `create_model_card`.
+            finetuned_from, tasks, dataset_tags, dataset, dataset_args, dataset_name: as in `create_model_card`.
 
         Returns:
             The commit; None on all processes but the first.
@@ -308,7 +322,7 @@ class ResultsMixin(ModelMixin):
             raise SparsityError("blocking=False would hide a failed upload: push in the foreground")
         self._describe(
             CardFields(self._repo_id, model_name, language, license, tuple(_listed(tags))),
-            _said_of_origin(finetuned_from, tasks, dataset_tags, dataset, dataset_args),
+            _said_of_origin(finetuned_from, tasks, dataset_tags or dataset_name, dataset, dataset_args),
         )
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         pruned = gate_bank(self._model) is not None or self._compactions

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, Trainer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from hf_sparse import SparseTrainer, SparseTrainerMixin, SparsityConfig, load_pruned
+from hf_sparse.resuming import defect
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),  # which TRL still says
@@ -71,9 +72,9 @@ def test_supervised_fine_tuning_learns_what_trainer_learns(tokenizer: PreTrained
             parameter.mul_(1.1)
     data = Dataset.from_dict({"input_ids": tokens(64, 8)})
     given = {"sparsity": SEARCH, "teacher": teacher, "processing_class": tokenizer}
-    tuned = SparseSFTTrainer(
-        model=copy.deepcopy(model), args=arguments(SFTConfig, tmp_path / "sft"), train_dataset=data, **given
-    )
+    settings = arguments(SFTConfig, tmp_path / "sft")
+    settings.save_strategy, settings.save_steps = "steps", 10
+    tuned = SparseSFTTrainer(model=copy.deepcopy(model), args=settings, train_dataset=data, **given)
     usual = training_arguments(tmp_path / "plain", logging_steps=1)
     plain = SparseTrainer(
         model=model, args=usual, train_dataset=tuned.train_dataset, data_collator=tuned.data_collator, **given
@@ -85,6 +86,10 @@ def test_supervised_fine_tuning_learns_what_trainer_learns(tokenizer: PreTrained
     expected = plain.model.state_dict()
     for name, tensor in tuned.model.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-3, msg=name)
+    assert defect(tmp_path / "sft/checkpoint-10") is None and not (tmp_path / "sft/config.json").exists()
+    tuned.measure()
+    tuned.create_model_card(dataset_name="me/texts")
+    assert "me/texts" in (tmp_path / "sft/README.md").read_text()
     tuned.save_model(tmp_path / "out")
     batch = torch.tensor(tokens(4, 8, seed=1))
     with torch.no_grad():
