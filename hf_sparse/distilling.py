@@ -85,16 +85,17 @@ class DistillationMixin(ModelMixin):
 
         Those come from a forward of their own where the loss has none, as where it is fused with the model's head.
         """
-        asked = {**inputs, "output_hidden_states": True} if self.teacher is not None and self.teacher.hidden else inputs
-        if not self._loss_hides_outputs:
+        hidden = self.teacher is not None and self.teacher.hidden
+        asked = {**inputs, "output_hidden_states": True} if hidden else inputs
+        if self._loss_hides_outputs:
+            loss = super().compute_loss(model, asked, num_items_in_batch=num_items)
+        else:
             loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch=num_items)
             logits = outputs.get("logits")
             if not torch.is_grad_enabled() or (logits is not None and logits.requires_grad):
                 return loss, outputs
             self._loss_hides_outputs = True
-        else:
-            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items)
-        return loss, model(**self._without_labels(asked))
+        return loss, model(**self._without_labels(asked))  # with what the loss has set in it, such as use_cache
 
     def _hidden_distance(self, outputs: Any, taught: TeacherOutputs, inputs: Mapping[str, Any]) -> Tensor:
         student, teacher, masks = layer_states(outputs), taught.hidden_states, state_masks(outputs, inputs)
