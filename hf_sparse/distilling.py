@@ -87,6 +87,7 @@ class DistillationMixin(ModelMixin):
         """
         hidden = self.teacher is not None and self.teacher.hidden
         asked = {**inputs, "output_hidden_states": True} if hidden else inputs
+        loss: Any
         if self._loss_hides_outputs:
             loss = super().compute_loss(model, asked, num_items_in_batch=num_items)
         else:
