@@ -1,6 +1,8 @@
 """What units cost: counted, or measured on this device."""
 
 import json
+import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hf_sparse.costs import CostTable, counted_costs
 from hf_sparse.inputs import example_inputs
 from hf_sparse.latency import enlarged, measured_costs
 from hf_sparse.patching import require_bank
+from hf_sparse.timing import times_ms
 
 SMALL = {"cost": "latency", "cost_batch_size": 4, "cost_sequence_length": 16}
 
@@ -168,3 +171,18 @@ def test_what_the_device_likes_is_a_multiple() -> None:
 def test_settings_that_make_no_sense_are_refused(options: dict, message: str) -> None:
     with pytest.raises(SparsityError, match=message):
         SparsityConfig(**options)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep their heap in other ways")
+def test_what_is_timed_takes_no_page_faults() -> None:
+    """They would depend on what the process has done before, and be more for larger models."""
+    faults = []
+
+    def run() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        activations = [torch.empty(1 << 20).fill_(1.0) for _ in range(16)]  # 64 MB, freed at once
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        del activations
+
+    times_ms([run], torch.device("cpu"), 8)
+    assert max(faults[-4:]) < 100
