@@ -50,9 +50,7 @@ RECIPE_VERSION = 1
 POSITION_BIAS_METHODS = ("compute_bias",)
 """Methods of stock modules that a recipe may name."""
 _MOST_LAYERS, _MOST_PARAMETERS = 10_000, 100_000
-"""Of any model there is; a config that asks for more layers or tensors is not believed."""
-_MOST_LABELS = 100_000
-"""Without names: transformers makes them up, in minutes where there are millions, and saves no such number itself."""
+"""Of any model there is; a config that asks for more layers, labels without names, or tensors is not believed."""
 
 # ---- What stands in for removed sublayers ----
 
@@ -185,7 +183,7 @@ class RemovedAttention(_Removed):
 
 def sealed(recipe: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
     """A recipe with the sizes of the config it was made for, and its checksum."""
-    recipe = {**recipe, "sizes": dict(_numbers(config.to_dict(), _SIZE))}
+    recipe = {**recipe, "sizes": {name: size for name, size in _sizes(config.to_dict()) if "num_labels" not in name}}
     return {**recipe, "checksum": _checksum(recipe)}
 
 
@@ -194,18 +192,16 @@ def _checksum(recipe: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
 
 
-_SIZE = re.compile(r"head|layers|hidden_size|intermediate|dim$|^d_|n_embd")
-"""Names of what says how large modules are; users change others, as labels."""
-_LABELS = re.compile(r"^num_labels$")
+_SIZE = re.compile(r"head|layers|hidden_size|intermediate|dim$|^d_|n_embd|num_labels")
 
 
-def _numbers(entries: dict[str, Any], wanted: re.Pattern[str], prefix: str = "") -> Iterator[tuple[str, int]]:
-    """The integers of a config, and of those in it, whose name is wanted."""
+def _sizes(entries: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+    """The entries of a config, and of those in it, that say how large modules are; users may change others, or labels."""
     for name, value in entries.items():
-        if type(value) is int and wanted.search(name):
+        if type(value) is int and _SIZE.search(name):
             yield prefix + name, value
         elif isinstance(value, dict) and name.endswith("config"):
-            yield from _numbers(value, wanted, f"{prefix}{name}.")
+            yield from _sizes(value, f"{prefix}{name}.")
 
 
 def check_recipe(recipe: Any, entries: dict[str, Any]) -> None:
@@ -237,11 +233,8 @@ def check_recipe(recipe: Any, entries: dict[str, Any]) -> None:
         raise ValueError("config.hf_sparse has identities that are not a list of paths")
     if entries.get("transformers_weights") is not None:  # it could name any file
         raise ValueError("config.json has transformers_weights: weights are read from model.safetensors alone")
-    for name, value in _numbers(entries, _LABELS):
-        if value > _MOST_LABELS:
-            raise ValueError(f"config.json has {name} {value}: give their names as id2label")
-    for name, value in _numbers(entries, _SIZE):
-        if "layers" in name and value > _MOST_LAYERS:
+    for name, value in _sizes(entries):
+        if ("layers" in name or "num_labels" in name) and value > _MOST_LAYERS:
             raise ValueError(f"config.json has {name} {value}: no model has as many")
         if recipe["sizes"].get(name, value) != value:
             raise ValueError(f"config.json has {name} {value}, but was {recipe['sizes'][name]} when it was pruned")

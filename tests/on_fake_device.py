@@ -55,7 +55,8 @@ def check(model: PreTrainedModel) -> None:
         refit_(model, dense, refittable(model, dense, names), there)
     assert model.config.to_dict() == same.config.to_dict()
     for name, tensor in same.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+        atol = 1e-5 * max(1.0, tensor.abs().max().item())  # least squares, by sums in another order
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-4, atol=atol, msg=name)
 
 
 if __name__ == "__main__":

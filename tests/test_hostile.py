@@ -220,7 +220,7 @@ def seal(config: dict[str, Any]) -> None:
         ("identities", None, ["encoder"], "."),
         ("identities", None, [""], "not a list of paths"),
         ("sizes", "num_hidden_layers", 10**9, "no model has as many|but was"),
-        ("sizes", "num_labels", 10**8, "give their names"),
+        ("sizes", "num_labels", 10**8, "no model has as many"),
     ],
 )
 def test_recipes_made_by_hand_are_checked(
