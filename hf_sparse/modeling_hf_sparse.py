@@ -196,7 +196,7 @@ _SIZE = re.compile(r"head|layers|hidden_size|intermediate|dim$|^d_|n_embd|num_la
 
 
 def _sizes(entries: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
-    """The entries of a config, and of those in it, that say how large modules are; users may change others, or labels."""
+    """The entries of a config, and of those in it, that say how large modules are; users change others, or labels."""
     for name, value in entries.items():
         if type(value) is int and _SIZE.search(name):
             yield prefix + name, value
