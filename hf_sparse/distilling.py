@@ -64,7 +64,8 @@ class DistillationMixin(ModelMixin):
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         options, labels = self.distillation, inputs.get("labels")
-        loss, outputs = self._loss_and_outputs(model, dict(inputs), num_items_in_batch)
+        asked = {**inputs, "output_hidden_states": True} if self.teacher.hidden else dict(inputs)
+        loss, outputs = self._loss_and_outputs(model, asked, num_items_in_batch)
         self._teacher_asked = True
         with self.accelerator.autocast():
             taught = self.teacher(self._without_labels(inputs))
@@ -85,18 +86,16 @@ class DistillationMixin(ModelMixin):
 
         Those come from a forward of their own where the loss has none, as where it is fused with the model's head.
         """
-        hidden = self.teacher is not None and self.teacher.hidden
-        asked = {**inputs, "output_hidden_states": True} if hidden else inputs
         loss: Any
         if self._loss_hides_outputs:
-            loss = super().compute_loss(model, asked, num_items_in_batch=num_items)
+            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items)
         else:
-            loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch=num_items)
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch=num_items)
             logits = outputs.get("logits")
             if not torch.is_grad_enabled() or (logits is not None and logits.requires_grad):
                 return loss, outputs
             self._loss_hides_outputs = True
-        return loss, model(**self._without_labels(asked))  # with what the loss has set in it, such as use_cache
+        return loss, model(**self._without_labels(inputs))  # with what the loss has set in them, such as use_cache
 
     def _hidden_distance(self, outputs: Any, taught: TeacherOutputs, inputs: Mapping[str, Any]) -> Tensor:
         student, teacher, masks = layer_states(outputs), taught.hidden_states, state_masks(outputs, inputs)
