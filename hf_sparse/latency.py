@@ -26,7 +26,7 @@ from hf_sparse.probing import FORWARD_ERRORS, fresh, record_calls
 from hf_sparse.processes import once
 from hf_sparse.proof import scope_of, smaller_form
 from hf_sparse.structure import Block, ModelStructure
-from hf_sparse.timing import device_name, times_ms
+from hf_sparse.timing import device_name, shortest_ms
 
 logger = logging.get_logger(__name__)
 
@@ -172,7 +172,7 @@ class _Stopwatch:
                 for size in sizes
             ]
             runs = [functools.partial(form, *fresh(call.args), **fresh(dict(call.kwargs))) for form in forms]
-            found = [min(times) for times in times_ms(runs, self.model.device, REPEATS)]
+            found = shortest_ms(runs, self.model.device, REPEATS)
             _remember(key, found)
         self.measured[key] = found
         return found

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import statistics
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from hf_sparse.costs import CostTable
 from hf_sparse.directories import write_whole
 from hf_sparse.errors import SparsityError
 from hf_sparse.structure import LayerSizes, ModelStructure, layer_sizes
-from hf_sparse.timing import device_name, times_ms
+from hf_sparse.timing import device_name, shortest_ms
 from hf_sparse.version import __version__
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -40,7 +39,7 @@ class ModelMeasurements:
         parameters: number of parameters.
         weight_bytes: size of its weights, tied ones counted once.
         macs: multiply-accumulates of one forward of the measured batch.
-        latency_ms: median time of one forward of that batch, in milliseconds.
+        latency_ms: shortest time of one forward of that batch among several, in milliseconds.
         metrics: results by data split, as the recipe evaluated them.
     """
 
@@ -168,7 +167,7 @@ def make_report(
         origin: what the model was made from.
         seed: of the run.
     """
-    latencies = median_latencies_ms([dense, pruned], inputs)
+    latencies = latencies_ms([dense, pruned], inputs)
     measured = [
         ModelMeasurements(model.num_parameters(), weight_bytes(model), count_macs(model, inputs), latency, results)
         for model, latency, results in zip((dense, pruned), latencies, metrics)
@@ -240,10 +239,7 @@ def count_macs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
 
 
 @torch.no_grad()
-def median_latencies_ms(
-    models: Iterable[PreTrainedModel], inputs: Mapping[str, Tensor], repeats: int = 15
-) -> list[float]:
-    """Median forward time of each model in milliseconds; they take turns, so that noise meets all of them alike."""
+def latencies_ms(models: Iterable[PreTrainedModel], inputs: Mapping[str, Tensor], repeats: int = 15) -> list[float]:
+    """Measure the shortest forward of each model in milliseconds; they take turns, so that noise meets all alike."""
     models = [model.eval() for model in models]
-    runs = [functools.partial(model, **inputs) for model in models]
-    return [statistics.median(times) for times in times_ms(runs, models[0].device, repeats)]
+    return shortest_ms([functools.partial(model, **inputs) for model in models], models[0].device, repeats)

@@ -1,5 +1,6 @@
-"""Measuring time: several things take turns, so that what disturbs the machine meets all of them alike."""
+"""Measuring time: calls take turns in random order, so that what disturbs the machine meets all of them alike."""
 
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,19 +13,23 @@ WARMUP = 2
 HEAP, PIECE = 256 << 20, 64 << 10  # bytes
 
 
-def times_ms(runs: Sequence[Callable[[], Any]], device: torch.device, repeats: int) -> list[list[float]]:
-    """How long each call takes in milliseconds, `repeats` times; the first rounds, not counted, warm up caches."""
-    times: list[list[float]] = [[] for _ in runs]
+def shortest_ms(runs: Sequence[Callable[[], Any]], device: torch.device, repeats: int) -> list[float]:
+    """Measure the shortest of `repeats` times of each call in milliseconds; the first rounds, not counted, warm up.
+
+    In a fixed order a disturbance in the same rhythm would always meet the same call. Disturbances only add time, so
+    the shortest time has the least of them.
+    """
+    shortest, draw = [float("inf")] * len(runs), random.Random(0)
     with _kept_heap(device):
         for repeat in range(repeats + WARMUP):
-            for run, measured in zip(runs, times):
+            for index in draw.sample(range(len(runs)), len(runs)):
                 _synchronize(device)
                 start = time.perf_counter()
-                run()
+                runs[index]()
                 _synchronize(device)
                 if repeat >= WARMUP:
-                    measured.append(1000 * (time.perf_counter() - start))
-    return times
+                    shortest[index] = min(shortest[index], 1000 * (time.perf_counter() - start))
+    return shortest
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from hf_sparse.costs import CostTable, counted_costs
 from hf_sparse.inputs import example_inputs
 from hf_sparse.latency import enlarged, measured_costs
 from hf_sparse.patching import require_bank
-from hf_sparse.timing import times_ms
+from hf_sparse.timing import shortest_ms
 
 SMALL = {"cost": "latency", "cost_batch_size": 4, "cost_sequence_length": 16}
 
@@ -92,11 +92,11 @@ def test_a_batch_that_the_model_cannot_read_is_refused() -> None:
 def test_a_batch_in_which_fewer_units_save_no_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     config, model, warnings = SparsityConfig(**SMALL), wide(), []
     structure = discover(model)
-    monkeypatch.setattr(latency, "times_ms", lambda runs, device, repeats: [[2.0]] * len(runs))
+    monkeypatch.setattr(latency, "shortest_ms", lambda runs, device, repeats: [2.0] * len(runs))
     with pytest.raises(SparsityError, match=r"batch of 4 x 16 on .*: give a larger cost_batch_size"):
         measured_costs(model, structure, config)
     monkeypatch.setattr(latency, "_remembered", lambda key, count: None)
-    monkeypatch.setattr(latency, "times_ms", lambda runs, device, repeats: [[1.0], *[[2.0]] * (len(runs) - 1)])
+    monkeypatch.setattr(latency, "shortest_ms", lambda runs, device, repeats: [1.0, *[2.0] * (len(runs) - 1)])
     monkeypatch.setattr(latency.logger, "warning", lambda text, *values: warnings.append(text % values))
     costs = measured_costs(model, structure, config)
     assert len(warnings) == 1 and "a quarter of all heads and neurons takes 100%" in warnings[0]
@@ -173,6 +173,21 @@ def test_settings_that_make_no_sense_are_refused(options: dict, message: str) ->
         SparsityConfig(**options)
 
 
+@pytest.mark.parametrize("period", [2, 3, 4])
+def test_a_disturbance_in_the_rhythm_of_the_measurement_meets_all_alike(
+    period: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, calls = 0.0, 0
+
+    def run() -> None:
+        nonlocal clock, calls
+        clock += 0.005 if calls % period == 0 else 0.001
+        calls += 1
+
+    monkeypatch.setattr("hf_sparse.timing.time.perf_counter", lambda: clock)
+    assert shortest_ms([run, run], torch.device("cpu"), 15) == pytest.approx([1.0, 1.0])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep their heap in other ways")
 def test_what_is_timed_takes_no_page_faults() -> None:
     """They would depend on what the process has done before, and be more for larger models."""
@@ -184,5 +199,5 @@ def test_what_is_timed_takes_no_page_faults() -> None:
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         del activations
 
-    times_ms([run], torch.device("cpu"), 8)
+    shortest_ms([run], torch.device("cpu"), 8)
     assert max(faults[-4:]) < 100

@@ -123,7 +123,7 @@ def test_both_models_are_measured_in_their_own_precision(tmp_path: Path, monkeyp
             model(**inputs)
         return [1.0, 1.0]
 
-    monkeypatch.setattr(report, "median_latencies_ms", latencies)
+    monkeypatch.setattr(report, "latencies_ms", latencies)
     run.measure()
     assert set(seen) == {torch.float32}
 

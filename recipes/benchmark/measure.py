@@ -2,15 +2,14 @@
 
     python recipes/benchmark/measure.py --task sst2
 
-Dense and pruned model take turns, so that a noisy machine is noisy for both. One JSON line per model of --output_dir
-goes to --measurements; models that have one are skipped. Needs `pip install -e .[bench]`.
+Dense and pruned model take turns in random order, and the shortest time of each counts. One JSON line per model of
+--output_dir goes to --measurements; models that have one are skipped. Needs `pip install -e .[bench]`.
 """
 
 import argparse
 import functools
 import json
 import logging
-import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from transformers import PreTrainedModel
 
 from hf_sparse import load_pruned
 from hf_sparse.report import count_macs
-from hf_sparse.timing import device_name, times_ms
+from hf_sparse.timing import device_name, shortest_ms
 
 BATCHES = (1, 32)
 REPEATS = 15
@@ -84,7 +83,7 @@ def measure(dense: PreTrainedModel, pruned: PreTrainedModel, tokens: int) -> dic
         exported = [in_onnxruntime(model, inputs, torch.get_num_threads()) for model in (dense, pruned)]
         engines |= {engine: [by_engine[engine] for by_engine in exported] for engine in ONNX}
         for engine, pair in engines.items():
-            before, after = (statistics.median(times) for times in times_ms(pair, dense.device, REPEATS))
+            before, after = shortest_ms(pair, dense.device, REPEATS)
             figures[f"{engine}_{batch}"] = before / after
             figures[f"{engine}_{batch}_ms"] = after
     return figures

@@ -26,7 +26,7 @@ from hf_sparse import PruningPlan, SparsityConfig, compact, discover
 from hf_sparse.inputs import example_inputs
 from hf_sparse.latency import enlarged, measured_costs
 from hf_sparse.structure import ModelStructure
-from hf_sparse.timing import device_name, times_ms
+from hf_sparse.timing import device_name, shortest_ms
 
 REPEATS = 15
 
@@ -73,7 +73,7 @@ def main() -> None:
     batch: Mapping[str, Tensor] = enlarged(example_inputs(dense), dense, flags.batch, flags.tokens)
     with torch.inference_mode():
         runs = [functools.partial(model, **batch) for model in models]
-        measured = [min(times) for times in times_ms(runs, device, REPEATS)]
+        measured = shortest_ms(runs, device, REPEATS)
     whole = {block.name: block.units for block in structure.blocks}
     print(f"{flags.batch} x {flags.tokens} tokens in {flags.dtype} on {device_name(device)}\n")
     print("| units that stay | predicted | measured | predicted / measured | times as fast |\n|---|---|---|---|---|")

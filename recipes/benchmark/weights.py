@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PrinterCallback, set_seed
 from hf_sparse import SparseWeightsTrainer, SparsityError, WeightSparsityConfig, to_sparse_
 from hf_sparse.distilling import DistillationTrainer
 from hf_sparse.patterns import KEPT, largest, pattern_of
-from hf_sparse.report import median_latencies_ms
+from hf_sparse.report import latencies_ms
 from hf_sparse.surgery import plain_forward
 from hf_sparse.weights import attach_masks, fold_weights_, matrices, weight_densities
 
@@ -85,7 +85,7 @@ def speed(dense: PreTrainedModel, model: PreTrainedModel, pattern: str) -> dict[
     # Without inference mode and the half precision of accelerate, which not all sparse products take.
     with torch.no_grad(), plain_forward(model), plain_forward(sparse):
         difference = (model.eval()(**inputs).logits - sparse.eval()(**inputs).logits).abs().max().item()
-        slow, fast = median_latencies_ms([dense, sparse], inputs)
+        slow, fast = latencies_ms([dense, sparse], inputs)
     return {"speedup": round(slow / fast, 2), "sparse_layers": len(layers), "max_abs_diff": difference}
 
 
