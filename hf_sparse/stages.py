@@ -70,14 +70,15 @@ class StagesMixin(EstimatesMixin):
 
     def _attach_gates(self, costs: CostTable | None = None) -> GateBank:
         """Put gates on the model, in place; found by a batch of the data if no other input can be made up."""
-        try:
-            batch, structure = None, once(lambda: discover(self._model))
-        except UnknownInputsError:
-            if self.eval_dataset is None and self.train_dataset is None:
-                raise
-            batch = self._verification_batch()
-            structure = once(lambda: discover(self._model, batch))
-        return attach_gates(self._model, self._stage_config, batch, costs, structure)
+        with plain_forward(self._model):
+            try:
+                batch, structure = None, once(lambda: discover(self._model))
+            except UnknownInputsError:
+                if self.eval_dataset is None and self.train_dataset is None:
+                    raise
+                batch = self._verification_batch()
+                structure = once(lambda: discover(self._model, batch))
+            return attach_gates(self._model, self._stage_config, batch, costs, structure)
 
     def _shrink(self) -> None:
         """Make the model physically smaller in place, and go on training what is left."""

@@ -122,12 +122,13 @@ def _register_again_(wrapped: DistributedDataParallel) -> None:
 
 
 def skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy without weights, which takes no memory, of a model that will be changed."""
+    """Copy a model that will be changed, without its weights, so that the copy takes no memory."""
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         for parameter in model.parameters()
     }
-    return copy.deepcopy(model, memo)
+    with plain_forward(model):
+        return copy.deepcopy(model, memo)
 
 
 def with_random_weights_(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

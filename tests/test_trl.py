@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, Trainer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from hf_sparse import SparseTrainer, SparseTrainerMixin, SparsityConfig, load_pruned
+from hf_sparse.report import count_macs
 from hf_sparse.resuming import defect
 
 pytestmark = [
@@ -87,13 +88,14 @@ def test_supervised_fine_tuning_learns_what_trainer_learns(tokenizer: PreTrained
     for name, tensor in tuned.model.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-3, msg=name)
     assert defect(tmp_path / "sft/checkpoint-10") is None and not (tmp_path / "sft/config.json").exists()
-    tuned.measure()
+    batch = {"input_ids": torch.tensor(tokens(4, 8, seed=1))}
+    report = tuned.measure(batch)
+    assert report.dense.macs == count_macs(llama(), batch) > report.pruned.macs == count_macs(plain.model, batch)
     tuned.create_model_card(dataset_name="me/texts")
     assert "me/texts" in (tmp_path / "sft/README.md").read_text()
     tuned.save_model(tmp_path / "out")
-    batch = torch.tensor(tokens(4, 8, seed=1))
     with torch.no_grad():
-        torch.testing.assert_close(load_pruned(tmp_path / "out")(batch).logits, tuned.model.eval()(batch).logits)
+        torch.testing.assert_close(load_pruned(tmp_path / "out")(**batch).logits, tuned.model.eval()(**batch).logits)
 
 
 def test_direct_preference_optimization_finds_a_structure(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
