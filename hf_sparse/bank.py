@@ -28,16 +28,20 @@ class GateBank(SteeredGates):
         structure: the blocks to gate.
         config: gate, group, cost and controller settings.
         costs: of these blocks, or of those that they were cut from.
+        whole: these blocks among those without gates, which keep all of their units; by default there are no others.
     """
 
     config: SparsityConfig
     tables: Tensor
     fixed_shares: Tensor
 
-    def __init__(self, structure: ModelStructure, config: SparsityConfig, costs: CostTable) -> None:
+    def __init__(
+        self, structure: ModelStructure, config: SparsityConfig, costs: CostTable, whole: ModelStructure | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.structure = structure
+        self.whole = whole or structure
         self.costs = costs
         self.target = costs.target(config)
         self.groups: dict[str, GateGroup] = {}

@@ -21,7 +21,7 @@ from hf_sparse.pruned_config import describe_, seal_
 from hf_sparse.slicing import base_path, physical_units, rebased, shrink
 from hf_sparse.stock import computes_the_same, stock_config, to_stock_
 from hf_sparse.streaming import HOST
-from hf_sparse.structure import ModelStructure, layer_sizes
+from hf_sparse.structure import Block, ModelStructure, layer_sizes
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ def compact(
     inputs = dict(inputs) if inputs is not None else example_inputs(model)
     if model.device != HOST:  # from which it can run elsewhere
         inputs = placed(inputs, model.device)
-    structure = bank.structure if bank else discover(model, inputs)
+    structure = bank.whole if bank else discover(model, inputs)
     plan = plan or current_plan(model)
     kept = _kept_units(structure, plan)
     physical = {block.name: tuple(physical_units(block, kept[block.name]).tolist()) for block in structure.blocks}
-    gates = bank.block_gates() if bank else {block.name: torch.ones(block.units) for block in structure.blocks}
+    gates = _open_gates(structure, kept) | (bank.block_gates() if bank else {})
     before = _parameters(model) - (_parameters(bank) if bank else 0)
     removed = tuple(block.name for block in structure.blocks if not len(kept[block.name]))
     identities: tuple[str, ...] = ()
@@ -130,7 +130,9 @@ def compact(
 
 
 @torch.no_grad()
-def compact_alike_(model: PreTrainedModel, structure: ModelStructure, done: CompactionReport) -> None:
+def compact_alike_(
+    model: PreTrainedModel, structure: ModelStructure, done: CompactionReport, gated: Iterable[Block] = ()
+) -> None:
     """Give a model, in place, the form that `compact` has given to one like it; weights are for the caller to fill in.
 
     Nothing is computed with it, so they need not be there: they may be on torch's meta device.
@@ -139,12 +141,13 @@ def compact_alike_(model: PreTrainedModel, structure: ModelStructure, done: Comp
         model: without gates.
         structure: of both, before.
         done: what was done to the other one.
+        gated: blocks whose gates were folded into it; their parameters become new ones even if no unit is gone.
 
     Raises:
         SparsityError: that was not one like it.
     """
     kept = _kept_units(structure, done.plan)
-    gates = {block.name: torch.ones(block.units) for block in structure.blocks}
+    gates = _open_gates(structure, kept) | {block.name: torch.ones(block.units) for block in gated}
     _compact_(model, structure, gates, kept, done.plan.kept, done.parameters_before)
     config = _stock_form(model, structure, kept) if done.stock else None
     unknown = sorted(set(done.identities) - dict(model.named_modules()).keys())
@@ -175,6 +178,15 @@ def _kept_units(structure: ModelStructure, plan: PruningPlan) -> dict[str, Tenso
     return kept
 
 
+def _open_gates(structure: ModelStructure, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gates that are 1, for the blocks that lose units: nothing is done to others that have no gates of their own."""
+    return {b.name: torch.ones(b.units) for b in structure.blocks if len(kept[b.name]) < b.units}
+
+
+def _with_gates(structure: ModelStructure, gates: Mapping[str, Tensor]) -> list[Block]:
+    return [block for block in structure.blocks if block.name in gates]
+
+
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -191,7 +203,7 @@ def _masked_outputs(
 ) -> dict[str, Tensor]:
     """Outputs with the gates of dropped units at zero; the model is left as it is."""
     masked = {}
-    for block in structure.blocks:
+    for block in _with_gates(structure, gates):
         weight = model.get_parameter(block.weight.parameter)
         mask = torch.zeros(block.units).index_fill(0, kept[block.name], 1.0)
         gate = gates[block.name].to(weight.device) * mask.to(weight.device)
@@ -256,7 +268,7 @@ def _compact_(
 ) -> None:
     """Resize the model in place by the recipe that its checkpoint will carry, then fill in the new weights."""
     parameters = dict(model.named_parameters())
-    recipe, values = shrink(parameters, structure.blocks, kept, gates)
+    recipe, values = shrink(parameters, _with_gates(structure, gates), kept, gates)
     recipe = rebased(recipe, base_path(model))
     recipe["parameters"] = before
     recipe["layers"] = [asdict(layer) for layer in layer_sizes(structure, physical)]

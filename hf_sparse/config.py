@@ -146,6 +146,16 @@ class SparsityConfig(SearchConfig):
     sublayer_gates: bool = _option(
         False, "Gate whole attention and FFN sublayers as well; a unit's gate is then its own times its sublayer's."
     )
+    exclude: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Blocks to leave alone, by name or pattern, such as vision_tower or *.layers.0.*; costs and target "
+            "then count the others alone. What is frozen is left alone anyway."
+        },
+    )
+    include: list[str] | None = field(
+        default=None, metadata={"help": "The only blocks to prune, by name or pattern, such as *.mlp."}
+    )
     layout: Literal["free", "uniform"] = _option(
         "free",
         "Sizes of layers: each its own, or the same in all, so that the stock class loads them; then --group is layer.",
@@ -159,8 +169,12 @@ class SparsityConfig(SearchConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self)
-        if self.targets is not None:
-            object.__setattr__(self, "targets", list(self.targets))  # as it is read back from JSON
+        for name in ("targets", "exclude", "include"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                raise SparsityError(f"{name} is {given!r}: give a list, such as [{given!r}]")
+            if given is not None:
+                object.__setattr__(self, name, list(given))  # as it is read back from JSON
         if (
             not self.descent
             or list(self.descent) != sorted(set(self.descent))

@@ -45,7 +45,7 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
             return
         if self._schedule.recovery_at(self.state.global_step) > LATEST_REFIT:
             return
-        outputs = [block.output for block in self.structure.blocks]
+        outputs = [block.output for block in self.structure.blocks if block.name in self.costs.blocks]
         names = refittable(self._model, self.teacher.model, outputs)
         batch = self._refit_batch()
         if batch is None:

@@ -5,6 +5,7 @@ then scale the columns of its output projection.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from hf_sparse.latency import measured_costs
 from hf_sparse.layout import filled, widest_counts
 from hf_sparse.plan import PruningPlan
 from hf_sparse.scaling import attach_scaler_, detach_scaler_
+from hf_sparse.selection import selected
 from hf_sparse.steering import BANK, attached_gates
 from hf_sparse.stock import expressible, require_known_class
 from hf_sparse.structure import ModelStructure
@@ -45,16 +47,16 @@ def attach_gates(
         model: any that `discover` finds something in.
         config: gate, group, cost and controller settings.
         inputs: a small batch that it can be run on, for `discover`, from any device; made from its config by default.
-        costs: what its blocks cost, or those that they were cut from; by default counted or measured as the config
-            says.
-        structure: what `discover` finds, if that is known.
+        costs: what its blocks cost, or those that they were cut from; blocks without a cost then get no gates. By
+            default they are chosen, and counted or measured, as the config says.
+        structure: what `discover` finds, if that is known, or the part of it to prune.
 
     Returns:
         The gates, also registered as a submodule of the model.
 
     Raises:
         SparsityError: gates are attached already, or there is nothing to prune, or the target would leave nothing, or
-            the model is not of a class of transformers.
+            the model is not of a class of transformers, or a pattern of the config matches no block.
     """
     if not isinstance(model, PreTrainedModel):
         raise SparsityError(
@@ -65,7 +67,11 @@ def attach_gates(
         raise SparsityError("this model has gates already: call detach_gates(model) first")
     require_known_class(model)
     inputs = None if inputs is None else placed(inputs, model.device)
-    structure = discover(model, inputs) if structure is None else structure
+    whole = discover(model, inputs) if structure is None else structure
+    if costs is None:
+        structure = selected(model, whole, config)
+    else:
+        structure = replace(whole, blocks=tuple(block for block in whole.blocks if block.name in costs.blocks))
     if config.layout == "uniform":
         structure = expressible(model, structure)
     if not structure.blocks:
@@ -82,7 +88,10 @@ def attach_gates(
     if costs is None:
         measured = config.cost == "latency"
         costs = measured_costs(model, structure, config, inputs) if measured else counted_costs(structure, config)
-    bank = GateBank(structure.rounded(costs.multiple), config, costs)
+    structure = structure.rounded(costs.multiple)
+    gated = {block.name: block for block in structure.blocks}
+    whole = replace(whole, blocks=tuple(gated.get(block.name, block) for block in whole.blocks))
+    bank = GateBank(structure, config, costs, whole)
     if (1 - bank.target) < bank.largest_unit:
         raise SparsityError(
             f"target {bank.target:g} would remove everything: the most expensive unit alone is "

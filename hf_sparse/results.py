@@ -110,11 +110,11 @@ class ResultsMixin(ModelMixin):
 
         They are to get its weights from the first one.
         """
-        batch, structure = self._verification_batch(), require_bank(self._model).structure
+        batch, bank = self._verification_batch(), require_bank(self._model)
         done = once(lambda: compact(self._model, inputs=batch))
         if not is_first():
             detach_gates(self._model)
-            compact_alike_(self._model, structure, done)
+            compact_alike_(self._model, bank.whole, done, bank.structure.blocks)
         self._compactions.append(done)
 
     def _verification_batch(self) -> dict[str, Tensor]:

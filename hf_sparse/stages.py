@@ -122,6 +122,7 @@ class StagesMixin(EstimatesMixin):
         return {
             "stage": self._stage,
             "searching": gate_bank(self._model) is not None,
+            "gated": list(self.costs.blocks),
             "compactions": [
                 {**vars(report), "plan": json.loads(report.plan.to_json())} for report in self._compactions
             ],
@@ -151,6 +152,8 @@ class StagesMixin(EstimatesMixin):
             raise SparsityError(f"{path} does not say which stage this checkpoint is in ({error!r})") from None
         if not 0 <= stage < len(self.sparsity.descent):
             raise SparsityError(f"{path} is in stage {stage}, of which this run has {len(self.sparsity.descent)}")
+        if state.get("gated", gated := list(self.costs.blocks)) != gated:
+            raise SparsityError(f"{path.parent} is of a run with gates on other blocks: freeze the same ones as then")
         done = [report.plan for report in self._compactions]
         if done != [report.plan for report in reports[: len(done)]]:
             raise SparsityError(f"the model is smaller than it was at {path.parent}: resume with a new trainer")

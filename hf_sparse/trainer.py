@@ -74,7 +74,7 @@ class SparseTrainerMixin(StagesMixin):
 
     def _begin_with(self, model: PreTrainedModel, bank: GateBank) -> None:
         """Remember what the run begins with, for its report."""
-        self.structure, self.costs = bank.structure, bank.costs
+        self.structure, self.costs = bank.whole, bank.costs
         self._dense = skeleton(model)
         detach_gates(self._dense)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
 from hf_sparse.config import WeightSparsityConfig
 from hf_sparse.controller import Controller
@@ -18,7 +19,10 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.gates import GateGroup
 from hf_sparse.patterns import pattern_of
 from hf_sparse.scaling import Scaler, attach_scaler_, detach_scaler_
+from hf_sparse.selection import frozen_parameters
 from hf_sparse.steering import BANK, SteeredGates, attached_gates, log_importances
+
+logger = logging.get_logger(__name__)
 
 MASKS = "sparsity_masks"
 """Name of the submodule that keeps weights at zero which the search has found."""
@@ -147,6 +151,8 @@ class WeightMasks(Scaler):
 def attach_weight_gates(model: PreTrainedModel, config: WeightSparsityConfig) -> WeightGates:
     """Attach gates to the weights of a model's linear layers, in place; every gate is 1, so outputs do not change.
 
+    Layers whose weights are frozen get none, unless the whole model is frozen.
+
     Args:
         model: any model of transformers.
         config: pattern, gate and controller settings.
@@ -159,7 +165,13 @@ def attach_weight_gates(model: PreTrainedModel, config: WeightSparsityConfig) ->
     """
     if attached_gates(model) is not None:
         raise SparsityError("this model has gates already: detach them first")
-    bank = WeightGates(matrices(model), config)
+    layers, frozen = matrices(model), frozen_parameters(model)
+    trained = {name: layer for name, layer in layers.items() if f"{name}.weight" not in frozen}
+    if len(trained) < len(layers):
+        logger.warning(
+            "%d of %d linear layers are frozen and keep all weights.", len(layers) - len(trained), len(layers)
+        )
+    bank = WeightGates(trained, config)
     attach_scaler_(model, BANK, bank, {name: f"{name}.weight" for name in bank.shapes})
     return bank
 

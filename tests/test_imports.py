@@ -23,6 +23,7 @@ ORDER = [
     "streaming",
     "comparison",
     "slicing",
+    "selection",
     "inputs",
     "ownership",
     "experts",
