@@ -1,5 +1,6 @@
 """`GateBank`: the gates of a model, in groups that compete, and how dense they leave it."""
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -100,7 +101,7 @@ class GateBank(SteeredGates):
         """Measured in recipes/benchmark: where few units stay, it pays to trust the sensitivities more."""
         return 0.5 if self.target <= 0.9 else 1.0
 
-    @property
+    @functools.cached_property
     def largest_unit(self) -> float:
         """The largest share of the prunable cost that goes with one unit, or with as many as go together."""
         return float(self.tables.diff(dim=1).max())

@@ -17,6 +17,9 @@ from torch.nn import functional as F
 LEAST_MARGIN = 0.5
 """How far above the threshold, in log importance, every component starts."""
 
+SPREAD = 1e-3
+"""How far apart, in log importance, components start that are equal: else they could only close all at once."""
+
 
 def _log_threshold_ratio(alpha: Tensor, beta: Tensor) -> Tensor:
     """log(tau / gamma), the shape of alpha; logarithms keep it finite however far the importances drift apart."""
@@ -106,12 +109,13 @@ class GateGroup(Float32Module):
 
         Args:
             alpha: of the shape of the gates; those below the threshold, log(t0) under the mean importance, are lifted
-                above it.
+                above it, and all are moved by up to `SPREAD`, the same way each time.
         """
         n = len(alpha)
+        spread = SPREAD * torch.rand(alpha.shape, generator=torch.Generator().manual_seed(0)).to(alpha)
         alpha = alpha - torch.logsumexp(alpha, 0) + math.log(n)
         threshold = F.logsigmoid(self.beta) + math.log(n)
-        self.alpha.copy_(alpha.clamp(min=threshold + LEAST_MARGIN))
+        self.alpha.copy_(alpha.clamp(min=threshold + LEAST_MARGIN) + spread)
         # Computed by the gate's own arithmetic, so that the division gives exactly 1 and not 1 up to rounding.
         self.opening.copy_(self.function(self.alpha, self.beta))
 

@@ -1,4 +1,9 @@
-"""The last step of the search: the one that takes the density across its target, shortened so that it lands there."""
+"""Optimizer steps of the gates that are shortened, so that the density never falls through its schedule or its target.
+
+Many gates can close in one step, since the penalty moves all of them at the same speed. A step that went too far is
+repeated with a smaller learning rate: the structure is one that gradient descent has passed through, and no unit is
+chosen in another way.
+"""
 
 import torch
 from torch import Tensor
@@ -6,51 +11,76 @@ from torch import Tensor
 from hf_sparse.steering import SteeredGates
 
 TOLERANCE = 0.001
-"""A step that ends this close to the target is taken as it is."""
+"""A step that ends this close to where it should end is taken as it is."""
 
-HALVINGS = 24
+SLACK = 0.005
+"""How far below its schedule the density may be, if its largest unit is not larger: steering takes a few steps."""
+
+TRIES = 24
+"""How often a shorter step is tried."""
 
 
-class Landing:
-    """Remembers the gates before an optimizer step, to tell afterwards whether it reached the target.
-
-    Many gates can close in one step. Where it went too far, it is repeated with a smaller learning rate, which is found
-    by bisection: the structure is one that gradient descent has passed through, and no unit is chosen in another way.
+class Descent:
+    """Remembers the gates before an optimizer step, to shorten the step afterwards where it went too far.
 
     Args:
         bank: the gates, before the step.
+        scheduled: the density that its schedule has after the step.
     """
 
-    def __init__(self, bank: SteeredGates) -> None:
+    def __init__(self, bank: SteeredGates, scheduled: float) -> None:
         self.bank = bank
+        self.scheduled = scheduled
         self.before = [parameter.detach().clone() for parameter in bank.parameters()]
-        self.excess = self._excess()
+        self.density = self._density()
 
     @torch.no_grad()
-    def _excess(self) -> float:
-        return self.bank.density(self.bank.group_gates()).item() - self.bank.target_density
+    def _density(self) -> Tensor:
+        return self.bank.density(self.bank.group_gates())
 
     @torch.no_grad()
-    def reached_(self) -> bool:
-        """Whether the step reached the target; if it went beyond, gates are moved back to it in place."""
-        excess = self._excess()
-        if abs(excess) > TOLERANCE and (excess > 0) == (self.excess > 0):
-            return False
-        after = [parameter.detach().clone() for parameter in self.bank.parameters()]
-        low, high, share = 0.0, 1.0, 1.0
-        closest = (abs(excess), share)
-        for _ in range(HALVINGS):
-            if closest[0] <= TOLERANCE:
+    def settle_(self) -> bool:
+        """Shorten the step in place where it went too far, and tell whether the density has reached its target.
+
+        On the way down the density stays at most the slack below its schedule; the step that crosses the target ends at
+        the density nearest to it. Reads the device once, and more often only for a step that is shortened.
+        """
+        target, slack = self.bank.target_density, max(SLACK, self.bank.largest_unit)
+        before, after = torch.stack([self.density, self._density()]).tolist()
+        if before > target:
+            goal = max(target, min(self.scheduled - slack, before))
+            too_far = after < goal
+        else:  # gates had closed before their densities were held to a schedule
+            goal, too_far = target, after > target
+        if goal == target and abs(after - target) <= TOLERANCE:
+            return True
+        if too_far:
+            self._shorten_(before - goal, after - goal, goal, nearest=goal == target)
+        return too_far and goal == target
+
+    def _shorten_(self, before: float, after: float, goal: float, nearest: bool) -> None:
+        """Repeat the step in place with the share of its length that ends where the density crosses its goal.
+
+        Args:
+            before: density before the step, less the goal.
+            after: density after it, less the goal; of the other sign.
+            goal: the density to end at.
+            nearest: whether to end at the density nearest to the goal, or else at the nearest before it.
+        """
+        ends = [parameter.detach().clone() for parameter in self.bank.parameters()]
+
+        def excess(share: float) -> float:
+            for parameter, start, end in zip(self.bank.parameters(), self.before, ends):
+                parameter.copy_(torch.lerp(start, end, share))
+            return self._density().item() - goal
+
+        short, long = (0.0, before), (1.0, after)  # (share of the step, excess) on both sides of the goal
+        for _ in range(TRIES):
+            if abs(short[1]) <= TOLERANCE or (nearest and abs(long[1]) <= TOLERANCE):
                 break
-            share = (low + high) / 2
-            self._move(after, share)
-            excess = self._excess()
-            closest = min(closest, (abs(excess), share))
-            low, high = (share, high) if (excess > 0) == (self.excess > 0) else (low, share)
-        self._move(after, closest[1])
-        return True
-
-    def _move(self, after: list[Tensor], share: float) -> None:
-        """Put the gates in place at a share of the step."""
-        for parameter, start, end in zip(self.bank.parameters(), self.before, after):
-            parameter.copy_(torch.lerp(start, end, share))
+            # Where a line between the two crosses the goal, but well inside, since densities fall in jumps.
+            crossing = min(max(short[1] / (short[1] - long[1]), 0.1), 0.9)
+            share = short[0] + (long[0] - short[0]) * crossing
+            found = share, excess(share)
+            short, long = (found, long) if (found[1] > 0) == (before > 0) else (short, found)
+        excess(min(short, long, key=lambda side: abs(side[1]))[0] if nearest else short[0])

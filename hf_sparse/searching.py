@@ -23,7 +23,7 @@ from hf_sparse.directories import write_whole
 from hf_sparse.distilling import DistillationMixin
 from hf_sparse.errors import SparsityError
 from hf_sparse.finite import FiniteLossMixin
-from hf_sparse.landing import Landing
+from hf_sparse.landing import Descent
 from hf_sparse.preemption import PreemptionMixin
 from hf_sparse.processes import once
 from hf_sparse.refusals import check_arguments
@@ -61,8 +61,8 @@ class _SearchCallback(TrainerCallback):
         self.trainer._penalize(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        landing, self.trainer._landing = self.trainer._landing, None
-        self.trainer._end_step(structure_found=landing is not None and landing.reached_())
+        descent, self.trainer._descent = self.trainer._descent, None
+        self.trainer._end_step(structure_found=descent is not None and descent.settle_())
 
 
 class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, DistillationMixin, ABC):
@@ -75,7 +75,7 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
     _has_gate_group = False
     _was_in_shards = False
     """Whether ZeRO stage 3 has sharded the weights as soon as they were loaded."""
-    _landing: Landing | None = None
+    _descent: Descent | None = None
     _gate_optimizer: torch.optim.Optimizer | None = None
     """Of the gates alone, where DeepSpeed trains the weights."""
 
@@ -195,15 +195,10 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         bank, schedule = attached_gates(self._model), self._schedule
         if bank is None:
             return
-        parameters = list(bank.parameters())
-        with torch.enable_grad():
-            gates = bank.group_gates()
-            multipliers = bank.controller.steer_(bank.steered_densities(gates), step, schedule)
-            slopes = torch.autograd.grad((multipliers * bank.penalties(gates)).sum(), parameters)
-        for parameter, slope in zip(parameters, slopes):
-            parameter.grad = slope if parameter.grad is None else parameter.grad + slope
-        # Reads the device only while the structure is about to be found, never in the long phases.
-        self._landing = Landing(bank) if step >= schedule.ramp_end else None
+        bank.penalize_(step, schedule)
+        # Reads the device only while the structure is searched, never in the long recovery.
+        scheduled = bank.scheduled_density(schedule.progress_at(step + 1))
+        self._descent = Descent(bank, scheduled) if step >= schedule.warmup_end else None
         if self._gate_optimizer is not None:
             self._gate_optimizer.step()
 
@@ -299,7 +294,7 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
                     densities = bank.densities(gates)
                     logs["density"] = bank.density(gates).item()
                     logs["effective_density"] = bank.penalty(gates).item()
-                    logs["target_density"] = bank.start_density - progress * (bank.start_density - bank.target_density)
+                    logs["target_density"] = bank.scheduled_density(progress)
                     logs["lambda"] = bank.controller.multiplier.mean().item()
                     if len(densities) <= MOST_LOGGED_GROUPS:
                         logs.update({f"density_{name}": value.item() for name, value in densities.items()})
@@ -322,9 +317,15 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         output = super()._finalize_training(*args, **kwargs)
         if not self._in_last_form:
+            bank = attached_gates(self._model)
+            target = self._density_left()[1] if bank is None else bank.target_density
+            left = self._density_left()[0] if bank is None else bank.density(bank.group_gates()).item()
             logger.warning(
-                "The structure was not found: its density never reached the target. Train for more steps, or raise "
-                "sparsity_ramp or gate_learning_rate."
+                "The structure was not found: the density is %.3f, its target %.3f. Train for more steps, or raise "
+                "sparsity_ramp%s.",
+                left,
+                target,
+                " or gate_learning_rate" if left > target else ", or lower gate_learning_rate",
             )
         return output
 

@@ -3,10 +3,11 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from hf_sparse.config import SearchConfig
-from hf_sparse.controller import Controller
+from hf_sparse.controller import Controller, Schedule
 from hf_sparse.scaling import Scaler
 
 BANK = "sparsity_gates"
@@ -30,6 +31,15 @@ class SteeredGates(Scaler):
     def target_density(self) -> float:
         """The density to end at."""
         return 1.0 - self.config.target
+
+    def scheduled_density(self, progress: float) -> float:
+        """The density that the schedule asks for, where its descent has come so far: from 0 to 1."""
+        return self.start_density - progress * (self.start_density - self.target_density)
+
+    @property
+    @abstractmethod
+    def largest_unit(self) -> float:
+        """The largest share of the density that goes with one unit, or with as many as go together."""
 
     @property
     def warm_start(self) -> float:
@@ -65,6 +75,21 @@ class SteeredGates(Scaler):
     def penalty(self, gates: dict[str, Tensor]) -> Tensor:
         """R: the effective densities of all groups, weighted by their share of what can be pruned, shape ()."""
         return self.penalties(gates).sum()
+
+    def penalize_(self, step: int, schedule: Schedule) -> None:
+        """Steer lambda by the densities, in place, and add the gradient of lambda * R to the gradients of the gates.
+
+        Args:
+            step: optimizer steps that are over.
+            schedule: of the stage that they are in.
+        """
+        parameters = list(self.parameters())
+        with torch.enable_grad():
+            gates = self.group_gates()
+            multipliers = self.controller.steer_(self.steered_densities(gates), step, schedule)
+            slopes = torch.autograd.grad((multipliers * self.penalties(gates)).sum(), parameters)
+        for parameter, slope in zip(parameters, slopes):
+            parameter.grad = slope if parameter.grad is None else parameter.grad + slope
 
     @abstractmethod
     def pooled(self, name: str, values: Tensor) -> Tensor:

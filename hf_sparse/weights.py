@@ -112,6 +112,11 @@ class WeightGates(SteeredGates):
 
     # ---- How dense they are ----
 
+    @property
+    def largest_unit(self) -> float:
+        """The share of the weights that one gate is for."""
+        return 1 / self.group.alpha.numel()
+
     @torch.no_grad()
     def density(self, gates: dict[str, Tensor]) -> Tensor:
         """The share of the weights whose gates are open; with 2:4 as if two of four were open at least, shape ()."""
