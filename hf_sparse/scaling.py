@@ -7,9 +7,11 @@ layer serves linear and transposed linear layers, 1x1 convolutions, modules that
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -67,6 +69,7 @@ class Scaler(nn.Module, ABC):
         self._scales: dict[str, ParameterScale] = {}
         self._paths: dict[str, str] = {}
         self._running = False
+        self._leaves: dict[str, Tensor] | None = None
 
     @abstractmethod
     def scales(self) -> dict[str, Tensor]:
@@ -86,13 +89,25 @@ class Scaler(nn.Module, ABC):
         if not self._running:
             self._hand_out()
 
+    # Also of a forward without gradients the scales have a graph: it may come between another forward and its backward,
+    # in which checkpointing runs layers once more, with the scales that are there then.
+    @torch.enable_grad()
     def _hand_out(self) -> None:
-        for name, value in self.scales().items():
+        for name, value in (self.scales() if self._leaves is None else self._leaves).items():
             self._scales[name].value = value
 
-    def scales_in_use(self) -> dict[str, Tensor]:
-        """By name, what parameters were read with in the last forward, with the graph that leads to it."""
-        return {name: scale.value for name, scale in self._scales.items() if scale.value is not None}
+    @contextmanager
+    def leaves(self) -> Iterator[dict[str, Tensor]]:
+        """Let all forwards inside this context read the same scales, leaves of autograd, which are given by name.
+
+        The slope of a loss by a leaf then counts every forward that the loss is made of.
+        """
+        self._leaves = {name: value.detach().requires_grad_() for name, value in self.scales().items()}
+        try:
+            yield self._leaves
+        finally:
+            self._leaves = None
+            self.forget_scales_()
 
     def forget_scales_(self) -> None:
         """Let parameters be read unscaled until the next forward, in place."""

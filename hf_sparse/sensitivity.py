@@ -14,7 +14,8 @@ def sensitivities(
 ) -> dict[str, Tensor]:
     """Mean square of dL/dg for every gate g = 1: the diagonal of the empirical Fisher information.
 
-    Kwon et al., arXiv:2204.09656, equation 7. Squares are taken row by row, so that they do not depend on batches.
+    Kwon et al., arXiv:2204.09656, equation 7. Squares are taken row by row, so that they do not depend on batches. All
+    forwards of a loss count, but for those without gradients.
 
     Args:
         gates: attached to a model.
@@ -26,13 +27,11 @@ def sensitivities(
     """
     totals: dict[str, Tensor] = {}
     count = 0
-    for row in rows:
-        count += 1
-        with torch.enable_grad():
-            loss = loss_of(row)
-            scales = gates.scales_in_use()
-            slopes = torch.autograd.grad(loss, list(scales.values()), materialize_grads=True)
-        for name, slope in zip(scales, slopes):
-            square = gates.pooled(name, slope.float()).square()
-            totals[name] = totals[name] + square if name in totals else square
+    with gates.leaves() as scales, torch.enable_grad():
+        for row in rows:
+            count += 1
+            slopes = torch.autograd.grad(loss_of(row), list(scales.values()), materialize_grads=True)
+            for name, slope in zip(scales, slopes):
+                square = gates.pooled(name, slope.float()).square()
+                totals[name] = totals[name] + square if name in totals else square
     return {name: total / count for name, total in totals.items()}

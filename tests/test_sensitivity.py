@@ -1,11 +1,16 @@
 """Importances that start from sensitivities."""
 
+import copy
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import bart, bert, rows, training_arguments
-from torch import nn
+from conftest import bart, bert, llama, rows, training_arguments
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from hf_sparse import SparseTrainer, SparsityConfig, attach_gates, detach_gates
 from hf_sparse.patching import require_bank
@@ -39,15 +44,80 @@ def test_they_are_squared_slopes_of_the_loss_by_every_gate() -> None:
                 assert found[block.name][unit].item() == pytest.approx(expected.item(), rel=1e-3)
 
 
+ONE, OTHER = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[9, 10, 11]])
+
+
+def logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    found: Tensor = model(tokens).logits
+    return found
+
+
+def contrastive(run: Callable[[Tensor], Tensor]) -> Tensor:
+    return (run(ONE) * run(OTHER)).sum()
+
+
+def with_metrics(run: Callable[[Tensor], Tensor]) -> Tensor:
+    """A loss beside which the model runs once more, for what is logged."""
+    loss = run(ONE).square().sum()
+    with torch.no_grad():
+        run(OTHER)
+    return loss
+
+
+def with_a_fixed_side(run: Callable[[Tensor], Tensor]) -> Tensor:
+    with torch.no_grad():
+        fixed = run(OTHER)
+    return (run(ONE) - fixed).square().sum()
+
+
+@pytest.mark.parametrize("loss", [contrastive, with_metrics, with_a_fixed_side])
+def test_all_forwards_of_a_loss_count(loss: Callable[..., Tensor]) -> None:
+    plain = bert().double()
+    model = copy.deepcopy(plain)
+    bank = attach_gates(model, SparsityConfig())
+    found = sensitivities(bank, [{}], lambda _: loss(functools.partial(logits, model)))
+    gates = {block.name: torch.ones(block.units).double().requires_grad_() for block in bank.structure.blocks}
+    weights = {}
+    for block in bank.structure.blocks:
+        weight = plain.get_parameter(block.weight.parameter)
+        weights[block.weight.parameter] = weight * block.column_scale(gates[block.name], weight.ndim)
+    loss(lambda tokens: functional_call(plain, weights, (tokens,)).logits).backward()
+    for name, gate in gates.items():
+        assert gate.grad is not None and gate.grad.any()
+        torch.testing.assert_close(found[name].double(), gate.grad.square(), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # its name until transformers 6
+@pytest.mark.parametrize("make", [bert, llama])
+def test_a_forward_without_gradients_changes_none_that_checkpointing_recomputes(make: Any) -> None:
+    slopes = []
+    for checkpointing in (False, True):
+        model = make().train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        bank = attach_gates(model, SparsityConfig())
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        with_metrics(functools.partial(logits, model)).backward()
+        slopes.append([parameter.grad for parameter in bank.parameters()])
+    for plain, recomputed in zip(*slopes, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
 def test_what_runs_before_an_encoder_has_its_slopes_too() -> None:
     """The encoder of a model computes no gates of its own in a forward of that model; alone it does."""
     model = bart()
     bank = attach_gates(model, SparsityConfig())
-    used: list[torch.Tensor] = []
-    model.model.encoder.register_forward_pre_hook(lambda *_: used.extend(bank.scales_in_use().values()))
+    used: list[Any] = []
+
+    def in_use() -> list[Any]:
+        return [scale.value for scale in bank._scales.values()]
+
+    model.model.encoder.register_forward_pre_hook(lambda *_: used.extend(in_use()))
     batch = {"input_ids": torch.ones(1, 4, dtype=torch.long), "labels": torch.ones(1, 4, dtype=torch.long)}
     model(**batch)
-    assert all(one is other for one, other in zip(used, bank.scales_in_use().values(), strict=True))
+    assert all(one is other for one, other in zip(used, in_use(), strict=True))
     used.clear()
     model.get_encoder()(batch["input_ids"])
     model.get_encoder()(batch["input_ids"])
