@@ -72,27 +72,39 @@ class GateBank(SteeredGates):
         for table, block in zip(tables, structure.blocks):
             table[: block.units + 1] = torch.tensor(costs.blocks[block.name][: block.units + 1]) / costs.prunable
         self.register_buffer("tables", tables, persistent=False)
+        self.filling = self._expected_filling()
         self.start_density = sum(costs.blocks[block.name][block.units] for block in structure.blocks) / costs.prunable
         self.controller = Controller(config.controller_gain, *self._descent())
+
+    def _expected_filling(self) -> float:
+        """The density that closed units add which fill up a multiple, on average; 0 where gates are charged for it."""
+        added = 0.0
+        for block, table in zip(self.structure.blocks, self.tables):
+            counts = range(1, block.units + 1)
+            physical = torch.tensor([block.physical(count) for count in counts])
+            added += (table[physical] - table[1 : block.units + 1]).mean().item()
+        return added
 
     def _share(self, block: Block) -> float:
         return self.unit_costs[block.name] / self.costs.prunable
 
     def _descent(self) -> tuple[Tensor, Tensor]:
         """The densities to start from and to end at: those of the model, or in a uniform layout of every block."""
-        density = 1.0 - self.target
         if self.config.layout == "free":
-            return torch.tensor([self.start_density]), torch.tensor([density])
-        blocks = self.structure.blocks
+            return torch.tensor([self.start_density]), torch.tensor([self.target_density])
+        density, blocks = 1.0 - self.target, self.structure.blocks
         counts = uniform_counts(blocks, self.unit_costs, density / self.start_density)
         ends = [counts[block.kind] / block.units for block in blocks]
         return torch.ones(len(blocks)), torch.tensor(ends)
 
     @property
     def target_density(self) -> float:
-        """The density to end at: the one asked for, or in a uniform layout the nearest to it that there is."""
+        """The density of open gates to end at, so that the model then has the one asked for.
+
+        That is less by what fills up multiples, or in a uniform layout the nearest to it that there is.
+        """
         if self.config.layout == "free":
-            return 1.0 - self.target
+            return 1.0 - self.target - self.filling
         shares = [self._share(block) * block.units for block in self.structure.blocks]
         return sum(share * end for share, end in zip(shares, self.controller.targets.tolist()))
 

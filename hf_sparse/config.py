@@ -134,8 +134,9 @@ class SparsityConfig(SearchConfig):
     )
     round_to: int | None = _option(
         None,
-        "Keep FFN neurons in multiples of this number; 0, with --cost latency, for what this device is fastest with. "
-        "By default they are filled up to multiples of 8, a little beyond the target, in models at least 256 wide.",
+        "Keep heads and neurons so that projections read a multiple of this number of channels, such as the group size "
+        "of a quantizer; 0, with --cost latency, for what this device is fastest with. By default a multiple of 32, or "
+        "of 8 where few neurons stay, in models at least 256 wide.",
     )
     gate: Literal["relative", "simplex"] = _option(
         "relative", "Gate function of arXiv:1910.03201: bounded and relative, or normalised on a simplex."

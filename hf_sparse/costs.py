@@ -7,12 +7,16 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.errors import SparsityError
 from hf_sparse.structure import Block, ModelStructure
 
-ALIGNED = 8
-"""What numbers of neurons are filled up to by default, beyond the target where costs are counted.
+ALIGNED = (32, 8)
+"""What numbers of channels are filled up to by default: the first of these that is little of what a block keeps.
 
-Tensor cores want it in half precision, and CPUs are slow at narrow products of odd widths. Charged for in the search,
-as a round_to that was asked for, it was worth less accuracy (recipes/benchmark).
+Quantizers take groups or blocks of 32 channels, tensor cores want multiples of 8 in half precision, and CPUs are slow
+at narrow products of odd widths. Charged for in the search, as a round_to that was asked for, it was worth less
+accuracy (recipes/benchmark).
 """
+
+LITTLE = 1 / 8
+"""The share of what a block keeps on average that may be a multiple, of which half is filled up on average."""
 
 WORTH_ALIGNING = 512
 """Multiply-accumulates per neuron and token from which on rounding is worth it: two projections of a width of 256."""
@@ -25,7 +29,7 @@ class CostTable:
     Attributes:
         blocks: by block name, the cost of keeping 0, 1, ... units; never falling, 0 at the start.
         rest: the cost of everything else in the model, which nothing prunes; 0 where it does not matter.
-        multiple: what numbers of FFN neurons are rounded up to when the model shrinks.
+        multiple: of the channels of its heads or neurons that every block keeps when the model shrinks.
     """
 
     blocks: Mapping[str, tuple[float, ...]]
@@ -70,11 +74,14 @@ class CostTable:
 
 
 def usual_multiple(structure: ModelStructure, config: SparsityConfig) -> int:
-    """What numbers of FFN neurons are rounded up to where nothing is measured."""
+    """What numbers of channels are rounded up to where nothing is measured."""
     if config.round_to is not None:
         return config.round_to or 1
-    neurons = [block.unit_macs for block in structure.blocks if block.kind == "ffn"]
-    return ALIGNED if neurons and min(neurons) >= WORTH_ALIGNING else 1
+    neurons = [block for block in structure.blocks if block.kind == "ffn"]
+    if not neurons or min(block.unit_macs for block in neurons) < WORTH_ALIGNING:
+        return 1
+    left = (1 - config.target) * min(block.units for block in neurons)
+    return next((multiple for multiple in ALIGNED if multiple <= LITTLE * left), ALIGNED[-1])
 
 
 def counted_costs(structure: ModelStructure, config: SparsityConfig) -> CostTable:

@@ -92,10 +92,11 @@ def attach_gates(
     gated = {block.name: block for block in structure.blocks}
     whole = replace(whole, blocks=tuple(gated.get(block.name, block) for block in whole.blocks))
     bank = GateBank(structure, config, costs, whole)
-    if (1 - bank.target) < bank.largest_unit:
+    if bank.target_density < bank.largest_unit:
         raise SparsityError(
             f"target {bank.target:g} would remove everything: the most expensive unit alone is "
-            f"{bank.largest_unit:.2%} of the prunable cost, so give a target of at most {1 - bank.largest_unit:.4f}"
+            f"{bank.largest_unit:.2%} of the prunable cost, so give a target of at most "
+            f"{1 - bank.largest_unit - bank.filling:.4f}"
         )
     paths = {
         block.name: f"{block.output}.{block.weight.parameter.rpartition('.')[2]}" for block in bank.structure.blocks

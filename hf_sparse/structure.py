@@ -102,8 +102,9 @@ class Block:
         return min(self.units, -(-count // self.multiple) * self.multiple)
 
     def rounded(self, multiple: int) -> "Block":
-        """The same, with the number of units that stay rounded up to a multiple; all of them may always stay."""
-        multiple = math.lcm(self.multiple, multiple)
+        """Round up what stays so that a multiple of columns of the output projection stays; all may always stay."""
+        width = self.columns.shape[1]
+        multiple = math.lcm(self.multiple, math.lcm(multiple, width) // width)
         counts = tuple(count for count in self.counts if count % multiple == 0 or count == self.units)
         return replace(self, multiple=multiple, counts=counts)
 
@@ -134,10 +135,8 @@ class ModelStructure:
     refused: tuple[tuple[str, str], ...] = ()
 
     def rounded(self, multiple: int) -> "ModelStructure":
-        """The same, with numbers of FFN neurons that stay rounded up to a multiple."""
-        return replace(
-            self, blocks=tuple(block.rounded(multiple) if block.kind == "ffn" else block for block in self.blocks)
-        )
+        """Round up what stays of every block, so that its output projection reads a multiple of channels."""
+        return replace(self, blocks=tuple(block.rounded(multiple) for block in self.blocks))
 
     def __str__(self) -> str:
         rows = [("block", "kind", "units", "parameters per unit", "parameters")]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import bert, llama, rows, training_arguments
+from torch import nn
 from transformers import PreTrainedModel
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, attach_gates, compact, discover, latency
@@ -142,6 +143,46 @@ def test_wide_models_keep_multiples_of_eight_filled_up_by_importance(
     report = compact(model)
     assert report.max_abs_diff <= 1e-4
     assert report.plan.kept[block.name] == (*([7] if left == 88 else []), *range(13, 100))
+
+
+@pytest.mark.parametrize(("target", "multiple"), [(0.3, 32), (0.5, 32), (0.75, 8), (0.9, 8)])
+def test_the_multiple_is_little_of_what_stays(target: float, multiple: int) -> None:
+    model = bert(layers=1, hidden_size=256, num_attention_heads=8, intermediate_size=512)
+    assert attach_gates(model, SparsityConfig(target=target)).costs.multiple == multiple
+
+
+@pytest.mark.parametrize("round_to", [None, 64, 128])
+def test_every_projection_reads_a_multiple_of_channels_that_quantizers_group(round_to: int | None) -> None:
+    model = bert(layers=3, hidden_size=256, num_attention_heads=16, intermediate_size=1024)
+    bank = attach_gates(model, SparsityConfig(round_to=round_to))
+    with torch.no_grad():
+        for group in bank.groups.values():
+            group.alpha.copy_(4 * torch.randn(group.alpha.shape))
+    before = sum(module.in_features for module in model.modules() if isinstance(module, nn.Linear))
+    assert compact(model).max_abs_diff <= 1e-4
+    widths = [module.in_features for module in model.modules() if isinstance(module, nn.Linear)]
+    assert sum(widths) < before and all(width % (round_to or 32) == 0 for width in widths)
+
+
+@pytest.mark.parametrize(("target", "round_to"), [(0.3, None), (0.6, None), (0.6, 64)])
+def test_the_target_is_met_with_what_fills_up_multiples(target: float, round_to: int | None) -> None:
+    model = bert(layers=6, hidden_size=256, num_attention_heads=8, intermediate_size=1024)
+    bank, removed = attach_gates(model, SparsityConfig(target=target, round_to=round_to)), []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        order = torch.cat([torch.randn(group.alpha.shape) for group in bank.groups.values()])
+        low, high = -10.0, 10.0  # of thresholds, until the gates above them are as dense as the search ends
+        for _ in range(40):
+            threshold = (low + high) / 2
+            parts = (order > threshold).float().split([len(group.alpha) for group in bank.groups.values()])
+            gates = dict(zip(bank.groups, parts))
+            dense = bank.density(gates) > bank.target_density
+            low, high = (threshold, high) if dense else (low, threshold)
+        counts = bank.counts(gates).tolist()
+        kept = {block.name: block.physical(count) for block, count in zip(bank.structure.blocks, counts)}
+        removed.append(bank.costs.removed(kept))
+    assert abs(sum(removed) / len(removed) - target) < 0.005
+    assert max(abs(one - target) for one in removed) < 0.012
 
 
 def test_uniform_layouts_of_wide_models_have_multiples_of_eight() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hf_sparse import SparseTrainer, SparsityConfig, attach_gates, detach_gates
+from hf_sparse.gates import SPREAD
 from hf_sparse.patching import require_bank
 from hf_sparse.sensitivity import sensitivities
 
@@ -144,7 +145,7 @@ def test_gates_stay_exactly_open_and_importances_follow_the_sensitivities() -> N
     for name, group in bank.groups.items():
         joined = torch.cat([scores[block.name] for block in bank.members[name]])
         order = group.alpha.detach()[joined.argsort()]
-        assert bool((order.diff() >= 0).all()) and order[-1] > order[0]
+        assert bool((order.diff() >= -SPREAD).all()) and order[-1] > order[0] + 10 * SPREAD
 
 
 @pytest.mark.parametrize(("options", "power"), [((0.9, None), 0.5), ((0.92, None), 1.0), ((0.92, 0.25), 0.25)])
