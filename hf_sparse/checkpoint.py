@@ -12,6 +12,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.inspection import read_config, stock_class
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, model_class
 from hf_sparse.patching import gate_bank
+from hf_sparse.prunable import require_model, require_no_adapters
 from hf_sparse.report import Report
 
 
@@ -36,8 +37,11 @@ def save_pruned(
         max_shard_size: larger weights are split into files of this size.
 
     Raises:
-        SparsityError: the model still has gates, or the directory cannot be written.
+        SparsityError: the model still has gates, or is not one of transformers, or has adapters inside, or the
+            directory cannot be written.
     """
+    require_model(model)
+    require_no_adapters(model)
     if gate_bank(model) is not None:
         raise SparsityError("this model still has gates: call compact(model), or save through SparseTrainer.save_model")
     with replaced_directory(Path(path)) as directory:

@@ -17,6 +17,7 @@ from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, resize_
 from hf_sparse.patching import current_plan, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.probing import FORWARD_ERRORS, hooked
+from hf_sparse.prunable import require_prunable
 from hf_sparse.pruned_config import describe_, seal_
 from hf_sparse.slicing import base_path, physical_units, rebased, shrink
 from hf_sparse.stock import computes_the_same, stock_config, to_stock_
@@ -75,8 +76,10 @@ def compact(
         inputs: a batch to compare outputs on; made from the config by default.
 
     Raises:
-        SparsityError: the plan does not fit the model, or the outputs differ; the model is then as it was.
+        SparsityError: the plan does not fit the model, or the outputs differ, or it is not a model of transformers with
+            plain weights; it is then as it was.
     """
+    require_prunable(model)
     bank = gate_bank(model)
     inputs = dict(inputs) if inputs is not None else example_inputs(model)
     if model.device != HOST:  # from which it can run elsewhere

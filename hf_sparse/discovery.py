@@ -17,6 +17,7 @@ from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
 from hf_sparse.ownership import CoupledError, Ownership, heads, neurons
 from hf_sparse.probing import input_dim, probe, projections, record_calls, sizes
 from hf_sparse.proof import prove
+from hf_sparse.prunable import adapters, require_plain
 from hf_sparse.slicing import base_path, common_path
 from hf_sparse.structure import Block, ModelStructure, Slice
 
@@ -39,8 +40,10 @@ def discover(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None) ->
         The blocks in the order of the model, and what was found but cannot be pruned, with the reason.
 
     Raises:
-        SparsityError: no example inputs can be made for this model, and none are given.
+        SparsityError: it is not a model of transformers, or is quantized, or no example inputs can be made for it, and
+            none are given.
     """
+    require_plain(model)
     inputs = example_inputs(model) if inputs is None else placed(inputs, model.device)
     with _evaluating(model):
         return _Discovery(model, inputs).run()
@@ -79,6 +82,7 @@ class _Discovery:
         self.parameters = dict(model.named_parameters())
         self.shared = _shared_parameters(model)
         self.resized = _resized_parameters(model)
+        self.adapters = tuple(f"{path}." for path in adapters(model))
         self.projections = projections(model, inputs)
         self.probe = probe(model, inputs, self.projections)
         # Last, since some modules keep a state of their latest forward, which should have no graph.
@@ -129,6 +133,8 @@ class _Discovery:
             base = base_path(self.model)
             if base and not all(f"{part.parameter}.".startswith(f"{base}.") for part in block.slices):
                 raise CoupledError(f"it is outside of {base!r}, the base model, which is what checkpoints describe")
+            if any(part.parameter.startswith(self.adapters) for part in block.slices):
+                raise CoupledError("it has an adapter inside: merge it into the weights first")
             if tied := [part.parameter for part in block.slices if part.parameter in self.shared]:
                 raise CoupledError(f"its parameter {tied[0]} is shared with another module")
             proven = prove(self.modules, block, self.calls)

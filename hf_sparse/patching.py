@@ -21,6 +21,7 @@ from hf_sparse.inputs import placed
 from hf_sparse.latency import measured_costs
 from hf_sparse.layout import filled, widest_counts
 from hf_sparse.plan import PruningPlan
+from hf_sparse.prunable import require_prunable
 from hf_sparse.scaling import attach_scaler_, detach_scaler_
 from hf_sparse.selection import selected
 from hf_sparse.steering import BANK, attached_gates
@@ -58,11 +59,7 @@ def attach_gates(
         SparsityError: gates are attached already, or there is nothing to prune, or the target would leave nothing, or
             the model is not of a class of transformers, or a pattern of the config matches no block.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise SparsityError(
-            f"{type(model).__name__} is not a model of transformers (a PreTrainedModel): give the one inside it, and "
-            "of one with adapters what model.merge_and_unload() returns"
-        )
+    require_prunable(model)
     if attached_gates(model) is not None:
         raise SparsityError("this model has gates already: call detach_gates(model) first")
     require_known_class(model)

@@ -9,6 +9,7 @@ from hf_sparse.bank import GateBank
 from hf_sparse.config import SparsityConfig
 from hf_sparse.errors import SparsityError
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank, require_bank
+from hf_sparse.prunable import require_prunable
 from hf_sparse.sharding import META, prepare_sharding_, require_whole
 from hf_sparse.stages import StagesMixin
 from hf_sparse.surgery import skeleton
@@ -29,8 +30,8 @@ class SparseTrainerMixin(StagesMixin):
             on; it is put in evaluation mode and frozen.
 
     Raises:
-        SparsityError: the model has nothing to prune, the teacher has another number of labels, or an engine is in use
-            that would not give exact results.
+        SparsityError: the model is not one of transformers with plain weights or has nothing to prune, the teacher has
+            another number of labels, or an engine is in use that would not give exact results.
     """
 
     # The arguments are those of whichever Trainer this is mixed into, so they cannot be spelt out here.
@@ -42,6 +43,7 @@ class SparseTrainerMixin(StagesMixin):
         self.sparsity = sparsity
         self._compactions, self._members = [], {}
         super().__init__(*args, **kwargs)
+        require_prunable(self._model)
         self._prepare_hub()
         self._start_search()
         require_whole(self._model)

@@ -18,6 +18,7 @@ from hf_sparse.controller import Controller
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates import GateGroup
 from hf_sparse.patterns import pattern_of
+from hf_sparse.prunable import require_prunable
 from hf_sparse.scaling import Scaler, attach_scaler_, detach_scaler_
 from hf_sparse.selection import frozen_parameters
 from hf_sparse.steering import BANK, SteeredGates, attached_gates, log_importances
@@ -166,8 +167,10 @@ def attach_weight_gates(model: PreTrainedModel, config: WeightSparsityConfig) ->
         The gates, also registered as a submodule of the model.
 
     Raises:
-        SparsityError: gates are attached already, or no linear layer can have the pattern.
+        SparsityError: gates are attached already, or it is not a model of transformers with plain weights, or no linear
+            layer can have the pattern.
     """
+    require_prunable(model)
     if attached_gates(model) is not None:
         raise SparsityError("this model has gates already: detach them first")
     layers, frozen = matrices(model), frozen_parameters(model)

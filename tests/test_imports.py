@@ -25,6 +25,7 @@ ORDER = [
     "slicing",
     "selection",
     "inputs",
+    "prunable",
     "ownership",
     "experts",
     "proof",
