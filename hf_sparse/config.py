@@ -125,12 +125,12 @@ class SparsityConfig(SearchConfig):
     )
     cost: Literal["params", "macs", "latency"] = _option(
         "params",
-        "What a head or neuron costs: its parameters, its multiply-accumulates per token, or its share of the time, "
-        "which is first measured on this device for sublayers of all sizes.",
+        "What a head or neuron costs: its parameters, its multiply-accumulates, or its share of the time, which is "
+        "first measured on this device for sublayers of all sizes; on a batch of your data.",
     )
-    cost_batch_size: int = _option(32, "Sequences per batch that --cost latency measures.")
-    cost_sequence_length: int = _option(
-        128, "Tokens per sequence that --cost macs counts attention scores for, and that --cost latency measures."
+    cost_batch_size: int = _option(32, "Rows of the batch that --cost macs counts on and --cost latency measures.")
+    cost_sequence_length: int | None = _option(
+        None, "Tokens per text of that batch; by default as many as in the data, or 128 where there are none."
     )
     round_to: int | None = _option(
         None,
@@ -193,8 +193,9 @@ class SparsityConfig(SearchConfig):
                 f"round_to is {self.round_to}: give a number of at least 1, or 0 with cost='latency', which measures it"
             )
         for name in ("cost_batch_size", "cost_sequence_length"):
-            if not getattr(self, name) > 0:
-                raise SparsityError(f"{name} is {getattr(self, name)}: give a number above 0")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SparsityError(f"{name} is {value}: give a number above 0")
 
     @property
     def descent(self) -> tuple[float, ...]:

@@ -2,9 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.errors import SparsityError
+from hf_sparse.inputs import example_inputs, longest_text, main_input
+from hf_sparse.probing import FORWARD_ERRORS, called_modules
 from hf_sparse.structure import Block, ModelStructure
 
 ALIGNED = (32, 8)
@@ -17,6 +24,9 @@ accuracy (recipes/benchmark).
 
 LITTLE = 1 / 8
 """The share of what a block keeps on average that may be a multiple, of which half is filled up on average."""
+
+MADE_UP_TOKENS = 128
+"""How long texts are that costs are counted or timed on, where there are no data and no length was asked for."""
 
 WORTH_ALIGNING = 512
 """Multiply-accumulates per neuron and token from which on rounding is worth it: two projections of a width of 256."""
@@ -84,13 +94,63 @@ def usual_multiple(structure: ModelStructure, config: SparsityConfig) -> int:
     return next((multiple for multiple in ALIGNED if multiple <= LITTLE * left), ALIGNED[-1])
 
 
-def counted_costs(structure: ModelStructure, config: SparsityConfig) -> CostTable:
-    """Costs that are counted and not measured: parameters, or multiply-accumulates per token.
-
-    A `round_to` that was asked for is charged, so that the target is met with it.
-    """
-    tables = {}
-    for block in structure.rounded(config.round_to or 1).blocks:
-        each = block.cost_of_unit(config.cost, config.cost_sequence_length)
-        tables[block.name] = tuple(float(each * block.physical(units)) for units in range(block.units + 1))
+def parameter_costs(structure: ModelStructure, config: SparsityConfig) -> CostTable:
+    """The parameters of every block; a `round_to` that was asked for is charged, so that the target is met with it."""
+    tables = {
+        block.name: tuple(float(block.unit_cost * block.physical(units)) for units in range(block.units + 1))
+        for block in structure.rounded(config.round_to or 1).blocks
+    }
     return CostTable(tables, multiple=usual_multiple(structure, config))
+
+
+# ---- The batch that costs are counted or timed on ----
+
+
+def cost_batch(model: PreTrainedModel, config: SparsityConfig, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Make the batch that costs are counted or timed on.
+
+    Args:
+        model: to be run on it.
+        config: how many rows a batch has that is made up, and how long texts are.
+        inputs: a batch of data, which stays as it is but for a length that was asked for; made up by default.
+    """
+    tokens = config.cost_sequence_length
+    if inputs is not None:
+        return dict(inputs) if tokens is None else enlarged(inputs, model, None, tokens)
+    tokens = tokens or min(MADE_UP_TOKENS, longest_text(model))
+    return enlarged(example_inputs(model), model, config.cost_batch_size, tokens)
+
+
+def enlarged(inputs: Mapping[str, Any], model: PreTrainedModel, rows: int | None, tokens: int) -> dict[str, Any]:
+    """A batch of as many rows, all by default, and of texts as long, as given, by repeating another; not padded."""
+    main = inputs[main_input(model, inputs)]
+    rows = rows or len(main)
+    batch = {}
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor) or value.shape[:1] != main.shape[:1]:
+            batch[name] = value
+            continue
+        repeats = [-(-rows // len(value))] + [1] * (value.ndim - 1)
+        is_text = value.ndim == 2 and not value.is_floating_point()
+        if is_text:
+            repeats[1] = -(-tokens // value.shape[1])
+        value = value.repeat(repeats)[:rows]
+        value = value[:, :tokens] if is_text else value
+        batch[name] = torch.ones_like(value) if name.endswith("attention_mask") else value
+    return batch
+
+
+def require_called(model: PreTrainedModel, batch: Mapping[str, Any]) -> set[str]:
+    """Find out which modules, by path, a forward of a batch calls.
+
+    Raises:
+        SparsityError: the model cannot be run on that batch.
+    """
+    try:
+        return called_modules(model, batch)
+    except FORWARD_ERRORS as error:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if isinstance(value, Tensor))
+        raise SparsityError(
+            f"{type(model).__name__} cannot be run on the batch that costs are taken on, {shapes} ({error}): set "
+            "cost_batch_size and cost_sequence_length"
+        ) from error

@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -48,6 +49,27 @@ def example_inputs(model: PreTrainedModel) -> Inputs:
                 left = _idle(model, more)
                 inputs, idle = (more, left) if left < idle else (inputs, idle)
     return inputs
+
+
+def main_input(model: PreTrainedModel, inputs: Mapping[str, Any]) -> str:
+    """The name of what a model mainly reads, or else of the first tensor that there is."""
+    first = next(name for name, value in inputs.items() if isinstance(value, Tensor))
+    return model.main_input_name if model.main_input_name in inputs else first
+
+
+def shape_text(name: str, shape: Sequence[int]) -> str:
+    """How large an input of that name is, for people: 32 x 128 tokens, 8 images of 224 x 224."""
+    rows, *sizes = shape
+    several = "" if rows == 1 else "s"
+    if name == "input_ids" and len(sizes) == 2:
+        return f"{rows} question{several} of {sizes[0]} x {sizes[1]} tokens"
+    if name == "input_features" and len(sizes) == 2:
+        return f"{rows} spectrogram{several} of {sizes[0]} x {sizes[1]}"
+    if name == "pixel_values" and len(sizes) in (3, 4):
+        kind, (*frames, _, height, width) = "image" if len(sizes) == 3 else "video", sizes
+        return f"{rows} {kind}{several} of {' x '.join(map(str, [*frames, height, width]))}"
+    unit = {"input_ids": "tokens", "input_values": "samples"}.get(name, "values") if len(sizes) == 1 else "values"
+    return f"{' x '.join(map(str, shape))} {unit}"
 
 
 def placed(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -269,6 +291,12 @@ def _tokens(config: PreTrainedConfig, special: set[int]) -> Tensor:
     ordinary = [token for token in range(min(_find(config, "vocab_size", default=1000), 1000)) if token not in special]
     choice = torch.randint(len(ordinary), (BATCH, length), generator=torch.Generator().manual_seed(0))
     return torch.tensor(ordinary)[choice]
+
+
+def longest_text(model: PreTrainedModel) -> int:
+    """How many tokens a model has positions for, as far as its config says so."""
+    positions = _find(model.config, "max_position_embeddings", default=-1)
+    return sys.maxsize if positions < 0 else positions
 
 
 def _special(*configs: PreTrainedConfig) -> set[int]:

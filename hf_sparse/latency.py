@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sparse.config import SparsityConfig
-from hf_sparse.costs import CostTable, usual_multiple
+from hf_sparse.costs import CostTable, require_called, usual_multiple
 from hf_sparse.directories import write_whole
 from hf_sparse.errors import SparsityError
-from hf_sparse.inputs import example_inputs, undisturbed
-from hf_sparse.probing import FORWARD_ERRORS, fresh, record_calls
+from hf_sparse.inputs import main_input, shape_text, undisturbed
+from hf_sparse.probing import fresh, record_calls
 from hf_sparse.processes import once
 from hf_sparse.proof import scope_of, smaller_form
 from hf_sparse.structure import Block, ModelStructure
@@ -50,7 +50,7 @@ Counts = Mapping[int, float]
 
 
 def measured_costs(
-    model: PreTrainedModel, structure: ModelStructure, config: SparsityConfig, inputs: Mapping[str, Any] | None = None
+    model: PreTrainedModel, structure: ModelStructure, config: SparsityConfig, batch: Mapping[str, Any]
 ) -> CostTable:
     """The cost of every block in milliseconds on the model's device, in its dtype, and that of the rest of the model.
 
@@ -59,8 +59,8 @@ def measured_costs(
     Args:
         model: without gates; left as it is.
         structure: its blocks.
-        config: the size of the batch that is timed, and what numbers of neurons are rounded to.
-        inputs: a batch to enlarge to that size; made from the model's config by default.
+        config: what numbers of neurons are rounded to.
+        batch: to time.
 
     Raises:
         SparsityError: the model cannot be run on such a batch, or takes no time for its blocks there.
@@ -68,7 +68,7 @@ def measured_costs(
 
     def measure() -> CostTable:
         with torch.no_grad(), undisturbed(model):
-            return _Stopwatch(model, config, inputs or example_inputs(model)).costs(structure, config)
+            return _Stopwatch(model, batch).costs(structure, config)
 
     return once(measure)
 
@@ -76,18 +76,10 @@ def measured_costs(
 class _Stopwatch:
     """Times blocks of a model on a batch."""
 
-    def __init__(self, model: PreTrainedModel, config: SparsityConfig, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> None:
         self.model = model
-        self.batch = enlarged(inputs, model, config.cost_batch_size, config.cost_sequence_length)
-        # Of a small batch, since all calls together hold all activations; of the large one, just what is timed.
-        self.calls = record_calls(model, inputs)
-        try:
-            model(**self.batch)
-        except FORWARD_ERRORS as error:
-            raise SparsityError(
-                f"{type(model).__name__} cannot be timed on {config.cost_batch_size} sequences of "
-                f"{config.cost_sequence_length} tokens ({error}): set cost_batch_size and cost_sequence_length"
-            ) from error
+        self.batch = batch
+        self.called = require_called(model, batch)
         self.about = {
             "device": device_name(model.device),
             "torch": torch.__version__,
@@ -111,7 +103,7 @@ class _Stopwatch:
         rest, *times = self._shortest(about, self.model, "", blocks, sizes)
         together = list(itertools.accumulate((0.0, *(time - rest for time in times)), max))
         alone = [sum(tables[name][count] for name, count in size.items()) for size in sizes]
-        self._check(alone, together, config)
+        self._check(alone, together)
         total = alone[-1]
         scaled = {
             name: table[-1] * np.interp(np.divide(table, table[-1] or 1.0), np.divide(alone, total), together) / total
@@ -119,9 +111,10 @@ class _Stopwatch:
         }
         return CostTable({name: tuple(table.tolist()) for name, table in scaled.items()}, rest, multiple)
 
-    def _check(self, alone: Sequence[float], together: Sequence[float], config: SparsityConfig) -> None:
+    def _check(self, alone: Sequence[float], together: Sequence[float]) -> None:
         """Refuse, or warn of, a batch in which fewer units save no time; SHARES of them take this long."""
-        batch = f"{config.cost_batch_size} x {config.cost_sequence_length} on {self.about['device']}"
+        name = main_input(self.model, self.batch)
+        batch = f"{shape_text(name, self.batch[name].shape)} on {self.about['device']}"
         whole, quarter = together[-1], together[SHARES.index(0.25)]
         if 0 in (alone[-1], whole):
             raise SparsityError(
@@ -138,7 +131,7 @@ class _Stopwatch:
 
     def _times(self, block: Block, counts: Sequence[int]) -> Counts:
         """How much longer the module around a block takes with so many of its units than with none."""
-        scope = scope_of(block, self.calls)
+        scope = scope_of(block, self.called)
         module = self.model.get_submodule(scope)
         about = {
             "kind": block.kind,
@@ -191,24 +184,6 @@ class _Stopwatch:
             if sum(times[w] for w in rounded[multiple]) < (1 - GAIN) * sum(times[w] for w in rounded[best]):
                 best = multiple
         return best
-
-
-def enlarged(inputs: Mapping[str, Any], model: PreTrainedModel, rows: int, tokens: int) -> dict[str, Any]:
-    """A batch of as many rows, and of texts as long, as given, by repeating a smaller one; nothing is padded."""
-    main = inputs[model.main_input_name]
-    batch = {}
-    for name, value in inputs.items():
-        if not isinstance(value, Tensor) or value.shape[:1] != main.shape[:1]:
-            batch[name] = value
-            continue
-        repeats = [-(-rows // len(value))] + [1] * (value.ndim - 1)
-        is_text = value.ndim == 2 and not value.is_floating_point()
-        if is_text:
-            repeats[1] = -(-tokens // value.shape[1])
-        value = value.repeat(repeats)[:rows]
-        value = value[:, :tokens] if is_text else value
-        batch[name] = torch.ones_like(value) if name.endswith("attention_mask") else value
-    return batch
 
 
 def _typical(block: Block, share: float) -> int:

@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 
 from hf_sparse.bank import GateBank
 from hf_sparse.config import SparsityConfig
-from hf_sparse.costs import CostTable, counted_costs
+from hf_sparse.costs import CostTable, cost_batch, parameter_costs
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import placed
 from hf_sparse.latency import measured_costs
 from hf_sparse.layout import filled, widest_counts
+from hf_sparse.macs import mac_costs
 from hf_sparse.plan import PruningPlan
 from hf_sparse.prunable import require_prunable
 from hf_sparse.scaling import attach_scaler_, detach_scaler_
@@ -47,7 +48,8 @@ def attach_gates(
     Args:
         model: any that `discover` finds something in.
         config: gate, group, cost and controller settings.
-        inputs: a small batch that it can be run on, for `discover`, from any device; made from its config by default.
+        inputs: a batch that it can be run on, from any device, for `discover`, and to count or time costs on; by
+            default small for the one and of the size that the config says for the other, made from the model's config.
         costs: what its blocks cost, or those that they were cut from; blocks without a cost then get no gates. By
             default they are chosen, and counted or measured, as the config says.
         structure: what `discover` finds, if that is known, or the part of it to prune.
@@ -83,8 +85,7 @@ def attach_gates(
             )
         )
     if costs is None:
-        measured = config.cost == "latency"
-        costs = measured_costs(model, structure, config, inputs) if measured else counted_costs(structure, config)
+        costs = _costs(model, structure, config, inputs)
     structure = structure.rounded(costs.multiple)
     gated = {block.name: block for block in structure.blocks}
     whole = replace(whole, blocks=tuple(gated.get(block.name, block) for block in whole.blocks))
@@ -100,6 +101,15 @@ def attach_gates(
     }
     attach_scaler_(model, BANK, bank, paths)
     return bank
+
+
+def _costs(
+    model: PreTrainedModel, structure: ModelStructure, config: SparsityConfig, inputs: Mapping[str, Any] | None
+) -> CostTable:
+    if config.cost == "params":
+        return parameter_costs(structure, config)
+    batch = cost_batch(model, config, inputs)
+    return (measured_costs if config.cost == "latency" else mac_costs)(model, structure, config, batch)
 
 
 def detach_gates(model: PreTrainedModel) -> None:

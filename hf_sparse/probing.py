@@ -122,6 +122,20 @@ def record_calls(
 
 
 @torch.no_grad()
+def called_modules(model: PreTrainedModel, inputs: Mapping[str, Any]) -> set[str]:
+    """Run a forward of the model and return the paths of the modules that it called."""
+    called: set[str] = set()
+    with hooked(
+        [
+            module.register_forward_pre_hook(lambda module, args, path=path: called.add(path))
+            for path, module in model.named_modules()
+        ]
+    ):
+        model(**inputs)
+    return called
+
+
+@torch.no_grad()
 def projections(model: PreTrainedModel, inputs: Mapping[str, Any]) -> set[str]:
     """Paths of the modules that multiply with their weight and do nothing else.
 

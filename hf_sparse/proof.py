@@ -6,7 +6,7 @@ Sizes that the forward pass reads are found here too: the first set of them with
 import copy
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,8 +50,8 @@ def prove(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Ca
     return attempt
 
 
-def scope_of(block: Block, calls: Mapping[str, Call]) -> str:
-    """The smallest module around all that changes, as far as it was called by itself."""
+def scope_of(block: Block, calls: Container[str]) -> str:
+    """The smallest module around all that changes, as far as it was called by itself: its path is among `calls`."""
     paths = [block.name.rpartition(".")[0], block.output, *(part.parameter for part in block.slices)]
     scope = common_path(paths)
     while scope and scope not in calls:

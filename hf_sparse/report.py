@@ -14,8 +14,6 @@ import accelerate
 import torch
 import transformers
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from hf_sparse.compaction import CompactionReport
@@ -23,6 +21,7 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.costs import CostTable
 from hf_sparse.directories import write_whole
 from hf_sparse.errors import SparsityError
+from hf_sparse.macs import count_macs
 from hf_sparse.structure import LayerSizes, ModelStructure, layer_sizes
 from hf_sparse.timing import device_name, shortest_ms
 from hf_sparse.version import __version__
@@ -220,22 +219,6 @@ def versions() -> dict[str, str]:
 def weight_bytes(model: PreTrainedModel) -> int:
     """Size of the weights in bytes, tied ones counted once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-@torch.no_grad()
-def count_macs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
-    """Multiply-accumulates of one forward: projections, convolutions and attention scores."""
-    # Fused attention is not counted on all devices, and grouped products of experts on none; as plain ones they are.
-    experts = model.get_experts_implementation() if model._can_set_experts_implementation() else None
-    try:
-        if experts is not None:
-            model.set_experts_implementation("eager")
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(**inputs)
-    finally:
-        if experts is not None:
-            model.set_experts_implementation(experts)
-    return counter.get_total_flops() // 2
 
 
 @torch.no_grad()

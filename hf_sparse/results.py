@@ -117,16 +117,19 @@ class ResultsMixin(ModelMixin):
             compact_alike_(self._model, bank.whole, done, bank.structure.blocks)
         self._compactions.append(done)
 
-    def _verification_batch(self) -> dict[str, Tensor]:
+    def _verification_batch(self, size: int | None = None) -> dict[str, Tensor]:
         """A batch of the evaluation data, else of the training data, on the device of the run, without labels.
 
         It is the same on all processes, of which none has to wait for another.
+
+        Args:
+            size: rows; as many as in evaluations by default.
         """
         dataset = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()))
         loader = self.get_test_dataloader(cast(Any, dataset))
-        rows = list(itertools.islice(iter(loader.dataset), self.args.eval_batch_size))
+        rows = list(itertools.islice(iter(loader.dataset), size or self.args.eval_batch_size))
         return self._without_labels(self._prepare_inputs(loader.collate_fn(rows)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -5,12 +5,14 @@ trains only what is left, and leaves a whole model behind where there are severa
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sparse.bank import GateBank
@@ -22,8 +24,10 @@ from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError, UnknownInputsError
 from hf_sparse.estimates import EstimatesMixin
 from hf_sparse.family import write_family
+from hf_sparse.inputs import undisturbed
 from hf_sparse.patching import attach_gates, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
+from hf_sparse.probing import FORWARD_ERRORS
 from hf_sparse.processes import once
 from hf_sparse.report import Report
 from hf_sparse.resuming import STATE
@@ -64,21 +68,43 @@ class StagesMixin(EstimatesMixin):
             self._finish_stage()
             self._stage += 1
             with self._surgery():
-                self._attach_gates(self.costs)
+                self._attach_gates(self._model, self.costs)
             self._train_gates()
             self._start_gates()
 
-    def _attach_gates(self, costs: CostTable | None = None) -> GateBank:
-        """Put gates on the model, in place; found by a batch of the data if no other input can be made up."""
-        with plain_forward(self._model):
+    def _attach_gates(self, model: PreTrainedModel, costs: CostTable | None = None) -> GateBank:
+        """Put gates on a model, in place; found by a batch of the data if no other input can be made up."""
+        with plain_forward(model):
             try:
-                batch, structure = None, once(lambda: discover(self._model))
+                structure = once(lambda: discover(model))
             except UnknownInputsError:
-                if self.eval_dataset is None and self.train_dataset is None:
+                if not self._has_data:
                     raise
                 batch = self._verification_batch()
-                structure = once(lambda: discover(self._model, batch))
-            return attach_gates(self._model, self._stage_config, batch, costs, structure)
+                structure = once(lambda: discover(model, batch))
+            inputs = self._cost_batch(model) if costs is None else None
+            return attach_gates(model, self._stage_config, inputs, costs, structure)
+
+    @property
+    def _has_data(self) -> bool:
+        return self.eval_dataset is not None or self.train_dataset is not None
+
+    def _cost_batch(self, model: PreTrainedModel) -> dict[str, Tensor] | None:
+        """A batch of the data to count or time costs on; None to do so on one that is made up."""
+        if self.sparsity.cost == "params" or not self._has_data:
+            return None
+        batch = self._verification_batch(self.sparsity.cost_batch_size)
+
+        def runs() -> bool:
+            with undisturbed(model), suppress(*FORWARD_ERRORS):
+                model(**batch)
+                return True
+            return False
+
+        if once(runs):
+            return batch
+        logger.warning("The model cannot be run on a batch of the data alone: costs are those of a made-up batch.")
+        return None
 
     def _shrink(self) -> None:
         """Make the model physically smaller in place, and go on training what is left."""
@@ -167,4 +193,4 @@ class StagesMixin(EstimatesMixin):
             finished = [self._member_path(target) for target in self.sparsity.descent[:stage]]
             self._members = {path.name: Report.read(path / REPORT) for path in finished if (path / REPORT).is_file()}
             if searching and gate_bank(self._model) is None:
-                self._attach_gates(self.costs)
+                self._attach_gates(self._model, self.costs)

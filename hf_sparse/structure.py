@@ -90,13 +90,6 @@ class Block:
         """The columns of the output projection's weight, which gates scale."""
         return self.slices[0]
 
-    def cost_of_unit(self, cost: str, sequence_length: int) -> int:
-        """What removing one unit saves: its parameters, or its multiply-accumulates per token of a sequence."""
-        if cost == "params":
-            return self.unit_cost
-        # Every query head multiplies its queries with all keys and its scores with all values.
-        return self.unit_macs + 2 * sequence_length * self.head_dim * self.heads_per_unit
-
     def physical(self, count: int) -> int:
         """How many units stay where so many are kept: those that fill up a multiple weigh zero."""
         return min(self.units, -(-count // self.multiple) * self.multiple)

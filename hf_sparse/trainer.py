@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 from hf_sparse.bank import GateBank
 from hf_sparse.config import SparsityConfig
 from hf_sparse.errors import SparsityError
-from hf_sparse.patching import attach_gates, detach_gates, gate_bank, require_bank
+from hf_sparse.patching import detach_gates, gate_bank, require_bank
 from hf_sparse.prunable import require_prunable
 from hf_sparse.sharding import META, prepare_sharding_, require_whole
 from hf_sparse.stages import StagesMixin
@@ -34,6 +34,8 @@ class SparseTrainerMixin(StagesMixin):
             another number of labels, or an engine is in use that would not give exact results.
     """
 
+    _is_constructed = False
+
     # The arguments are those of whichever Trainer this is mixed into, so they cannot be spelt out here.
     def __init__(
         self, *args: Any, sparsity: SparsityConfig, teacher: PreTrainedModel | None = None, **kwargs: Any
@@ -53,12 +55,13 @@ class SparseTrainerMixin(StagesMixin):
         if self._was_in_shards:  # as from_pretrained leaves them; to find heads, the first process has to have them
             gather_partitions_(self._model)
         self._place_to_measure(self._model)
-        bank = gate_bank(self._model) or self._attach_gates()
+        bank = gate_bank(self._model) or self._attach_gates(self._model)
         if bank.config != sparsity.stage(0):
             raise SparsityError("the model has gates of another SparsityConfig: call detach_gates(model) first")
         self._begin_with(self._model, bank)
         if teacher is not None:
             self._learn_from(teacher, sparsity)
+        self._is_constructed = True
 
     @property
     def bank(self) -> GateBank:
@@ -70,8 +73,8 @@ class SparseTrainerMixin(StagesMixin):
         return require_bank(self._model)
 
     def _place_to_measure(self, model: PreTrainedModel) -> None:
-        """Move a model, in place, to the device that latencies are wanted of; Trainer may do so only later."""
-        if self.sparsity.cost == "latency" and model.device != META:
+        """Move a model, in place, to the device that costs are taken on; Trainer may do so only later."""
+        if self.sparsity.cost != "params" and model.device != META:
             nn.Module.to(model, self.args.device)
 
     def _begin_with(self, model: PreTrainedModel, bank: GateBank) -> None:
@@ -85,14 +88,15 @@ class SparseTrainerMixin(StagesMixin):
         return 1 - self.costs.removed(kept), 1 - self.costs.target(self._stage_config)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """A fresh model from `model_init`, with gates attached."""
+        """A fresh model from `model_init`; with gates attached, unless the constructor, which does that, is at work."""
         model = cast(PreTrainedModel, super().call_model_init(trial))
         if is_partitioned(model):
             raise SparsityError("ZeRO stage 3 shards what model_init loads: give a model instead")
         self._stage, self._compactions, self._members, self._layer_map = 0, [], {}, None
         self._loss_is_probed = False
-        self._place_to_measure(model)
-        self._begin_with(model, attach_gates(model, self._stage_config))
+        if self._is_constructed:
+            self._place_to_measure(model)
+            self._begin_with(model, self._attach_gates(model))
         return model
 
 

@@ -53,6 +53,7 @@ from hf_sparse import (
     SparsityError,
     attach_gates,
     detach_gates,
+    discover,
     load_pruned,
     save_pruned,
 )
@@ -130,7 +131,7 @@ def main() -> None:
                 "these data first, with these names in its config"
             )
     nn.Module.to(dense, arguments.device)  # where latencies are measured, if that is the cost
-    attach_gates(dense, sparsity)
+    attach_gates(dense, sparsity, _batch(splits["validation"], tokenizer, dense), structure=discover(dense))
     detach_gates(dense)
     if arguments.process_index == 0:
         clear_output_dir(arguments)

@@ -29,7 +29,7 @@ from hf_sparse import (
     save_pruned,
 )
 from hf_sparse.cli import main
-from hf_sparse.costs import counted_costs
+from hf_sparse.costs import parameter_costs
 from hf_sparse.inputs import example_inputs
 from hf_sparse.plot import plot_structure
 from hf_sparse.report import Origin, Report, command_line, hub_id, make_report
@@ -43,7 +43,7 @@ def pruned_with_report(origin: Origin, make: Callable[[], PreTrainedModel] = ber
     metrics = ({"test": {"accuracy": 0.875}}, {"test": {"accuracy": 0.75}})
     inputs = example_inputs(dense)
     sparsity = SparsityConfig(p=0.4)
-    costs = counted_costs(structure, sparsity)
+    costs = parameter_costs(structure, sparsity)
     return model, make_report(dense, model, structure, compaction, costs, sparsity, inputs, metrics, origin, seed=7)
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, attach_gates, compact, discover, latency
-from hf_sparse.costs import CostTable, counted_costs
+from hf_sparse.costs import CostTable, cost_batch, enlarged, parameter_costs
 from hf_sparse.inputs import example_inputs
-from hf_sparse.latency import enlarged, measured_costs
+from hf_sparse.latency import measured_costs
 from hf_sparse.patching import require_bank
 from hf_sparse.timing import shortest_ms
 
@@ -34,7 +34,7 @@ def wide() -> PreTrainedModel:
 def test_counted_costs_are_those_of_the_parameters_that_go() -> None:
     model = wide()
     structure = discover(model)
-    costs = counted_costs(structure, SparsityConfig())
+    costs = parameter_costs(structure, SparsityConfig())
     before = model.num_parameters()
     attach_gates(model, SparsityConfig())
     bank = require_bank(model)
@@ -65,18 +65,18 @@ def test_measured_costs_rise_from_zero_and_are_remembered(make: type, cache: Pat
     model, config = make(), SparsityConfig(**SMALL)
     structure = discover(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    costs = measured_costs(model, structure, config)
+    costs = measured_costs(model, structure, config, cost_batch(model, config, None))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     for block in structure.blocks:
         table = costs.blocks[block.name]
         assert len(table) == block.units + 1 and table[0] == 0.0 and list(table) == sorted(table)
     assert len(list(cache.iterdir())) == 3  # heads and neurons once, since layers are alike, and whole models
-    again = measured_costs(model, structure, config)
+    again = measured_costs(model, structure, config, cost_batch(model, config, None))
     assert again.blocks == costs.blocks
     for path in cache.iterdir():
         entry = json.loads(path.read_text())
         path.write_text(json.dumps({**entry, "milliseconds": ["NaN", *entry["milliseconds"][1:]]}))
-    assert measured_costs(model, structure, config).blocks != costs.blocks
+    assert measured_costs(model, structure, config, cost_batch(model, config, None)).blocks != costs.blocks
 
 
 def test_a_batch_is_enlarged_without_padding() -> None:
@@ -94,12 +94,12 @@ def test_a_batch_in_which_fewer_units_save_no_time_is_told(monkeypatch: pytest.M
     config, model, warnings = SparsityConfig(**SMALL), wide(), []
     structure = discover(model)
     monkeypatch.setattr(latency, "shortest_ms", lambda runs, device, repeats: [2.0] * len(runs))
-    with pytest.raises(SparsityError, match=r"batch of 4 x 16 on .*: give a larger cost_batch_size"):
-        measured_costs(model, structure, config)
+    with pytest.raises(SparsityError, match=r"batch of 4 x 16 tokens on .*: give a larger cost_batch_size"):
+        measured_costs(model, structure, config, cost_batch(model, config, None))
     monkeypatch.setattr(latency, "_remembered", lambda key, count: None)
     monkeypatch.setattr(latency, "shortest_ms", lambda runs, device, repeats: [1.0, *[2.0] * (len(runs) - 1)])
     monkeypatch.setattr(latency.logger, "warning", lambda text, *values: warnings.append(text % values))
-    costs = measured_costs(model, structure, config)
+    costs = measured_costs(model, structure, config, cost_batch(model, config, None))
     assert len(warnings) == 1 and "a quarter of all heads and neurons takes 100%" in warnings[0]
     assert costs.prunable == pytest.approx(1.0) and costs.rest == 1.0
 
@@ -193,7 +193,8 @@ def test_uniform_layouts_of_wide_models_have_multiples_of_eight() -> None:
 
 def test_what_the_device_likes_is_a_multiple() -> None:
     model = wide()
-    costs = measured_costs(model, discover(model), SparsityConfig(**SMALL, round_to=0))
+    config = SparsityConfig(**SMALL, round_to=0)
+    costs = measured_costs(model, discover(model), config, cost_batch(model, config, None))
     assert costs.multiple in latency.MULTIPLES
     assert attach_gates(model, SparsityConfig(**SMALL, round_to=0)).costs.multiple in latency.MULTIPLES
 

@@ -40,6 +40,7 @@ ORDER = [
     "plan",
     "costs",
     "timing",
+    "macs",
     "latency",
     "refit",
     "steering",

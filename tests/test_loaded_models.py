@@ -21,7 +21,7 @@ from hf_sparse import (
     save_pruned,
 )
 from hf_sparse.comparison import outputs
-from hf_sparse.report import count_macs
+from hf_sparse.macs import count_macs
 
 CONVERTED = ("mixtral", "qwen3_moe", "olmoe", "swin", "videomae", "vit", "esm")
 """Model types whose tensors have other names in files than in memory."""

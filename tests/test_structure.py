@@ -34,13 +34,6 @@ def test_columns_name_the_inputs_of_the_output_projection(model: PreTrainedModel
         assert block.columns.shape[0] == block.units
 
 
-def test_macs_count_weights_and_attention_scores() -> None:
-    attention = next(block for block in discover(bert()).blocks if block.kind == "attention")
-    weights = 4 * 32 * 8
-    assert attention.cost_of_unit("macs", sequence_length=10) == weights + 2 * 10 * 8
-    assert attention.cost_of_unit("params", sequence_length=10) == weights + 3 * 8
-
-
 def test_norms_of_one_head_are_shared_and_norms_of_all_heads_are_refused() -> None:
     sizes = {
         "vocab_size": 99,

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, Trainer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from hf_sparse import SparseTrainer, SparseTrainerMixin, SparsityConfig, load_pruned
-from hf_sparse.report import count_macs
+from hf_sparse.macs import count_macs
 from hf_sparse.resuming import defect
 
 pytestmark = [

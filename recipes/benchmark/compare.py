@@ -38,7 +38,7 @@ from transformers import (
 )
 
 from hf_sparse import SparseTrainer, SparsityConfig, compact, load_pruned, save_pruned
-from hf_sparse.costs import counted_costs
+from hf_sparse.costs import parameter_costs
 from hf_sparse.discovery import discover
 from hf_sparse.distilling import DistillationTrainer
 from hf_sparse.report import Report, command_line, versions
@@ -121,7 +121,7 @@ def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[d
     """Prune and train one model, or a family of them; returns what to record, a record for each."""
     dense = bench.dense()
     structure = discover(dense)
-    costs = counted_costs(structure, SparsityConfig(round_to=1))
+    costs = parameter_costs(structure, SparsityConfig(round_to=1))
     model = copy.deepcopy(dense)
     arguments = bench.arguments(cell["epochs"], cell["learning_rate"], cell["seed"])
     one, several = isinstance(cell["target"], float), isinstance(cell["target"], list)

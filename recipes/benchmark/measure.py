@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_sparse import load_pruned
-from hf_sparse.report import count_macs
+from hf_sparse.macs import count_macs
 from hf_sparse.timing import device_name, shortest_ms
 
 BATCHES = (1, 32)

@@ -11,7 +11,6 @@ import argparse
 import copy
 import functools
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,12 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import transformers
 from minilm import minilm
-from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from hf_sparse import PruningPlan, SparsityConfig, compact, discover
-from hf_sparse.inputs import example_inputs
-from hf_sparse.latency import enlarged, measured_costs
+from hf_sparse.costs import cost_batch
+from hf_sparse.latency import measured_costs
 from hf_sparse.structure import ModelStructure
 from hf_sparse.timing import device_name, shortest_ms
 
@@ -58,7 +56,8 @@ def main() -> None:
     dense = dense.eval().to(device)
     config = SparsityConfig(cost="latency", cost_batch_size=flags.batch, cost_sequence_length=flags.tokens)
     structure = discover(dense)
-    costs = measured_costs(dense, structure, config)
+    batch = cost_batch(dense, config, None)
+    costs = measured_costs(dense, structure, config, batch)
     structure = structure.rounded(costs.multiple)
     generator = torch.Generator().manual_seed(0)
     layouts = {
@@ -70,7 +69,6 @@ def main() -> None:
     for counts in layouts.values():
         models.append(copy.deepcopy(dense))
         compact(models[-1], PruningPlan({name: tuple(range(count)) for name, count in counts.items()}))
-    batch: Mapping[str, Tensor] = enlarged(example_inputs(dense), dense, flags.batch, flags.tokens)
     with torch.inference_mode():
         runs = [functools.partial(model, **batch) for model in models]
         measured = shortest_ms(runs, device, REPEATS)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_sparse import PruningPlan, SparsityConfig, SparsityError
-from hf_sparse.costs import CostTable, counted_costs
+from hf_sparse.costs import CostTable, parameter_costs
 from hf_sparse.discovery import discover
 from hf_sparse.structure import ModelStructure
 
@@ -30,7 +30,7 @@ def plan_by_rank(
         seed: of the random choice.
     """
     structure = discover(model)
-    costs = counted_costs(structure, SparsityConfig(round_to=1))
+    costs = parameter_costs(structure, SparsityConfig(round_to=1))
     if method == "torch-pruning":
         return _torch_pruning(model, structure, costs, batches, target)
     scores = {"taylor": _taylor, "magnitude": _magnitude, "random": _random}[method](model, structure, batches, seed)
