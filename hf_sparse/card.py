@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers.modelcard import TASK_MAPPING
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.errors import SparsityError
 from hf_sparse.inspection import CheckpointSummary, inspect_checkpoint
 from hf_sparse.report import Report
+from hf_sparse.tasks import task_of
 
 CARD, REPORT, PICTURE = "README.md", "report.json", "structure.png"
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -103,17 +102,9 @@ def write_card(directory: Path, destination: Path, about: CardFields) -> None:
     (directory / CARD).write_text(str(model_card(directory, about)), encoding="utf-8")
 
 
-def task_of(architecture: str) -> str | None:
-    """What the Hub calls the task of an architecture, None if it has no name for it."""
-    for task, names in TASK_MAPPING.items():
-        if architecture in dict(cast(Any, names)).values():
-            return task
-    return None
-
-
 def _card_data(summary: CheckpointSummary, report: Report | None, about: CardFields, name: str) -> ModelCardData:
     origin = report.origin if report else None
-    task = (origin.task if origin else None) or task_of(summary.architecture)
+    task = (origin.task if origin else None) or task_of(summary.architecture, summary.model_type)
     results = _results(report, task) if report and task else []
     try:
         return ModelCardData(

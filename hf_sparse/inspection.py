@@ -17,6 +17,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, check_recipe, shards
 from hf_sparse.steering import BANK
 from hf_sparse.structure import LayerSizes
+from hf_sparse.tasks import auto_class
 from hf_sparse.weights import MASKS
 
 LARGEST_CONFIG = 64 << 20
@@ -30,8 +31,8 @@ class CheckpointSummary:
     Attributes:
         source: the directory or repository.
         architecture: the class of transformers that it is made of.
-        auto_class: the auto class that loads it; "AutoModel" if its config does not say.
-        model_type: of its config.
+        auto_class: the auto class that loads it.
+        model_type: of its stock config.
         pruned: whether it is of a pruned model type; a stock checkpoint has no record of what it was.
         parameters: values in its weight files.
         dense_parameters: parameters of the model before it was pruned; None if unknown.
@@ -139,14 +140,15 @@ def inspect_checkpoint(source: str | Path, revision: str | None = None, token: s
     dtypes: dict[str, int] = {}
     for dtype, size in found.values():
         dtypes[dtype] = dtypes.get(dtype, 0) + size
-    architectures, references = config.get("architectures"), config.get("auto_map")
+    architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else "?"
-    auto_classes = [name for name in references or () if name.startswith("AutoModel")]
+    architecture = str(config.get("base_architecture", first) if recipe else first)
+    model_type = config["model_type"].removeprefix(MODEL_TYPE_PREFIX)
     return CheckpointSummary(
         source=str(source),
-        architecture=str(config.get("base_architecture", first) if recipe else first),
-        auto_class=auto_classes[0] if auto_classes else "AutoModel",
-        model_type=config["model_type"],
+        architecture=architecture,
+        auto_class=auto_class(architecture, model_type) or "AutoModel",
+        model_type=model_type,
         pruned=recipe is not None,
         parameters=sum(dtypes.values()),
         dense_parameters=recipe["parameters"] if recipe else None,

@@ -781,16 +781,16 @@ def config_class(model_type: str) -> type[PreTrainedConfig]:
         made: Any = type(name, (_PrunedConfig, stock), body)
         made.register_for_auto_class("AutoConfig")
         _configs[model_type] = made
-        for auto_name, names in _auto_classes():
+        for auto_name, names in auto_classes():
             if model_type in names:
-                model = model_class(getattr(transformers, _architectures(names[model_type])[0]), model_type)
+                model = model_class(getattr(transformers, architectures(names[model_type])[0]), model_type)
                 getattr(transformers, auto_name).register(made, model, exist_ok=True)
     return _configs[model_type]
 
 
 def _register_architectures(references: Any, config: Any) -> None:
     """Let the auto classes that a checkpoint names load its architecture, where they would not load the stock one."""
-    for auto_name, _ in _auto_classes():
+    for auto_name, _ in auto_classes():
         reference = references.get(auto_name) if isinstance(references, dict) else None
         name = reference.rpartition(".")[2] if isinstance(reference, str) else ""
         try:
@@ -805,7 +805,7 @@ def _register_architectures(references: Any, config: Any) -> None:
             auto.register(config, (*known, model), exist_ok=True)
 
 
-def _auto_classes() -> list[tuple[str, dict[str, Any]]]:
+def auto_classes() -> list[tuple[str, dict[str, Any]]]:
     """(name of an auto class, its stock classes by model type) for each auto class that loads models."""
     names = [name for name in modeling_auto.__all__ if name.startswith("AutoModel")]
     # Its classes are those of other auto classes too, under which users look for them first.
@@ -814,7 +814,8 @@ def _auto_classes() -> list[tuple[str, dict[str, Any]]]:
     return [(name, mapping._model_mapping) for name, mapping in autos if mapping is not None]
 
 
-def _architectures(found: Any) -> tuple[str, ...]:
+def architectures(found: Any) -> tuple[str, ...]:
+    """The names in an entry of an auto class, which has one or several."""
     return (found,) if isinstance(found, str) else tuple(found)
 
 
@@ -840,8 +841,8 @@ def _auto_names(architecture: str) -> list[str]:
     """The auto classes that load an architecture; `AutoModel` for one that none of them does."""
     names = [
         auto_name
-        for auto_name, types in _auto_classes()
-        if any(architecture in _architectures(found) for found in types.values())
+        for auto_name, types in auto_classes()
+        if any(architecture in architectures(found) for found in types.values())
     ]
     return names or ["AutoModel"]
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from hf_sparse.card import NO_FIELDS, CardFields, task_of
+from hf_sparse.card import NO_FIELDS, CardFields
 from hf_sparse.checkpoint import complete
 from hf_sparse.compaction import CompactionReport, compact, compact_alike_
 from hf_sparse.config import SparsityConfig
@@ -26,13 +26,16 @@ from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
 from hf_sparse.hub import upload
 from hf_sparse.model import ModelMixin
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
 from hf_sparse.patching import current_plan, detach_gates, gate_bank, require_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.processes import is_first, once
 from hf_sparse.report import Metrics, Origin, Report, command_line, hub_id, make_report
 from hf_sparse.sharding import spread_
+from hf_sparse.stock import stock_class
 from hf_sparse.structure import ModelStructure
 from hf_sparse.surgery import plain_forward, skeleton, with_random_weights_
+from hf_sparse.tasks import task_of
 
 logger = logging.get_logger(__name__)
 
@@ -206,7 +209,9 @@ class ResultsMixin(ModelMixin):
 
     def _origin(self, dense: PreTrainedModel) -> Origin:
         """What can be known of it here."""
-        return Origin(base_model=hub_id(dense), task=task_of(type(dense).__name__), command=command_line())
+        config: Any = dense.config
+        task = task_of(stock_class(dense).__name__, config.model_type.removeprefix(MODEL_TYPE_PREFIX))
+        return Origin(base_model=hub_id(dense), task=task, command=command_line())
 
     def _measured_if_it_fits(self) -> Report | None:
         """`measure()` where nobody has asked for it: nothing is lost if both models do not fit the device together."""

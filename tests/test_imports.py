@@ -62,6 +62,7 @@ ORDER = [
     "model",
     "teacher",
     "distilling",
+    "tasks",
     "inspection",
     "memory",
     "card",

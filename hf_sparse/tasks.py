@@ -1,0 +1,69 @@
+"""What an architecture is for: the auto class that loads it and the task it does, by transformers' own tables."""
+
+import re
+from collections import Counter
+from typing import Any
+
+import transformers
+from transformers.modelcard import TASK_MAPPING
+
+from hf_sparse.modeling_hf_sparse import architectures, auto_classes
+
+
+def auto_class(architecture: str, model_type: str) -> str | None:
+    """Choose the auto class under which people look for an architecture; None if none loads it.
+
+    Several load BART or a CLIP. The one whose other architectures have the same ending, such as
+    ForConditionalGeneration, is meant for it; of those, one that has a pipeline; and the general ones come last.
+
+    Args:
+        architecture: name of a class of transformers.
+        model_type: of its stock config.
+    """
+    order = [name for names in _pipelines().values() for name in names]
+
+    def unlikeliness(candidate: tuple[str, dict[str, Any]]) -> tuple[bool, bool, bool, bool, int]:
+        name, types = candidate
+        endings = Counter(_ending(one) for found in types.values() for one in architectures(found))
+        unlike = endings.most_common(1)[0][0] != _ending(architecture)
+        place = order.index(name) if name in order else len(order)
+        return name == "AutoModelForPreTraining", unlike, name not in order, name == "AutoModel", place
+
+    candidates = [
+        (name, types) for name, types in auto_classes() if architecture in architectures(types.get(model_type, ()))
+    ]
+    return min(candidates, key=unlikeliness)[0] if candidates else None
+
+
+def _pipelines() -> dict[str, list[str]]:
+    """The auto classes that each task's pipeline loads, by task."""
+    from transformers.pipelines import SUPPORTED_TASKS  # imports all pipelines, which takes a second
+
+    tasks: dict[str, Any] = SUPPORTED_TASKS
+    return {task: [auto.__name__ for auto in entry["pt"]] for task, entry in tasks.items()}
+
+
+def _ending(architecture: str) -> str:
+    return architecture.rpartition("For")[2]
+
+
+def task_of(architecture: str, model_type: str) -> str | None:
+    """The task of an architecture, as pipelines and the Hub call it; None if it has no name.
+
+    Args:
+        architecture: name of a class of transformers.
+        model_type: of its stock config.
+    """
+    name = auto_class(architecture, model_type)
+    if name is None or name == "AutoModelForPreTraining":
+        return None
+    if name == "AutoModel":
+        sees = getattr(transformers, architecture).main_input_name == "pixel_values"
+        return "image-feature-extraction" if sees else "feature-extraction"
+    for task, names in _pipelines().items():
+        if name in names:
+            return task
+    for task, table in TASK_MAPPING.items():  # of pipelines that there were
+        if table is dict(auto_classes())[name]:
+            return task
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name.removeprefix("AutoModelFor")).lower()
