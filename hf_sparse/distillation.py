@@ -35,6 +35,40 @@ def logit_distillation(student: Tensor, teacher: Tensor, temperature: float, pro
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * temperature**2
 
 
+SURE = 1e4
+"""Logits of one who is sure of an answer; of all others, minus so much."""
+
+
+def drawn_logits(teacher: Tensor, problem_type: str | None = None) -> Tensor:
+    """Draw an answer to every item from the distribution that a teacher's logits are of.
+
+    Where a student says what its teacher says, the distance between them has no slope in any direction. But the mean
+    square of the slope of its distance to drawn answers is there the curvature of the distance: the Fisher information.
+
+    Args:
+        teacher: logits, shape (..., labels).
+        problem_type: as in `logit_distillation`.
+
+    Returns:
+        Logits that are sure of the answer, shape (..., labels); where numbers are predicted, numbers of variance 1
+        around the teacher's.
+    """
+    teacher = teacher.float()
+    if teacher.shape[-1] == 1 or problem_type == "regression":
+        return teacher + torch.randn_like(teacher)
+    if problem_type == "multi_label_classification":
+        drawn = torch.bernoulli(torch.sigmoid(teacher))
+    else:
+        drawn = F.one_hot(torch.distributions.Categorical(logits=teacher).sample(), teacher.shape[-1])
+    return SURE * (2.0 * drawn - 1)
+
+
+def drawn_states(teacher: Tensor) -> Tensor:
+    """Draw states around those of a teacher, as far from them as they are large, shape (rows, ..., width)."""
+    teacher = teacher.float()
+    return teacher + teacher.square().mean().sqrt() * torch.randn_like(teacher)
+
+
 def hidden_distillation(student: Sequence[Tensor], teacher: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
     """Distance between hidden states, each student layer against its teacher layer: a relative squared error.
 

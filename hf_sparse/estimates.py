@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from hf_sparse.answers import answers, state_masks
 from hf_sparse.config import SparsityConfig
 from hf_sparse.distillation import hidden_distances, layer_pairs
 from hf_sparse.processes import is_first
@@ -12,7 +13,6 @@ from hf_sparse.refit import depths, refit_, refittable
 from hf_sparse.results import ResultsMixin
 from hf_sparse.searching import SearchingMixin
 from hf_sparse.surgery import plain_forward, unchanged_random_state
-from hf_sparse.teacher import layer_states, state_masks
 
 logger = logging.get_logger(__name__)
 
@@ -74,7 +74,8 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
     def _match_layers(self) -> None:
         """Find out which layers of the student learn from which of the teacher, on a batch of the evaluation data.
 
-        Each from its own, while there are as many; else those that are left, each from one that it is close to.
+        Each from its own, while there are as many, or where layers have states of different shapes; else those that are
+        left, each from one that it is close to.
         """
         if self.teacher is None or not self.teacher.hidden:
             return
@@ -82,13 +83,14 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
         training, _ = self._model.training, self._model.eval()
         with torch.no_grad(), plain_forward(self._model), unchanged_random_state(self.args.device):
             outputs = self._model(**batch, output_hidden_states=True, return_dict=True)
-            teacher = self.teacher(batch).hidden_states
-        student, masks = layer_states(outputs), state_masks(outputs, batch)
+            teacher = self.teacher.ask(batch).states
+        student, masks = answers(outputs, None).states, state_masks(self._model, outputs, batch)
         self._model.train(training)
         left = self._layers_left(len(student))
-        if [state.shape for state in student] == [state.shape for state in teacher] and len(left) == len(student):
+        shapes, others = ([state.shape for state in states] for states in (student, teacher))
+        if shapes and shapes == others and (len(left) == len(student) or len(set(shapes)) > 1):
             self._layer_map = tuple((layer, layer) for layer in left)
-        elif len({state.shape for state in (*student, *teacher)}) > 1 or not teacher:
+        elif len({*shapes, *others}) > 1 or not teacher:
             logger.warning("Hidden states of model and teacher differ in shape: it learns from the logits alone.")
             self.teacher.hidden = False
         else:

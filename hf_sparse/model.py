@@ -57,7 +57,7 @@ class ModelMixin(Trainer):
         Labels stay where a decoder is fed with nothing else.
         """
         fed = self._model.config.is_encoder_decoder and not {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs)
-        left_out = set(self.label_names) - ({"labels"} if fed else set())
+        left_out = {"labels", "num_items_in_batch", *self.label_names} - ({"labels"} if fed else set())
         return {name: value for name, value in inputs.items() if name not in left_out}
 
     @contextmanager

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_utils import _CAN_RECORD_REGISTRY
 
 from hf_sparse.errors import SparsityError
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, auto_map, config_class, model_class, sealed
@@ -22,6 +23,8 @@ def describe_(
             model.__class__ = model_class(stock, config.model_type)
         except ValueError as error:
             raise SparsityError(str(error)) from None
+        # Which states a forward records transformers looks up by the class; it notes that where a model is made.
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(model)), model._can_record_outputs)
         config.base_model_type, config.base_architecture = config.model_type, stock.__name__
         # Configs made by `Config(**entries)` have it as an attribute, which would hide that of the class.
         vars(config).pop("model_type", None)

@@ -228,6 +228,8 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
             yield self._prepare_inputs(loader.collate_fn(batch))
 
     def _row_loss(self, inputs: Mapping[str, Any]) -> Tensor:
+        if self._learns_alone(inputs):
+            return self._drawn_loss(inputs)
         items = self._get_num_items_in_batch([inputs], self.args.device)
         return self.compute_loss(self._model, dict(inputs), num_items_in_batch=items)
 

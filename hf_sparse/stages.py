@@ -51,9 +51,9 @@ class StagesMixin(EstimatesMixin):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _before_first_step(self, inputs: dict[str, Tensor | Any]) -> None:
-        super()._before_first_step(inputs)
         if self._layer_map is None:
-            self._match_layers()
+            self._match_layers()  # first: sensitivities may be those of the distances to the teacher's states
+        super()._before_first_step(inputs)
 
     def _end_step(self, structure_found: bool) -> None:
         """Shrink the model in place once its structure is found; at the end of a stage, go on to the next."""

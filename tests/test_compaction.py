@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from conftest import MODELS, bert, gpt2, llama
-from transformers import PreTrainedModel
+from transformers import BertModel, PreTrainedModel
 
 from hf_sparse import PruningPlan, SparsityConfig, SparsityError, attach_gates, compact, current_plan, discover
 from hf_sparse.inputs import example_inputs
@@ -45,6 +45,13 @@ def test_gated_equals_compact(model: PreTrainedModel, seed: int) -> None:
     assert report.parameters_after == sum(parameter.numel() for parameter in model.parameters())
     assert report.parameters_after < report.parameters_before
     assert not model._forward_pre_hooks and not any("gate" in name for name in model.state_dict() if "_gates" in name)
+
+
+def test_a_model_without_a_head_still_returns_its_hidden_states() -> None:
+    model = BertModel(bert().config).eval()
+    inputs = example_inputs(model)
+    compact(model, plans(model)["uneven"])
+    assert len(model(**inputs, output_hidden_states=True).hidden_states) == 3
 
 
 @pytest.mark.parametrize("kind", plans(bert()))

@@ -19,7 +19,7 @@ from hf_sparse.resuming import defect
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),  # which TRL still says
-    pytest.mark.filterwarnings("ignore:`return_outputs=True`:FutureWarning"),  # asked for once, to see what comes
+    pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated:FutureWarning"),
 ]
 SEARCH = SparsityConfig(target=0.4, sparsity_ramp=0.3)
 SETTINGS = {"max_length": 16, "bf16": False}
@@ -98,6 +98,33 @@ def test_supervised_fine_tuning_learns_what_trainer_learns(tokenizer: PreTrained
         torch.testing.assert_close(load_pruned(tmp_path / "out")(**batch).logits, tuned.model.eval()(**batch).logits)
 
 
+@pytest.mark.parametrize("rows", ["packed", "flattened", "padded"])
+@pytest.mark.parametrize("loss", ["fused", "smoothed"])
+def test_a_model_is_its_own_perfect_teacher(
+    rows: str, loss: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Of rows with several examples, too, in which transformers sees no borders where there is a cache."""
+    settings = arguments(SFTConfig, tmp_path)
+    settings.packing, settings.padding_free = rows == "packed", rows == "flattened"
+    settings.max_length = None if rows == "flattened" else 16
+    settings.label_smoothing_factor = 0.1 if loss == "smoothed" else 0.0
+    data = Dataset.from_dict({"input_ids": [row[: 8 - index % 4] for index, row in enumerate(tokens(32, 8))]})
+    model = llama()
+    trainer = SparseSFTTrainer(
+        model=model,
+        teacher=copy.deepcopy(model),
+        args=settings,
+        train_dataset=data,
+        processing_class=tokenizer,
+        sparsity=SEARCH,
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert ("position_ids" in batch) == (rows != "padded")
+    trainer.compute_loss(trainer.model.train(), dict(batch))
+    assert trainer._summed_losses["task_loss"] > 1
+    assert max(trainer._summed_losses[name].abs().item() for name in ("logits_loss", "hidden_loss")) < 1e-6
+
+
 def test_direct_preference_optimization_finds_a_structure(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     texts = {
         name: [" ".join(map(str, row)) for row in tokens(64, 4, seed)]
@@ -106,11 +133,12 @@ def test_direct_preference_optimization_finds_a_structure(tokenizer: PreTrainedT
     trainer = SparseDPOTrainer(
         model=llama(),
         ref_model=llama(),
+        teacher=llama(),
         args=arguments(DPOConfig, tmp_path),
         train_dataset=Dataset.from_dict(texts),
         processing_class=tokenizer,
         sparsity=SEARCH,
     )
     trainer.train()
-    assert not trainer._metrics["eval"]
+    assert not trainer._metrics["eval"] and trainer.state.log_history[0]["logits_loss"] < 1e-4
     assert trainer.compact().max_abs_diff <= 1e-4 and densities(trainer)[-1] == pytest.approx(0.6, abs=0.06)
