@@ -30,7 +30,7 @@ class DistillationConfig:
     """
 
     distillation_weight: float = _option(
-        0.5, "Weight of the teacher's logits against the labels, between 0 and 1; unused without a teacher."
+        0.5, "Weight of the teacher's logits against the labels, from 0 to 1, which needs no labels."
     )
     distillation_temperature: float = _option(2.0, "Temperature at which student and teacher logits are compared.")
     hidden_distillation_weight: float = _option(

@@ -129,7 +129,7 @@ def _require_rows(inputs: Mapping[str, Any]) -> None:
     Raises:
         SparsityError: several examples are packed into one row, or something in it has no entry per row.
     """
-    lengths = {name: len(value) for name, value in inputs.items() if isinstance(value, Tensor)}
+    lengths = {name: sum(value.shape[:1]) for name, value in inputs.items() if isinstance(value, Tensor)}
     positions = inputs.get("position_ids")
     if inputs.get("attention_mask") is None and isinstance(positions, Tensor):  # as transformers tells packed rows
         packed = positions.ndim == 2 and bool((positions[:, 1:] < positions[:, :-1]).any())

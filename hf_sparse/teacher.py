@@ -143,7 +143,7 @@ class Teacher:
         return self.ask(inputs) if self._memory is None else self._memory(inputs)
 
     def _prove(self, inputs: Mapping[str, Any]) -> None:
-        """Ask twice, once in a run; do without hidden states, in place, whose tokens are drawn anew each time.
+        """Ask twice, in the first batch of a run; do without hidden states, in place, whose tokens are drawn each time.
 
         Raises:
             SparsityError: its logits are others each time.
