@@ -1,6 +1,5 @@
 """The bare model of a Trainer, which most mixins here work on."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from hf_sparse.sharding import gather_, put_together
+from hf_sparse.surgery import copied
 from hf_sparse.zero import dismantle_, without_gates
 from hf_sparse.zero3 import is_partitioned, partitions_together
 
@@ -65,7 +65,7 @@ class ModelMixin(Trainer):
         """Inside this context a copy is in the model's place, to be changed."""
         model = self._model
         try:
-            self.model = copy.deepcopy(model)
+            self.model = copied(model)
             yield
         finally:
             self.model = model

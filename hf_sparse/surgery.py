@@ -128,7 +128,31 @@ def skeleton(model: PreTrainedModel) -> PreTrainedModel:
         for parameter in model.parameters()
     }
     with plain_forward(model):
-        return copy.deepcopy(model, memo)
+        return copied(model, memo)
+
+
+def copied(model: PreTrainedModel, memo: dict[int, Any] | None = None) -> PreTrainedModel:
+    """Copy a model that may have just been trained.
+
+    States that modules keep of their latest forward, as recurrent ones do, are copied without their graph, which torch
+    would refuse to copy.
+
+    Args:
+        model: with or without gates.
+        memo: as for `copy.deepcopy`.
+    """
+    states = [state for module in model.modules() for state in _states(vars(module))]
+    return copy.deepcopy(model, {id(state): state.detach().clone() for state in states} | (memo or {}))
+
+
+def _states(value: Any) -> Iterator[Tensor]:
+    """The tensors with a graph in a value, and in the containers within it."""
+    if isinstance(value, Tensor):
+        if value.grad_fn is not None:
+            yield value
+    elif isinstance(value, dict | list | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _states(one)
 
 
 def with_random_weights_(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

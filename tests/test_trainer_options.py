@@ -12,7 +12,8 @@ import torch
 from conftest import StopAt, bart, bert, rows, training_arguments
 from test_trainer import trainer
 from torch import nn
-from transformers import BertForSequenceClassification, GenerationConfig, Trainer, get_linear_schedule_with_warmup
+from transformers import GenerationConfig, Trainer, get_linear_schedule_with_warmup
+from zoo import ZOO
 
 from hf_sparse import (
     NonFiniteLossError,
@@ -27,6 +28,7 @@ from hf_sparse import (
 from hf_sparse.cli import main
 from hf_sparse.inspection import inspect_checkpoint
 from hf_sparse.patching import attach_gates, require_bank
+from hf_sparse.surgery import copied
 
 
 def test_schedulers_that_would_stop_the_search_are_refused(tmp_path: Path) -> None:
@@ -185,12 +187,23 @@ def test_gated_encoders_generate_what_the_compact_model_does() -> None:
         torch.testing.assert_close(gated, compacted, rtol=1e-4, atol=1e-4)
 
 
-def test_what_cannot_be_trained_is_refused_before_it_is(tmp_path: Path) -> None:
-    class MyBert(BertForSequenceClassification):
-        pass
+def test_a_model_that_keeps_states_of_its_forward_is_saved_while_it_has_gates(tmp_path: Path) -> None:
+    species, data = ZOO["recurrent_gemma"], rows(8).map(lambda row: {"labels": row["input_ids"]})
+    arguments = training_arguments(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    run = SparseTrainer(model=species.make(), args=arguments, train_dataset=data, sparsity=SparsityConfig())
+    run.train()
+    assert any(state.grad_fn is not None for state in recurrent_states(run.model))
+    run.save_model(str(tmp_path / "out"))
+    run.measure()
+    assert all(state.grad_fn is None for state in recurrent_states(copied(run.model)))
+    load_pruned(tmp_path / "out")
 
-    with pytest.raises(SparsityError, match="MyBert is not a class of transformers"):
-        trainer(tmp_path, MyBert(bert().config))
+
+def recurrent_states(model: nn.Module) -> list[torch.Tensor]:
+    return [state for module in model.modules() if (state := vars(module).get("recurrent_states")) is not None]
+
+
+def test_what_cannot_be_trained_is_refused_before_it_is(tmp_path: Path) -> None:
     with pytest.raises(SparsityError, match="Linear is not a model of transformers"):
         attach_gates(nn.Linear(2, 2), SparsityConfig())  # type: ignore[arg-type]
     with pytest.raises(SparsityError, match=r"such as SparsityConfig\(target=0.5\)"):
