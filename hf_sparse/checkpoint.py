@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, PushToHubMixin
 
 from hf_sparse.card import NO_FIELDS, PICTURE, REPORT, CardFields, write_card
@@ -12,8 +12,9 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.inspection import read_config, stock_class
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, model_class
 from hf_sparse.patching import gate_bank
-from hf_sparse.prunable import require_model, require_no_adapters
+from hf_sparse.prunable import is_quantized, require_model, require_no_adapters
 from hf_sparse.report import Report
+from hf_sparse.stock import require_loadable
 
 
 def save_pruned(
@@ -37,13 +38,15 @@ def save_pruned(
         max_shard_size: larger weights are split into files of this size.
 
     Raises:
-        SparsityError: the model still has gates, or is not one of transformers, or has adapters inside, or the
-            directory cannot be written.
+        SparsityError: the model still has gates, or is not one of transformers, or has adapters inside, or could not be
+            loaded again, or the directory cannot be written.
     """
     require_model(model)
     require_no_adapters(model)
     if gate_bank(model) is not None:
         raise SparsityError("this model still has gates: call compact(model), or save through SparseTrainer.save_model")
+    if not is_quantized(model):  # whose tensors are other ones
+        require_loadable(model)
     with replaced_directory(Path(path)) as directory:
         model.save_pretrained(directory, max_shard_size=max_shard_size)
         if processing_class is not None:
@@ -70,21 +73,24 @@ def complete(directory: Path, path: Path, report: Report | None, about: CardFiel
     write_card(directory, path, about)
 
 
-def load_pruned(path: str | Path) -> PreTrainedModel:
+def load_pruned(path: str | Path, kind: type[PreTrainedModel] | None = None) -> PreTrainedModel:
     """Load a model that `save_pruned` or `SparseTrainer.save_model` wrote, with the head it was saved with.
+
+    Args:
+        path: the directory.
+        kind: the class that was pruned; needed only if it is not one of transformers.
 
     Raises:
         SparsityError: there is no such checkpoint, it is damaged, or its architecture is unknown here.
     """
     if not (Path(path) / CONFIG_NAME).is_file():
         raise SparsityError(f"no checkpoint at {path}: it has no {CONFIG_NAME}")
-    read_config(Path(path) / CONFIG_NAME)
+    entries = read_config(Path(path) / CONFIG_NAME)
     try:
-        config: Any = AutoConfig.from_pretrained(path)
-        pruned = config.model_type.startswith(MODEL_TYPE_PREFIX)
-        architecture = config.base_architecture if pruned else (config.architectures or ["?"])[0]
-        stock = stock_class(architecture, f"{path} holds a")
-        model = model_class(stock, config.base_model_type) if pruned else stock
+        pruned = entries["model_type"].startswith(MODEL_TYPE_PREFIX)
+        architecture = entries["base_architecture"] if pruned else (entries.get("architectures") or ["?"])[0]
+        stock = kind or stock_class(architecture, f"{path} holds a")
+        model = model_class(stock, entries["base_model_type"]) if pruned else stock
         loaded, info = cast(Any, model).from_pretrained(path, use_safetensors=True, output_loading_info=True)
         if not pruned and (info["missing_keys"] or info["unexpected_keys"]):
             missing, extra = (sorted(info[f"{which}_keys"])[:3] for which in ("missing", "unexpected"))

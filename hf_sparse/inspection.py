@@ -86,7 +86,10 @@ def stock_class(name: str, where: str) -> type[PreTrainedModel]:
     """
     found = getattr(transformers, name, None)
     if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
-        raise SparsityError(f"{where} {name}, which transformers {transformers.__version__} lacks")
+        raise SparsityError(
+            f"{where} {name}, which transformers {transformers.__version__} lacks: update it, or give a class of your "
+            f"own, as in load_pruned(path, {name})"
+        )
     return found
 
 

@@ -643,6 +643,21 @@ def _no_endless_model(name: str) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def _read_as_stock(config: PreTrainedConfig, stock: type[PreTrainedModel]) -> Iterator[None]:
+    """Let a config be a stock one inside, for a class that is not of transformers.
+
+    It may ask an auto class for the model inside it, which has no recipe of its own.
+    """
+    pruned: Any = type(config)
+    if not is_of_transformers(stock):
+        config.__class__ = pruned.stock_class
+    try:
+        yield
+    finally:
+        config.__class__ = pruned
+
+
 class _PrunedModel:
     """Mixed into a stock model: builds the stock skeleton, then gives it the shapes of its config's recipe."""
 
@@ -650,7 +665,7 @@ class _PrunedModel:
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         check_recipe(config.hf_sparse, config.to_dict())
-        with _no_endless_model(type(self).__name__):
+        with _no_endless_model(type(self).__name__), _read_as_stock(config, self.stock_class):
             super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         resize_(self.base_model, config.hf_sparse)  # type: ignore[attr-defined]
         size, room = sum(parameter.numel() for parameter in self.parameters()), _room.get()  # type: ignore[attr-defined]
@@ -738,13 +753,17 @@ def _require_whole(model: Any, info: dict[str, Any], source: str) -> None:
     lacking, extra = {str(name) for name in info["missing_keys"]}, {str(name) for name in info["unexpected_keys"]}
     if not lacking and not extra:
         return
-    saved: Any = getattr(transformers, str(model.config.base_architecture), None)
-    whole = model
-    if not isinstance(saved, type) or not issubclass(saved, PreTrainedModel):
-        raise ValueError(f"{source} has base_architecture {model.config.base_architecture!r}, not a model")
-    if not isinstance(model, saved):
-        with torch.device("meta"):
-            whole = model_class(saved, model.config.base_model_type)(copy.deepcopy(model.config))
+    architecture, whole = model.config.base_architecture, model
+    if architecture != model.stock_class.__name__:
+        saved: Any = getattr(transformers, str(architecture), None)
+        if not isinstance(saved, type) or not issubclass(saved, PreTrainedModel):
+            raise ValueError(
+                f"{source} holds a {architecture!r}, which is not a class of transformers: give its class to "
+                "load_pruned(path, CLASS) of hf_sparse"
+            )
+        if not isinstance(model, saved):
+            with torch.device("meta"):
+                whole = model_class(saved, model.config.base_model_type)(copy.deepcopy(model.config))
     prefix = f"{model.base_model_prefix}."
     own = {name.removeprefix(prefix) for name in whole.state_dict()}
     lacking = {name for name in lacking if name.removeprefix(prefix) in own}
@@ -757,8 +776,13 @@ def _require_whole(model: Any, info: dict[str, Any], source: str) -> None:
             )
 
 
-_configs: dict[str, type[PreTrainedConfig]] = {}
-_models: dict[str, type[PreTrainedModel]] = {}
+_configs: dict[tuple[type[PreTrainedConfig], str], type[PreTrainedConfig]] = {}
+_models: dict[tuple[type[PreTrainedModel], str], type[PreTrainedModel]] = {}
+
+
+def is_of_transformers(stock: type) -> bool:
+    """Whether a class is one of transformers' own, which its name is enough to find again."""
+    return getattr(transformers, stock.__name__, None) is stock
 
 
 def _pruned_name(stock: type, own_type: str, model_type: str) -> str:
@@ -766,26 +790,33 @@ def _pruned_name(stock: type, own_type: str, model_type: str) -> str:
     return CLASS_PREFIX + stock.__name__ + ("" if own_type == model_type else f"__{model_type}")
 
 
-def config_class(model_type: str) -> type[PreTrainedConfig]:
-    """The config class of pruned models of a stock model type, made and registered at the first call.
+def config_class(model_type: str, stock: type[PreTrainedConfig] | None = None) -> type[PreTrainedConfig]:
+    """The config class of pruned models of a model type, made at the first call; one of transformers is registered.
+
+    Args:
+        model_type: such as "bert".
+        stock: the config class before; by default that of transformers.
 
     Raises:
         ValueError: transformers has no such model type.
     """
-    if model_type not in CONFIG_MAPPING_NAMES:
+    if stock is None and model_type not in CONFIG_MAPPING_NAMES:
         raise ValueError(f"transformers {transformers.__version__} has no model type {model_type!r}")
-    if model_type not in _configs:
-        stock = CONFIG_MAPPING[model_type]
-        name = _pruned_name(stock, stock.model_type, model_type)
-        body = {"model_type": MODEL_TYPE_PREFIX + model_type, "__module__": __name__, "__qualname__": name}
-        made: Any = type(name, (_PrunedConfig, stock), body)
-        made.register_for_auto_class("AutoConfig")
-        _configs[model_type] = made
-        for auto_name, names in auto_classes():
-            if model_type in names:
-                model = model_class(getattr(transformers, architectures(names[model_type])[0]), model_type)
-                getattr(transformers, auto_name).register(made, model, exist_ok=True)
-    return _configs[model_type]
+    kind: Any = stock or CONFIG_MAPPING[model_type]
+    if (kind, model_type) not in _configs:
+        name = _pruned_name(kind, kind.model_type, model_type)
+        body = {"model_type": MODEL_TYPE_PREFIX + model_type, "stock_class": kind, "_auto_class": None}
+        if stock is not None:  # transformers would make another one
+            body["__init__"] = stock.__init__
+        made: Any = type(name, (_PrunedConfig, kind), {**body, "__module__": __name__, "__qualname__": name})
+        _configs[kind, model_type] = made
+        if stock is None:
+            made.register_for_auto_class("AutoConfig")
+            for auto_name, names in auto_classes():
+                if model_type in names:
+                    model = model_class(getattr(transformers, architectures(names[model_type])[0]), model_type)
+                    getattr(transformers, auto_name).register(made, model, exist_ok=True)
+    return _configs[kind, model_type]
 
 
 def _register_architectures(references: Any, config: Any) -> None:
@@ -820,21 +851,32 @@ def architectures(found: Any) -> tuple[str, ...]:
 
 
 def model_class(stock: type[PreTrainedModel], model_type: str) -> type[PreTrainedModel]:
-    """The class of pruned models of a stock architecture.
+    """The class of pruned models of an architecture, made at the first call.
+
+    Args:
+        stock: a class of transformers, or one that is derived from PreTrainedModel and makes a model from its config.
+        model_type: of its config.
 
     Raises:
-        ValueError: the architecture is not one of transformers' own, so a checkpoint of it could not be loaded again.
+        ValueError: transformers has no such model type, and the class has no config of it.
     """
-    if getattr(transformers, stock.__name__, None) is not stock:
-        raise ValueError(f"{stock.__name__} is not a class of transformers, so no checkpoint of it could be loaded")
-    name = _pruned_name(stock, stock.config_class.model_type, model_type)
-    if name not in _models:
-        body = {"config_class": config_class(model_type), "stock_class": stock}
-        body |= {"__module__": __name__, "__qualname__": name}
-        made: Any = type(name, (_PrunedModel, stock), body)
-        made.register_for_auto_class(_auto_names(stock.__name__)[0])
-        _models.setdefault(name, made)
-    return _models[name]
+    if (stock, model_type) not in _models:
+        known = is_of_transformers(stock)
+        config = config_class(model_type, None if known else _own_config(stock, model_type))
+        own_type = model_type if stock.config_class is None else stock.config_class.model_type
+        name = _pruned_name(stock, own_type, model_type)
+        body = {"config_class": config, "stock_class": stock, "_auto_class": None}
+        made: Any = type(name, (_PrunedModel, stock), {**body, "__module__": __name__, "__qualname__": name})
+        if known:
+            made.register_for_auto_class(_auto_names(stock.__name__)[0])
+        _models.setdefault((stock, model_type), made)
+    return _models[stock, model_type]
+
+
+def _own_config(stock: type[PreTrainedModel], model_type: str) -> type[PreTrainedConfig] | None:
+    """The config class of a model class that is not of transformers; None if its config is one of transformers."""
+    kind: Any = stock.config_class
+    return None if kind is None or is_of_transformers(kind) or kind.model_type != model_type else kind
 
 
 def _auto_names(architecture: str) -> list[str]:
@@ -848,10 +890,14 @@ def _auto_names(architecture: str) -> list[str]:
 
 
 def auto_map(stock: type[PreTrainedModel], model_type: str) -> dict[str, str]:
-    """`auto_map` of a checkpoint: the pruned class of a stock architecture under every auto class that loads it."""
-    model = model_class(stock, model_type)
-    names = {"AutoConfig": config_class(model_type).__name__}
-    names.update(dict.fromkeys(_auto_names(stock.__name__), model.__name__))
+    """`auto_map` of a checkpoint: the pruned class of a stock architecture under every auto class that loads it.
+
+    Of other classes there are no names by which this file could make them.
+    """
+    model: Any = model_class(stock, model_type)
+    names = {"AutoConfig": model.config_class.__name__} if is_of_transformers(model.config_class.stock_class) else {}
+    if is_of_transformers(stock):
+        names.update(dict.fromkeys(_auto_names(stock.__name__), model.__name__))
     return {auto_name: f"modeling_hf_sparse.{name}" for auto_name, name in names.items()}
 
 

@@ -26,7 +26,7 @@ from hf_sparse.prunable import require_prunable
 from hf_sparse.scaling import attach_scaler_, detach_scaler_
 from hf_sparse.selection import selected
 from hf_sparse.steering import BANK, attached_gates
-from hf_sparse.stock import expressible, require_known_class
+from hf_sparse.stock import expressible, require_loadable
 from hf_sparse.structure import ModelStructure
 
 
@@ -64,7 +64,7 @@ def attach_gates(
     require_prunable(model)
     if attached_gates(model) is not None:
         raise SparsityError("this model has gates already: call detach_gates(model) first")
-    require_known_class(model)
+    require_loadable(model)
     inputs = None if inputs is None else placed(inputs, model.device)
     whole = discover(model, inputs) if structure is None else structure
     if costs is None:

@@ -26,12 +26,16 @@ def require_plain(model: nn.Module) -> None:
         SparsityError: it is not one of transformers, or is quantized; and what to give instead.
     """
     require_model(model)
-    # Some quantizers keep weights as buffers of their own modules, some are not transformers'.
-    if getattr(model, "hf_quantizer", None) is not None or any(map(_is_packed, model.parameters())):
+    if is_quantized(model):
         raise SparsityError(
             f"{type(model).__name__} is quantized, and gates are for plain weights: load it without quantization, and "
             "quantize what is left of it after it was pruned"
         )
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether weights are not plain: some quantizers keep them in buffers of their own, some are not transformers'."""
+    return getattr(model, "hf_quantizer", None) is not None or any(map(_is_packed, model.parameters()))
 
 
 def require_model(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import _CAN_RECORD_REGISTRY
 
 from hf_sparse.errors import SparsityError
-from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, auto_map, config_class, model_class, sealed
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, auto_map, model_class, sealed
 from hf_sparse.slicing import BY_PATH, physical_units
 from hf_sparse.structure import ModelStructure
 
@@ -20,15 +20,16 @@ def describe_(
     if not config.model_type.startswith(MODEL_TYPE_PREFIX):
         stock = type(model)
         try:
-            model.__class__ = model_class(stock, config.model_type)
+            pruned: Any = model_class(stock, config.model_type)
         except ValueError as error:
             raise SparsityError(str(error)) from None
+        model.__class__ = pruned
         # Which states a forward records transformers looks up by the class; it notes that where a model is made.
         dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(model)), model._can_record_outputs)
         config.base_model_type, config.base_architecture = config.model_type, stock.__name__
         # Configs made by `Config(**entries)` have it as an attribute, which would hide that of the class.
         vars(config).pop("model_type", None)
-        config.__class__ = config_class(config.base_model_type)
+        config.__class__ = pruned.config_class
         config.auto_map = auto_map(stock, config.base_model_type)
         config.layer_sizes = {}
     else:

@@ -12,12 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import transformers
 from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, outputs
@@ -141,25 +140,44 @@ def stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
     return kind.stock_class if model.config.model_type.startswith(MODEL_TYPE_PREFIX) else kind
 
 
-def require_known_class(model: PreTrainedModel) -> None:
-    """Refuse a model that could not be loaded again once it is smaller, before it is trained for that.
+def require_loadable(model: PreTrainedModel) -> None:
+    """Refuse a model whose checkpoint could not be loaded again: its class makes other tensors from its config.
+
+    Args:
+        model: without gates.
 
     Raises:
-        SparsityError: its class is not one of transformers' own.
+        SparsityError: which tensor it is, and what to do.
     """
-    kind = stock_class(model)
-    if getattr(transformers, kind.__name__, None) is not kind:
+    kind, config = type(model), model.config
+    try:
+        with no_init_weights():
+            made = _shapes(_on_no_memory(kind, config))
+    except CONFIG_ERRORS as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise SparsityError(
-            f"{kind.__module__}.{kind.__name__} is not a class of transformers, so no smaller form of it could be "
-            "loaded again: give the class that it is made from, and change the loss by `compute_loss_func` or a "
-            "subclass of the Trainer"
-        )
+            f"{stock_class(model).__name__} could not be loaded again, since it cannot be made from its config alone "
+            f"({reason}): give other arguments of its __init__ defaults, and build the models inside from the config"
+        ) from error
+    found = _shapes(model)
+    for name in (*found, *made):
+        if made.get(name) != found.get(name):
+            raise SparsityError(
+                f"{stock_class(model).__name__} could not be loaded again: {name} has shape {found.get(name)}, and "
+                f"{made.get(name)} in what its class makes from its config. Set the config to what it is, or make what "
+                "was added in the __init__ of a class of your own, which load_pruned(path, TheClass) then loads"
+            )
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that a checkpoint has, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _stock_copy(model: PreTrainedModel) -> PreTrainedConfig:
     config: Any = copy.deepcopy(model.config)
     if config.model_type.startswith(MODEL_TYPE_PREFIX):
-        kind = CONFIG_MAPPING[config.base_model_type]
+        kind = type(config).stock_class
         for name in OWN_ENTRIES:
             vars(config).pop(name, None)
         config.__class__ = kind
@@ -193,18 +211,23 @@ def _alike(model: PreTrainedModel, config: PreTrainedConfig, shapes: Mapping[str
         skeleton = _skeleton(model, type(config).from_dict(config.to_dict()))
     except CONFIG_ERRORS:
         return -1
-    found = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    found = _shapes(skeleton)
     return sum(found[name] == shapes[name] for name in found) if found.keys() == shapes.keys() else -1
 
 
 def _skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> nn.Module:
+    return _on_no_memory(stock_class(model), config)
+
+
+def _on_no_memory(kind: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module:
+    """A model of a class, with parameters on torch's meta device."""
     # What it has to say about sizes that are only tried is not for users.
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), init_empty_weights(include_buffers=False):
             warnings.simplefilter("ignore")
-            return stock_class(model)(copy.deepcopy(config))
+            return kind(copy.deepcopy(config))
     finally:
         logging.set_verbosity(verbosity)
 
