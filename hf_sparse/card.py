@@ -10,6 +10,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.inspection import CheckpointSummary, inspect_checkpoint
 from hf_sparse.report import Report
 from hf_sparse.tasks import task_of
+from hf_sparse.usage import usage
 
 CARD, REPORT, PICTURE = "README.md", "report.json", "structure.png"
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -52,12 +53,15 @@ def model_card(directory: Path, about: CardFields) -> ModelCard:
         report = None  # of another model that was here before
     model_id = about.model_id or directory.name
     name = about.model_name or model_id.rpartition("/")[2]
+    data = _card_data(summary, report, about, name)
     return ModelCard.from_template(
-        _card_data(summary, report, about, name),
+        data,
         template_path=str(TEMPLATE),
         name=name,
         model_id=model_id,
         summary=summary,
+        loader=summary.auto_class if summary.pruned else summary.architecture,
+        usage=usage(data.pipeline_tag, {path.name for path in directory.iterdir()}),
         report=report,
         base_model=report.origin.base_model if report else None,
         dataset=report.origin.dataset if report else None,

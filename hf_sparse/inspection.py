@@ -147,10 +147,12 @@ def inspect_checkpoint(source: str | Path, revision: str | None = None, token: s
     first = architectures[0] if isinstance(architectures, list) and architectures else "?"
     architecture = str(config.get("base_architecture", first) if recipe else first)
     model_type = config["model_type"].removeprefix(MODEL_TYPE_PREFIX)
+    # Decoders inside of others are known to auto classes by the config of the whole alone, but not once pruned.
+    recorded = next((name for name in config.get("auto_map", {}) if name.startswith("AutoModel")), "AutoModel")
     return CheckpointSummary(
         source=str(source),
         architecture=architecture,
-        auto_class=auto_class(architecture, model_type) or "AutoModel",
+        auto_class=auto_class(architecture, model_type) or recorded,
         model_type=model_type,
         pruned=recipe is not None,
         parameters=sum(dtypes.values()),

@@ -21,6 +21,7 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.costs import CostTable
 from hf_sparse.directories import write_whole
 from hf_sparse.errors import SparsityError
+from hf_sparse.inputs import main_input, shape_text
 from hf_sparse.macs import count_macs
 from hf_sparse.structure import LayerSizes, ModelStructure, layer_sizes
 from hf_sparse.timing import device_name, shortest_ms
@@ -78,7 +79,7 @@ class Report:
         achieved: fraction of the prunable cost removed.
         cost: what the cost counts.
         max_abs_diff: largest difference between gated and compact outputs on a real batch.
-        batch: shape of the input that MACs and latencies belong to, such as (sequences, tokens).
+        batch: shape of the input that MACs and latencies belong to, such as (rows, tokens).
         dense: the model before pruning.
         pruned: the model after pruning.
         speedup: dense over pruned latency.
@@ -87,6 +88,7 @@ class Report:
         versions: of the libraries.
         device: what latencies were measured on.
         seed: of the run.
+        input: name of that input.
     """
 
     origin: Origin
@@ -103,6 +105,7 @@ class Report:
     versions: Mapping[str, str]
     device: str
     seed: int
+    input: str = "input_ids"
 
     def write(self, path: Path) -> None:
         """Write the report as JSON, whole or not at all."""
@@ -135,9 +138,8 @@ class Report:
 
     @property
     def batch_text(self) -> str:
-        """The batch for people: how many sequences of how many tokens."""
-        shape = " x ".join(map(str, self.batch))
-        return f"{shape} tokens" if len(self.batch) == 2 else shape
+        """The batch for people: how many rows of how many tokens, or images of which size."""
+        return shape_text(self.input, self.batch)
 
 
 def make_report(
@@ -166,6 +168,7 @@ def make_report(
         origin: what the model was made from.
         seed: of the run.
     """
+    name = main_input(dense, inputs)
     latencies = latencies_ms([dense, pruned], inputs)
     measured = [
         ModelMeasurements(model.num_parameters(), weight_bytes(model), count_macs(model, inputs), latency, results)
@@ -177,7 +180,7 @@ def make_report(
         achieved=costs.removed({name: len(units) for name, units in compaction.plan.kept.items()}),
         cost=sparsity.cost,
         max_abs_diff=compaction.max_abs_diff,
-        batch=tuple(inputs[dense.main_input_name].shape),
+        batch=tuple(inputs[name].shape),
         dense=measured[0],
         pruned=measured[1],
         speedup=latencies[0] / latencies[1],
@@ -186,6 +189,7 @@ def make_report(
         versions=versions(),
         device=device_name(dense.device),
         seed=seed,
+        input=name,
     )
 
 

@@ -24,8 +24,8 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.costs import CostTable
 from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
+from hf_sparse.evaluating import EvaluationMixin
 from hf_sparse.hub import upload
-from hf_sparse.model import ModelMixin
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
 from hf_sparse.patching import current_plan, detach_gates, gate_bank, require_bank
 from hf_sparse.plan import PruningPlan
@@ -40,7 +40,7 @@ from hf_sparse.tasks import task_of
 logger = logging.get_logger(__name__)
 
 
-class ResultsMixin(ModelMixin):
+class ResultsMixin(EvaluationMixin):
     """Adds to a Trainer whose model has gates that the smaller model is what it measures, saves and uploads."""
 
     structure: ModelStructure
@@ -50,9 +50,9 @@ class ResultsMixin(ModelMixin):
     report: Report | None = None
     """Of the run, once it is measured or set: what is saved and pushed then carries it."""
 
-    _dense: PreTrainedModel
     _stage_config: SparsityConfig
-    _compactions: list[CompactionReport]
+    _filled_in: tuple[Metrics, Metrics] = ({}, {})
+    """The metrics in `report`, unless they were given."""
     _card_fields: CardFields = NO_FIELDS
     _said: Mapping[str, Any] = MappingProxyType({})
     _hub_token: str | None = None
@@ -136,9 +136,10 @@ class ResultsMixin(ModelMixin):
         return self._without_labels(self._prepare_inputs(loader.collate_fn(rows)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the physically smaller model with its card. Checkpoints that Trainer resumes from keep model and gates.
+        """Save the physically smaller model with its card, report.json and structure.png, measured where it is not yet.
 
-        With `report` set, also report.json and structure.png. Trainer's pickled arguments are left out.
+        Checkpoints that Trainer resumes from keep model and gates. What is saved during a training has a report only
+        if there is one. Trainer's pickled arguments are left out.
         """
         if _internal_call and gate_bank(self._model) is not None:
             with self._out_of_the_engine():
@@ -152,11 +153,17 @@ class ResultsMixin(ModelMixin):
             self.push_to_hub(commit_message="Model save")
 
     def _save_result(self, path: Path) -> None:
+        """Save the smaller model with its card and, once the training is over, its report."""
         with self._whole():
-            if self.args.should_save:
-                with self._compacted(), replaced_directory(path) as directory:
-                    self._save_into(directory)
-                    complete(directory, path, self.report, self._card_fields)
+            if not self.args.should_save:
+                return
+            if self.report is None and not self.is_in_train and (gate_bank(self._model) or self._compactions):
+                self._measured_if_possible()
+            elif self.report is not None and self._filled_in == (self.report.dense.metrics, self.report.pruned.metrics):
+                self._fill_in(self._last_metrics())
+            with self._compacted(), replaced_directory(path) as directory:
+                self._save_into(directory)
+                complete(directory, path, self.report, self._card_fields)
 
     def measure(
         self,
@@ -170,7 +177,8 @@ class ResultsMixin(ModelMixin):
 
         Args:
             inputs: a batch to measure both on; of the evaluation data by default.
-            metrics: of the model before and after, by data split; by default what it reached at the last evaluation.
+            metrics: of the model before and after, by data split; by default those of the last evaluation, and those of
+                the dense model where it was evaluated: before the training, or as the teacher.
             origin: what it was made from; by default what can be known here.
 
         Raises:
@@ -189,7 +197,6 @@ class ResultsMixin(ModelMixin):
         dense = with_random_weights_(skeleton(self._dense), self.args.device)
         if dense.dtype != self._model.dtype:  # engines may keep weights in float32 that were loaded in half precision
             nn.Module.to(dense, self._model.dtype)
-        results = self._last_metrics()
         # In its own precision, as those who load it will have it, and as the dense model is measured.
         with self._compacted() as compactions, plain_forward(self._model):
             nn.Module.to(self._model, self.args.device)
@@ -201,11 +208,19 @@ class ResultsMixin(ModelMixin):
                 self.costs,
                 self._stage_config,
                 inputs,
-                metrics or ({}, {"evaluation": results} if results else {}),
+                metrics or ({}, {}),
                 replace(origin or self._origin(dense), **self._said),
                 self.args.seed,
             )
+        if metrics is None:
+            self._fill_in(self._last_metrics())
         return self.report
+
+    def _fill_in(self, metrics: tuple[Metrics, Metrics]) -> None:
+        """Put metrics that were not given into the report."""
+        assert self.report is not None
+        dense, pruned = (replace(one, metrics=of) for one, of in zip((self.report.dense, self.report.pruned), metrics))
+        self.report, self._filled_in = replace(self.report, dense=dense, pruned=pruned), metrics
 
     def _origin(self, dense: PreTrainedModel) -> Origin:
         """What can be known of it here."""
@@ -213,25 +228,15 @@ class ResultsMixin(ModelMixin):
         task = task_of(stock_class(dense).__name__, config.model_type.removeprefix(MODEL_TYPE_PREFIX))
         return Origin(base_model=hub_id(dense), task=task, command=command_line())
 
-    def _measured_if_it_fits(self) -> Report | None:
-        """`measure()` where nobody has asked for it: nothing is lost if both models do not fit the device together."""
+    def _measured_if_possible(self) -> Report | None:
+        """`measure()` where nobody has asked for it: what goes wrong there does not keep a model from being saved."""
         try:
             return self.measure()
         except torch.OutOfMemoryError:
             logger.warning("Not measured: the models before and after do not fit %s together.", self.args.device)
-            return None
-
-    def _last_metrics(self) -> dict[str, float]:
-        """The task's own metrics of the last evaluation, of all data sets that it was on; numbers only."""
-        costs = ("runtime", "per_second", "model_preparation_time")
-        found = [log for log in self.state.log_history if any(name.startswith("eval_") for name in log)]
-        last = [log for log in found if log["step"] == found[-1]["step"]]
-        return {
-            name.removeprefix("eval_"): float(value)
-            for log in last
-            for name, value in log.items()
-            if name.startswith("eval_") and not name.endswith(costs) and isinstance(value, int | float)
-        }
+        except Exception as error:
+            logger.warning("Not measured: %s", str(error).partition("\n")[0] or repr(error))
+        return None
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Trainer's; TRL's also asks for a card each time, beside which there is no result yet."""
@@ -333,11 +338,7 @@ class ResultsMixin(ModelMixin):
             _said_of_origin(finetuned_from, tasks, dataset_tags or dataset_name, dataset, dataset_args),
         )
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        pruned = gate_bank(self._model) is not None or self._compactions
-        with self._whole():
-            if self.report is None and pruned and self.is_world_process_zero():
-                self._measured_if_it_fits()
-            self._save_result(Path(str(self.args.output_dir)))
+        self._save_result(Path(str(self.args.output_dir)))
         if not self.is_world_process_zero():
             return None
         return upload(

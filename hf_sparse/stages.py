@@ -46,8 +46,8 @@ class StagesMixin(EstimatesMixin):
         return self.sparsity.stage(self._stage)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        """As above; a report that was there is of a model that is trained on from here."""
-        self.report = None
+        """As above; a report, and metrics, that were there are of a model that is trained on from here."""
+        self.report, self._evaluated = None, (0, {})
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _before_first_step(self, inputs: dict[str, Tensor | Any]) -> None:
@@ -126,7 +126,7 @@ class StagesMixin(EstimatesMixin):
             self.control.should_log, self.control.should_evaluate = due
         path = self._member_path(self._stage_config.target)
         with self._whole():
-            report = self._measured_if_it_fits() if self.is_world_process_zero() else None
+            report = self._measured_if_possible() if self.is_world_process_zero() else None
             if report is not None:
                 self._members[path.name] = report
             self._save_result(path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -157,12 +157,13 @@ def _states(value: Any) -> Iterator[Tensor]:
 
 def with_random_weights_(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Give a skeleton weights in place, for measuring: small random ones, as speed does not depend on which."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     made: dict[int, nn.Parameter] = {}  # tied weights stay tied
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if id(parameter) not in made:
-            values: Tensor = torch.empty(parameter.shape, dtype=torch.float32).normal_(0, 0.02, generator=generator)
-            made[id(parameter)] = nn.Parameter(values.to(device, parameter.dtype), parameter.requires_grad)
+            values = torch.empty(parameter.shape, dtype=torch.float32, device=device)
+            values = values.normal_(0, 0.02, generator=generator).to(parameter.dtype)
+            made[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
         module, _, key = name.rpartition(".")
         model.get_submodule(module).register_parameter(key, made[id(parameter)])
     nn.Module.to(model, device)  # its buffers; transformers wraps `to` in a way that hides its type

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 WARMUP = 2
+LONGEST = 60  # seconds
 HEAP, PIECE = 256 << 20, 64 << 10  # bytes
 
 
@@ -17,11 +18,13 @@ def shortest_ms(runs: Sequence[Callable[[], Any]], device: torch.device, repeats
     """Measure the shortest of `repeats` times of each call in milliseconds; the first rounds, not counted, warm up.
 
     In a fixed order a disturbance in the same rhythm would always meet the same call. Disturbances only add time, so
-    the shortest time has the least of them.
+    the shortest time has the least of them. Of what takes long, there are as many rounds as fit in a minute.
     """
-    shortest, draw = [float("inf")] * len(runs), random.Random(0)
+    shortest, draw, began = [float("inf")] * len(runs), random.Random(0), time.perf_counter()
     with _kept_heap(device):
         for repeat in range(repeats + WARMUP):
+            if repeat > WARMUP and time.perf_counter() - began > LONGEST:
+                break
             for index in draw.sample(range(len(runs)), len(runs)):
                 _synchronize(device)
                 start = time.perf_counter()

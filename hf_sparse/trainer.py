@@ -93,7 +93,7 @@ class SparseTrainerMixin(StagesMixin):
         if is_partitioned(model):
             raise SparsityError("ZeRO stage 3 shards what model_init loads: give a model instead")
         self._stage, self._compactions, self._members, self._layer_map = 0, [], {}, None
-        self._loss_is_probed = False
+        self._loss_is_probed, self._dense_evaluated = False, {}
         if self._is_constructed:
             self._place_to_measure(model)
             self._begin_with(model, self._attach_gates(model))

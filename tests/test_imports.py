@@ -66,6 +66,8 @@ ORDER = [
     "teacher",
     "distilling",
     "tasks",
+    "usage",
+    "evaluating",
     "inspection",
     "memory",
     "card",

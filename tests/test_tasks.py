@@ -37,7 +37,7 @@ KNOWN = {
     ("CLIPVisionModelWithProjection", "clip_vision_model"): (None, None),
 }
 MAKE: dict[str, Callable[[], PreTrainedModel]] = {
-    **{name: ZOO[name].make for name in ("bart", "t5", "clip", "deit", "clip_vision_model")},
+    **{name: ZOO[name].make for name in ("bart", "t5", "clip", "deit", "clip_vision_model", "emu3_text_model")},
     "BertModel": partial(build, "BertModel"),
     "BertForMultipleChoice": partial(build, "BertForMultipleChoice"),
     "SegformerForSemanticSegmentation": partial(build, "SegformerForSemanticSegmentation", **ATTENDING_STAGES),

@@ -1,0 +1,81 @@
+"""Code for model cards that goes on from a loaded model to something that can be seen, by the task."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Code that goes on from a loaded model.
+
+    Attributes:
+        reader: the variable for what reads its inputs, as `pipeline` calls it.
+        loader: the auto class that loads that.
+        code: lines that follow; empty if what to do is not known.
+    """
+
+    reader: str
+    loader: str
+    code: str = ""
+
+    @property
+    def imports(self) -> list[str]:
+        """What it needs of transformers."""
+        return [self.loader, *(["pipeline"] if self.code.startswith("print(pipeline") else [])]
+
+
+_READERS = {
+    "tokenizer": ("AutoTokenizer", "tokenizer_config.json"),
+    "processor": ("AutoProcessor", "processor_config.json"),
+    "image_processor": ("AutoImageProcessor", "preprocessor_config.json"),
+}
+"""By variable: the auto class, and the file that lies beside the model."""
+
+_TEXT, _PICTURE = '"What a lovely day it was!"', '"picture.png"'
+_PIPELINES = {
+    "text-classification": ("tokenizer", _TEXT),
+    "token-classification": ("tokenizer", '"Ada was born in London."'),
+    "feature-extraction": ("tokenizer", _TEXT),
+    "fill-mask": ("tokenizer", 'f"London is the {tokenizer.mask_token} of England."'),
+    "text-generation": ("tokenizer", '"Once upon a time"'),
+    "image-classification": ("image_processor", _PICTURE),
+    "image-feature-extraction": ("image_processor", _PICTURE),
+    "image-segmentation": ("image_processor", _PICTURE),
+    "object-detection": ("image_processor", _PICTURE),
+    "depth-estimation": ("image_processor", _PICTURE),
+}
+"""By task: the variable, and what its pipeline is given."""
+
+_CODE = {
+    "text2text-generation": """\
+inputs = tokenizer("What a lovely day it was!", return_tensors="pt")
+print(tokenizer.decode(model.generate(inputs["input_ids"])[0], skip_special_tokens=True))""",
+    "question-answering": """\
+inputs = tokenizer("Where was Ada born?", "Ada was born in London.", return_tensors="pt")
+outputs = model(**inputs)
+start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
+print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))""",
+    "multiple-choice": """\
+choices = ["It rained.", "The sun shone."]
+inputs = tokenizer(["Ada opened her umbrella."] * 2, choices, padding=True, return_tensors="pt")
+print(model(**{name: value[None] for name, value in inputs.items()}).logits.softmax(-1))""",
+}
+"""By task that has a tokenizer and no pipeline."""
+
+
+def usage(task: str | None, files: Collection[str]) -> Usage | None:
+    """Choose the code for a task; None if nothing that reads inputs lies beside the model.
+
+    Args:
+        task: as pipelines call it; None if unknown.
+        files: names in the directory of the model.
+    """
+    there = {reader: loader for reader, (loader, file) in _READERS.items() if file in files}
+    reader, example = _PIPELINES.get(task or "", ("tokenizer", ""))
+    if reader not in there:
+        return next((Usage(other, loader) for other, loader in there.items() if other != "image_processor"), None)
+    if example:
+        code = f'print(pipeline("{task}", model=model, {reader}={reader})({example}))'
+    else:
+        code = _CODE.get(task or "", "")
+    return Usage(reader, there[reader], code)
