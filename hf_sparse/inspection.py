@@ -32,7 +32,7 @@ class CheckpointSummary:
         source: the directory or repository.
         architecture: the class of transformers that it is made of.
         auto_class: the auto class that loads it.
-        model_type: of its stock config.
+        model_type: of its config.
         pruned: whether it is of a pruned model type; a stock checkpoint has no record of what it was.
         parameters: values in its weight files.
         dense_parameters: parameters of the model before it was pruned; None if unknown.
@@ -146,14 +146,13 @@ def inspect_checkpoint(source: str | Path, revision: str | None = None, token: s
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else "?"
     architecture = str(config.get("base_architecture", first) if recipe else first)
-    model_type = config["model_type"].removeprefix(MODEL_TYPE_PREFIX)
     # Decoders inside of others are known to auto classes by the config of the whole alone, but not once pruned.
     recorded = next((name for name in config.get("auto_map", {}) if name.startswith("AutoModel")), "AutoModel")
     return CheckpointSummary(
         source=str(source),
         architecture=architecture,
-        auto_class=auto_class(architecture, model_type) or recorded,
-        model_type=model_type,
+        auto_class=auto_class(architecture, config["model_type"]) or recorded,
+        model_type=config["model_type"],
         pruned=recipe is not None,
         parameters=sum(dtypes.values()),
         dense_parameters=recipe["parameters"] if recipe else None,

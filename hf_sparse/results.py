@@ -26,7 +26,6 @@ from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
 from hf_sparse.evaluating import EvaluationMixin
 from hf_sparse.hub import upload
-from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
 from hf_sparse.patching import current_plan, detach_gates, gate_bank, require_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.processes import is_first, once
@@ -225,7 +224,7 @@ class ResultsMixin(EvaluationMixin):
     def _origin(self, dense: PreTrainedModel) -> Origin:
         """What can be known of it here."""
         config: Any = dense.config
-        task = task_of(stock_class(dense).__name__, config.model_type.removeprefix(MODEL_TYPE_PREFIX))
+        task = task_of(stock_class(dense).__name__, config.model_type)
         return Origin(base_model=hub_id(dense), task=task, command=command_line())
 
     def _measured_if_possible(self) -> Report | None:

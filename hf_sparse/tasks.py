@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 from transformers.modelcard import TASK_MAPPING
 
-from hf_sparse.modeling_hf_sparse import architectures, auto_classes
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, architectures, auto_classes
 
 
 def auto_class(architecture: str, model_type: str) -> str | None:
@@ -18,8 +18,9 @@ def auto_class(architecture: str, model_type: str) -> str | None:
 
     Args:
         architecture: name of a class of transformers.
-        model_type: of its stock config.
+        model_type: of its config, stock or pruned.
     """
+    model_type = model_type.removeprefix(MODEL_TYPE_PREFIX)
     order = [name for names in _pipelines().values() for name in names]
 
     def unlikeliness(candidate: tuple[str, dict[str, Any]]) -> tuple[bool, bool, bool, bool, int]:
@@ -52,7 +53,7 @@ def task_of(architecture: str, model_type: str) -> str | None:
 
     Args:
         architecture: name of a class of transformers.
-        model_type: of its stock config.
+        model_type: of its config, stock or pruned.
     """
     name = auto_class(architecture, model_type)
     if name is None or name == "AutoModelForPreTraining":

@@ -73,8 +73,12 @@ class SparseTrainerMixin(StagesMixin):
         return require_bank(self._model)
 
     def _place_to_measure(self, model: PreTrainedModel) -> None:
-        """Move a model, in place, to the device that costs are taken on; Trainer may do so only later."""
-        if self.sparsity.cost != "params" and model.device != META:
+        """Move a model, in place, to the device that costs are taken on; Trainer may do so only later.
+
+        One that is to be sharded need not fit that, so it is counted where it is.
+        """
+        wanted = self.sparsity.cost == "latency" or (self.sparsity.cost == "macs" and not self._shards_weights)
+        if wanted and model.device != META:
             nn.Module.to(model, self.args.device)
 
     def _begin_with(self, model: PreTrainedModel, bank: GateBank) -> None:
