@@ -17,6 +17,7 @@ from hf_sparse.finite import NonFiniteLossError as NonFiniteLossError
 from hf_sparse.hub import push_to_hub as push_to_hub
 from hf_sparse.inspection import inspect_checkpoint as inspect_checkpoint
 from hf_sparse.modeling_hf_sparse import register as _register
+from hf_sparse.own_classes import register as _register_loader
 from hf_sparse.patching import attach_gates as attach_gates
 from hf_sparse.patching import current_plan as current_plan
 from hf_sparse.patching import detach_gates as detach_gates
@@ -32,3 +33,4 @@ from hf_sparse.weight_trainer import SparseWeightsTrainer as SparseWeightsTraine
 from hf_sparse.weight_trainer import SparseWeightsTrainerMixin as SparseWeightsTrainerMixin
 
 _register()
+_register_loader()

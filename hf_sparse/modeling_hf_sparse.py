@@ -47,6 +47,12 @@ from transformers.utils import cached_file
 MODEL_TYPE_PREFIX = "hf_sparse_"
 CLASS_PREFIX = "HfSparse"
 RECIPE_VERSION = 1
+LOADED_BY = {"quant_method": "hf_sparse"}
+"""The `quantization_config` of checkpoints whose class is not of transformers.
+
+By it `TheClass.from_pretrained` finds what replays the recipe, once hf_sparse is imported. It reads config.json by the
+stock config, to which sizes of layers under their usual name would be ambiguous: they are called `layer_sizes` there.
+"""
 POSITION_BIAS_METHODS = ("compute_bias",)
 """Methods of stock modules that a recipe may name."""
 _MOST_LAYERS, _MOST_PARAMETERS = 10_000, 100_000
@@ -600,6 +606,8 @@ class _PrunedConfig:
         entries = dict(config_dict)
         # Before the stock class sees it, which makes lists as long as there are layers.
         check_recipe(entries.get("hf_sparse"), entries)
+        if entries.get("quantization_config") == LOADED_BY:
+            del entries["quantization_config"]
         if "layer_sizes" not in entries:
             entries["layer_sizes"] = entries.pop("per_layer_config", {})
         _register_architectures(entries.get("auto_map"), cls)
@@ -615,6 +623,8 @@ class _PrunedConfig:
 
 
 def _as_in_files(entries: dict[str, Any]) -> dict[str, Any]:
+    if "base_architecture" in entries and not hasattr(transformers, str(entries["base_architecture"])):
+        return {"quantization_config": dict(LOADED_BY), **entries}  # the stock config reads it, see above
     if "per_layer_config" not in entries:  # some stock models have layers of different sizes themselves
         layers = entries.pop("layer_sizes", {})
         entries |= {"per_layer_config": layers} if layers else {}

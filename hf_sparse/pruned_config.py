@@ -23,19 +23,25 @@ def describe_(
             pruned: Any = model_class(stock, config.model_type)
         except ValueError as error:
             raise SparsityError(str(error)) from None
-        model.__class__ = pruned
-        # Which states a forward records transformers looks up by the class; it notes that where a model is made.
-        dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(model)), model._can_record_outputs)
         config.base_model_type, config.base_architecture = config.model_type, stock.__name__
-        # Configs made by `Config(**entries)` have it as an attribute, which would hide that of the class.
-        vars(config).pop("model_type", None)
-        config.__class__ = pruned.config_class
+        become_(model, pruned)
         config.auto_map = auto_map(stock, config.base_model_type)
         config.layer_sizes = {}
     else:
         recipe = _merged(config.hf_sparse, recipe)
     config.hf_sparse = recipe
     config.layer_sizes = _layer_sizes(structure, kept, config)
+
+
+def become_(model: PreTrainedModel, pruned: Any) -> None:
+    """Give a model and its config, in place, the classes of pruned ones."""
+    config: Any = model.config
+    model.__class__ = pruned
+    # Which states a forward records transformers looks up by the class; it notes that where a model is made.
+    dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(model)), model._can_record_outputs)
+    # Configs made by `Config(**entries)` have it as an attribute, which would hide that of the class.
+    vars(config).pop("model_type", None)
+    config.__class__ = pruned.config_class
 
 
 def seal_(model: PreTrainedModel) -> None:

@@ -53,6 +53,7 @@ ORDER = [
     "landing",
     "patching",
     "pruned_config",
+    "own_classes",
     "compaction",
     "report",
     "plot",

@@ -33,6 +33,7 @@ from hf_sparse import (
 )
 from hf_sparse.comparison import outputs
 from hf_sparse.inputs import example_inputs
+from hf_sparse.prunable import is_quantized
 
 
 class TwoHeads(BertPreTrainedModel):
@@ -139,11 +140,11 @@ def test_a_class_of_ones_own_is_pruned_saved_and_loaded(kind: type[PreTrainedMod
     structure = discover(model, inputs)
     assert len(structure.blocks) == 4
     compact(model, PruningPlan({block.name: tuple(range(i)) for i, block in enumerate(structure.blocks)}), inputs)
-    for turn in ("once", "again"):
+    for turn, load in enumerate((load_pruned, lambda path, kind: kind.from_pretrained(path), load_pruned)):
         expected = outputs(model, inputs)
-        save_pruned(model, tmp_path / turn)
-        model = load_pruned(tmp_path / turn, kind).eval()
-        assert isinstance(model, kind)
+        save_pruned(model, tmp_path / str(turn))
+        model = load(tmp_path / str(turn), kind).eval()
+        assert isinstance(model, kind) and not is_quantized(model) and not hasattr(model.config, "quantization_config")
         found = outputs(model, inputs)
         assert expected and found.keys() == expected.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
