@@ -30,7 +30,7 @@ class CheckpointSummary:
 
     Attributes:
         source: the directory or repository.
-        architecture: the class of transformers that it is made of.
+        architecture: the class that it is made of, of transformers or one of its authors' own.
         auto_class: the auto class that loads it.
         model_type: of its config.
         pruned: whether it is of a pruned model type; a stock checkpoint has no record of what it was.
@@ -51,6 +51,11 @@ class CheckpointSummary:
     dtypes: Mapping[str, int]
     files: int
     layers: tuple[LayerSizes, ...]
+
+    @property
+    def of_own_class(self) -> bool:
+        """Whether its architecture is not of transformers."""
+        return not hasattr(transformers, self.architecture)
 
     def __str__(self) -> str:
         dtypes = ", ".join(self.dtypes)

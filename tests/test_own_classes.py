@@ -28,6 +28,7 @@ from hf_sparse import (
     attach_gates,
     compact,
     discover,
+    inspect_checkpoint,
     load_pruned,
     save_pruned,
 )
@@ -181,6 +182,9 @@ def test_what_was_saved_of_it_names_the_class_that_it_needs(tmp_path: Path) -> N
     model = made(TwoHeads)
     compact(model, PruningPlan({discover(model).blocks[0].name: (0,)}))
     save_pruned(model, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "import hf_sparse\nfrom the_code import TwoHeads\n\nmodel = TwoHeads.from_pretrained(" in card
+    assert "AutoModel" not in card and "TwoHeads" in str(inspect_checkpoint(tmp_path))
     with pytest.raises(SparsityError, match=r"holds a TwoHeads, which transformers .* load_pruned\(path, TwoHeads\)"):
         load_pruned(tmp_path)
     with pytest.raises(ValueError, match="holds a 'TwoHeads', which is not a class of transformers: give its"):
