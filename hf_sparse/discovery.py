@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_sparse.experts import expert_neurons, stacked_weights
 from hf_sparse.inputs import example_inputs, placed
-from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, padded_side
 from hf_sparse.ownership import CoupledError, Ownership, heads, neurons
 from hf_sparse.probing import input_dim, probe, projections, record_calls, sizes
 from hf_sparse.proof import prove
@@ -92,7 +92,7 @@ class _Discovery:
         found: dict[str, list[_Finding]] = {}
         findings = []
         for path, module in self.modules.items():
-            if vars(module).get("padded_channels", {}).get("side") == "inputs":
+            if padded_side(module) == "inputs":
                 findings.append(
                     _Finding(path, reason="it has lost heads before, though its code counts on all: it is pruned once")
                 )

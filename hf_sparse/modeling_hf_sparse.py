@@ -346,7 +346,7 @@ def resize_(model: nn.Module, recipe: dict[str, Any]) -> None:
     for path in recipe["identities"]:
         _replace_(model, path, nn.Identity())
     for path, padding in recipe["padded"].items():
-        _pad_(_at(model, path), path, padding, recipe["shapes"].get(f"{path}.weight"))
+        _pad_(model, path, padding, recipe["shapes"].get(f"{path}.weight"))
     for path, shape in recipe["shapes"].items():
         _resize_parameter_(model, path, shape)
     for path, attributes in recipe["attributes"].items():
@@ -537,15 +537,44 @@ def _restored(outputs: Any, whole: list[tuple[Tensor, Tensor]]) -> Any:
 # ---- Projections between fewer channels than are around them ----
 
 
-def _pad_(module: Any, path: str, padding: dict[str, Any], shape: list[int] | None) -> None:
+class _Takes:
+    """A hook before a projection: it reads only some channels of its input."""
+
+    def __init__(self, kept: list[list[int]]) -> None:
+        self.kept = kept
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (_take(args[0], -1, self.kept), *args[1:])
+
+
+class _Pads:
+    """A hook after a projection: channels that it lost are zeros in its output."""
+
+    def __init__(self, kept: list[list[int]], size: int) -> None:
+        self.kept, self.size = kept, size
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        parts, end, taken = [], 0, 0
+        for start, stop in [*self.kept, [self.size] * 2]:
+            parts.append(output.new_zeros(*output.shape[:-1], start - end))
+            parts.append(output[..., taken : taken + stop - start])
+            end, taken = stop, taken + stop - start
+        return torch.cat(parts, -1)
+
+
+def _pad_(base: nn.Module, path: str, padding: dict[str, Any], shape: list[int] | None) -> None:
     """Let a projection read only some of its input channels, or give zeros for some of its output channels, in place.
 
+    The projection itself becomes a plain one with fewer channels, as whoever wraps or replaces it takes it to be, such
+    as LoRA. What is around it is done by hooks, which the module that it is part of moves to whatever takes its place.
+
     Args:
-        module: a projection that still has its stock shape.
-        path: where it is, for messages.
+        base: the model; the projection in it still has its stock shape.
+        path: of the projection.
         padding: a record of the recipe.
         shape: that of its weight, once it is resized.
     """
+    module: Any = _at(base, path)
     linear = isinstance(module, nn.Linear)
     if not (linear or isinstance(module, Conv1D)) or shape is None or len(shape) != 2:
         raise ValueError(f"config.hf_sparse pads {path!r}, which is not a projection that shrinks")
@@ -553,32 +582,43 @@ def _pad_(module: Any, path: str, padding: dict[str, Any], shape: list[int] | No
     channels = sum(stop - start for start, stop in padding["runs"])
     if padding["size"] != module.weight.shape[dim] or channels != shape[dim]:
         raise ValueError(f"config.hf_sparse pads {path!r} to other channels than it has")
-    kind: Any = type(module)
-    module.__class__ = _padding_class(kind)
-    module.padded_channels = padding
-
-
-def channels_read(module: nn.Module, inputs: Tensor) -> Tensor:
-    """What a projection reads of its inputs, shape (..., channels): all of them, unless it is padded."""
-    padding = vars(module).get("padded_channels")
-    return inputs if padding is None or padding["side"] != "inputs" else _take(inputs, -1, padding["runs"])
+    parent, _, name = path.rpartition(".")
+    holder: Any = _at(base, parent)
+    if "padded_channels" not in vars(holder):
+        kind: Any = type(holder)
+        holder.__class__ = _padding_class(kind)
+        holder.padded_channels = {}
+    holder.padded_channels[name] = padding
+    setattr(holder, name, module)
 
 
 @functools.cache
 def _padding_class(stock: Any) -> Any:
-    def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        outputs = stock.forward(self, channels_read(self, hidden_states))
-        if self.padded_channels["side"] == "inputs":
-            return outputs
-        kept = self.padded_channels["runs"]
-        parts, end, taken = [], 0, 0
-        for start, stop in [*kept, [self.padded_channels["size"]] * 2]:
-            parts.append(outputs.new_zeros(*outputs.shape[:-1], start - end))
-            parts.append(outputs[..., taken : taken + stop - start])
-            end, taken = stop, taken + stop - start
-        return torch.cat(parts, -1)
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        stock.__setattr__(self, name, value)
+        padding = vars(self).get("padded_channels", {}).get(name)
+        if padding is not None and isinstance(value, nn.Module):
+            _hook_(value, padding)
 
-    return _with_forward(stock, forward)
+    return type(stock.__name__, (stock,), {"__setattr__": __setattr__, "__module__": stock.__module__})
+
+
+def padded_side(module: nn.Module) -> str | None:
+    """The side of a projection that is padded, "inputs" or "outputs"; None if it reads and gives all channels."""
+    kinds = [type(hook) for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())]
+    return "inputs" if _Takes in kinds else "outputs" if _Pads in kinds else None
+
+
+def _hook_(module: nn.Module, padding: dict[str, Any]) -> None:
+    """Pad a projection, or what has been put around it, and nothing inside of it."""
+    for part in module.modules():
+        for hooks in (part._forward_pre_hooks, part._forward_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Takes | _Pads)]:
+                del hooks[key]
+    if padding["side"] == "inputs":
+        module.register_forward_pre_hook(_Takes(padding["runs"]))
+    else:
+        module.register_forward_hook(_Pads(padding["runs"], padding["size"]))
 
 
 # ---- Classes, made on demand ----

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hf_sparse.modeling_hf_sparse import padded_side
+
 FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What the forward of a model raises when sizes in it do not fit."""
 
@@ -146,7 +148,9 @@ def projections(model: PreTrainedModel, inputs: Mapping[str, Any]) -> set[str]:
     calls: dict[str, Call] | None = None
     for path, module in model.named_modules():
         forward: Any = type(module).forward
-        if isinstance(module, nn.Conv1d | nn.Conv2d) and forward in (nn.Conv1d.forward, nn.Conv2d.forward):
+        if padded_side(module):
+            linear = False
+        elif isinstance(module, nn.Conv1d | nn.Conv2d) and forward in (nn.Conv1d.forward, nn.Conv2d.forward):
             linear = set(module.kernel_size) == {1} and set(module.stride) == {1} and module.groups == 1
         elif forward in (nn.Linear.forward, Conv1D.forward):
             linear = True

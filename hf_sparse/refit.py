@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_sparse.modeling_hf_sparse import BiasOnly, channels_read
+from hf_sparse.modeling_hf_sparse import BiasOnly
 from hf_sparse.probing import hooked, sizes
 from hf_sparse.streaming import streamed
 
@@ -72,7 +72,7 @@ def refit_(model: PreTrainedModel, teacher: nn.Module, projections: Sequence[str
             targets = wanted.pop(name, [])
             if len(targets) != 1 or not targets[0].numel() or targets[0].shape != _tokens(output, mask).shape:
                 return None
-            _fit_(module, _tokens(channels_read(module, args[0]), mask), targets[0] - _tokens(output, mask))
+            _fit_(module, _tokens(args[0], mask), targets[0] - _tokens(output, mask))
             refitted: Tensor = module.forward(*args)
             return refitted
 
