@@ -19,11 +19,14 @@ CHECKPOINT_FILES = (
     "config.json",
     "generation_config.json",
     "model*.safetensors",
-    "model.safetensors.index.json",
+    "model.safetensors.index*.json",
     "pytorch_model*.bin*",
+    "adapter_config.json",
+    "adapter_model*",
     "modeling_*.py",
+    "custom_generate*",
 )
-"""What belongs to the checkpoint that is replaced; other entries of its directory stay."""
+"""What belongs to the checkpoint that is replaced, and would be applied to the new one: other entries stay."""
 
 _UNFINISHED = ".unfinished"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -114,7 +117,9 @@ def _move_files(temporary: Path, path: Path) -> None:
     """Where directories cannot be swapped: file by file, without a config in between, so that no mixture loads."""
     (path / "config.json").unlink(missing_ok=True)
     for entry in path.iterdir():
-        if _belongs_to_checkpoint(entry.name):
+        if entry.is_dir() and _belongs_to_checkpoint(entry.name):
+            shutil.rmtree(entry)
+        elif _belongs_to_checkpoint(entry.name):
             entry.unlink()
     for entry in sorted(temporary.iterdir(), key=lambda entry: entry.name == "config.json"):
         shutil.move(entry, path / entry.name)

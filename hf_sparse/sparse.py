@@ -42,11 +42,15 @@ def to_sparse_(model: PreTrainedModel, layout: Layout, block_size: int = 32, den
         raise SparsityError(f"layout is {layout!r}: choose one of {', '.join(get_args(Layout))}")
     if layout == "2:4" and model.device.type != "cuda":
         raise SparsityError(f"torch skips two of four weights on NVIDIA GPUs only, and this is {model.device}")
+    layers = matrices(model)
     weights = {
         name: model.get_parameter(f"{name}.weight").detach()
-        for name, layer in matrices(model).items()
+        for name, layer in layers.items()
         if isinstance(layer, nn.Linear)
     }
+    if layers and not weights:
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in layers.values()}))
+        raise SparsityError(f"sparse tensors take the place of the weights of nn.Linear, and this model has {kinds}")
     sparse: dict[str, Tensor] = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
