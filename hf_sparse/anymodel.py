@@ -13,7 +13,7 @@ from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
 from hf_sparse.families import ANYMODEL_ARCHITECTURES
 from hf_sparse.inspection import inspect_checkpoint, read_config, tensor_names
-from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, TABLE_SWITCHES
 from hf_sparse.stock import OWN_ENTRIES
 
 
@@ -51,14 +51,18 @@ def export_anymodel(directory: str | Path, output: str | Path) -> None:
     if any(name.endswith(bias) for name in tensor_names(source) for bias in biases):
         raise SparsityError(f"{source} keeps the bias of a sublayer that is gone, which AnyModel has no word for")
     try:
-        layers = {int(index): dict(sizes) for index, sizes in entries.get("per_layer_config", {}).items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise SparsityError(f"{source} has a per_layer_config that is not a table by layer ({error})") from None
+        # The latter is what loading a checkpoint of an earlier version and saving it again makes of the former.
+        table = entries.get("per_layer_config") or entries["layer_sizes"]
+        layers = {int(index): dict(sizes) for index, sizes in table.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SparsityError(f"{source} has no per_layer_config that is a table by layer ({error!r})") from None
     stock = {name: value for name, value in entries.items() if name not in _OWN}
     model_type = entries["base_model_type"]
     if model_type not in CONFIG_MAPPING_NAMES:
         raise SparsityError(f"{source} has base_model_type {model_type!r}, which transformers does not know")
-    blocks = [_block(layers.get(index, {})) for index in range(entries["num_hidden_layers"])]
+    blocks = [_block({**stock, **layers.get(index, {})}) for index in range(entries["num_hidden_layers"])]
+    if any(block["attention"].get("num_key_value_heads", 1) > entries["num_key_value_heads"] for block in blocks):
+        raise SparsityError(f"{source} has kv heads in its per_layer_config that the model never had: prune it again")
     rewritten = {
         **stock,
         "model_type": model_type,
@@ -75,19 +79,17 @@ def export_anymodel(directory: str | Path, output: str | Path) -> None:
         (target / CONFIG_NAME).write_text(json.dumps(rewritten, indent=2) + "\n")
 
 
-_OWN = (*OWN_ENTRIES, "model_type", "architectures", "per_layer_config")
+_OWN = (*OWN_ENTRIES, *TABLE_SWITCHES, "model_type", "architectures", "per_layer_config")
 _EXTRA_FIELDS = {"attention.num_attention_heads": "num_attention_heads"}
 
 
 def _block(sizes: dict[str, Any]) -> dict[str, Any]:
-    """A layer as AnyModel reads it, from one of `per_layer_config`."""
+    """A layer as AnyModel reads it, from the sizes that it has."""
     skip = sizes.get("skip", ())
     attention: dict[str, Any] = {"no_op": "attention" in skip}
     if not attention["no_op"]:
-        attention |= {name: sizes[name] for name in ("num_attention_heads", "num_key_value_heads") if name in sizes}
+        attention |= {name: sizes[name] for name in ("num_attention_heads", "num_key_value_heads")}
     ffn: dict[str, Any] = {"no_op": "mlp" in skip}
     if not ffn["no_op"]:
-        ffn |= {name: sizes[name] for name in ("intermediate_size",) if name in sizes}
-        if "moe_intermediate_size" in sizes:
-            ffn["moe"] = {"expert_intermediate_dim": sizes["moe_intermediate_size"]}
+        ffn["intermediate_size"] = sizes["intermediate_size"]
     return {"attention": attention, "ffn": ffn}

@@ -10,7 +10,7 @@ from hf_sparse.card import NO_FIELDS, PICTURE, REPORT, CardFields, write_card
 from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
 from hf_sparse.inspection import read_config, stock_class
-from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, model_class
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, differing, model_class
 from hf_sparse.patching import gate_bank
 from hf_sparse.prunable import is_quantized, require_model, require_no_adapters
 from hf_sparse.report import Report
@@ -91,7 +91,13 @@ def load_pruned(path: str | Path, kind: type[PreTrainedModel] | None = None) -> 
         architecture = entries["base_architecture"] if pruned else (entries.get("architectures") or ["?"])[0]
         stock = kind or stock_class(architecture, f"{path} holds a")
         model = model_class(stock, entries["base_model_type"]) if pruned else stock
-        loaded, info = cast(Any, model).from_pretrained(path, use_safetensors=True, output_loading_info=True)
+        options = {} if pruned else {"ignore_mismatched_sizes": True}  # which is an error below
+        loaded, info = cast(Any, model).from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
+        if not pruned and info["mismatched_keys"]:
+            raise SparsityError(
+                f"the checkpoint at {path} was not made by hf_sparse, as it has no recipe to rebuild it by, and its "
+                f"tensors have other sizes than its config.json says: {differing(info)}"
+            )
         if not pruned and (info["missing_keys"] or info["unexpected_keys"]):
             missing, extra = (sorted(info[f"{which}_keys"])[:3] for which in ("missing", "unexpected"))
             raise SparsityError(f"the weights at {path} are not whole: missing {missing}, unexpected {extra}")

@@ -13,7 +13,7 @@ from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, outputs
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs, placed
-from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, resize_
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, configs_in, resize_
 from hf_sparse.patching import current_plan, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
 from hf_sparse.probing import FORWARD_ERRORS, hooked
@@ -241,12 +241,13 @@ def _snapshot(model: nn.Module) -> Any:
     modules = list(model.modules())
     states = [(module, type(module), vars(module).copy()) for module in modules]
     tables = [{key: value.copy() for key, value in state.items() if isinstance(value, dict)} for *_, state in states]
-    config, config_type, config_state = model.config, type(model.config), vars(model.config).copy()
+    configs = [(config, type(config), vars(config).copy()) for config in configs_in(model.config)]
 
     def restore() -> None:
-        config.__class__ = config_type
-        vars(config).clear()
-        vars(config).update(config_state)
+        for config, kind, entries in configs:
+            config.__class__ = kind
+            vars(config).clear()
+            vars(config).update(entries)
         for (module, kind, state), table in zip(states, tables):
             module.__class__ = kind
             vars(module).clear()

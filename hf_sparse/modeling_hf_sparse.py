@@ -37,12 +37,21 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_utils import load_state_dict
-from transformers.models.auto import modeling_auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
-from transformers.pytorch_utils import Conv1D
-from transformers.utils import cached_file
+
+try:  # an older version would only say which name it cannot import
+    from transformers.utils.versions import require_version
+
+    require_version("transformers>=5.14")
+    from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+    from transformers.modeling_utils import load_state_dict
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+    from transformers.pytorch_utils import Conv1D
+    from transformers.utils import cached_file
+except ImportError as error:
+    raise ImportError(
+        f"models that hf_sparse has pruned load with transformers 5.14 or later, pip install -U transformers: {error}"
+    ) from None
 
 MODEL_TYPE_PREFIX = "hf_sparse_"
 CLASS_PREFIX = "HfSparse"
@@ -50,8 +59,8 @@ RECIPE_VERSION = 1
 LOADED_BY = {"quant_method": "hf_sparse"}
 """The `quantization_config` of checkpoints whose class is not of transformers.
 
-By it `TheClass.from_pretrained` finds what replays the recipe, once hf_sparse is imported. It reads config.json by the
-stock config, to which sizes of layers under their usual name would be ambiguous: they are called `layer_sizes` there.
+By it `TheClass.from_pretrained`, which reads config.json by the stock config, finds what replays the recipe, once hf_sparse
+is imported.
 """
 POSITION_BIAS_METHODS = ("compute_bias",)
 """Methods of stock modules that a recipe may name."""
@@ -220,9 +229,11 @@ def check_recipe(recipe: Any, entries: dict[str, Any]) -> None:
     Raises:
         ValueError: an entry cannot be, or was changed since the checkpoint was saved.
     """
-    if not isinstance(recipe, dict) or recipe.get("version") != RECIPE_VERSION:
-        found = recipe.get("version") if isinstance(recipe, dict) else recipe
-        raise ValueError(f"config.hf_sparse has version {found!r}, this code reads {RECIPE_VERSION}: update hf_sparse")
+    if not isinstance(recipe, dict) or "version" not in recipe:
+        raise ValueError("config.json has no recipe in hf_sparse: hf_sparse did not make it, or it was changed since")
+    if recipe["version"] != RECIPE_VERSION:
+        found = f"config.hf_sparse has version {recipe['version']!r}"
+        raise ValueError(f"{found}, this code reads {RECIPE_VERSION}: update hf_sparse")
     if recipe.keys() != empty_recipe().keys():
         wrong = sorted(map(str, recipe.keys() ^ empty_recipe().keys()))
         raise ValueError(f"config.hf_sparse has entries too many or too few: {', '.join(wrong)}")
@@ -624,17 +635,69 @@ def _hook_(module: nn.Module, padding: dict[str, Any]) -> None:
 # ---- Classes, made on demand ----
 
 
-class _PrunedConfig:
-    """Mixed into a stock config: keeps the sizes of layers beside the stock sizes that the skeleton is built from.
+TABLE_SWITCHES = ("allow_global_per_layer_attribute_access", "serialize_explicit_per_layer_config")
+"""Entries of a config whose `per_layer_config` says what pruning left: its other entries are those of the skeleton."""
 
-    Files have them as `per_layer_config`, the schema that other tools read. To transformers' own machinery for it the
-    global sizes would be ambiguous, and modules that read them in their forward pass would fail.
+
+def configs_in(config: Any) -> Iterator[Any]:
+    """A config and those within it, such as those of a text and a vision model."""
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from configs_in(value)
+
+
+def has_pruned_sizes(config: Any) -> bool:
+    """Whether the `per_layer_config` of a config is what pruning left; some stock models have one themselves."""
+    return bool(config.is_heterogeneous) and all(vars(config).get(name) for name in TABLE_SWITCHES)
+
+
+@contextmanager
+def _sizes_of_the_skeleton(config: PreTrainedConfig) -> Iterator[None]:
+    """Hide what is left of layers while the stock skeleton is built: it is that which is made smaller."""
+    pruned = [one for one in configs_in(config) if has_pruned_sizes(one)]
+    tables = [one.to_dict()["per_layer_config"] for one in pruned]
+    for one in pruned:
+        one.per_layer_config = None
+    try:
+        yield
+    finally:
+        for one, table in zip(pruned, tables):
+            one.per_layer_config = table
+
+
+def _check_tables(entries: dict[str, Any]) -> None:
+    """Check the sizes that whoever makes a cache reads before the model is there: none is larger than the stock one."""
+    for value in entries.values():
+        if isinstance(value, dict) and "per_layer_config" in value:
+            _check_tables(value)
+    if not all(entries.get(name) for name in TABLE_SWITCHES):
+        return
+    table = entries.get("per_layer_config")
+    if not isinstance(table, dict) or not all(isinstance(layer, dict) for layer in table.values()):
+        raise ValueError("config.json has a per_layer_config that is not a table by layer")
+    for layer in table.values():
+        for name, size in layer.items():
+            whole = entries.get(name)
+            fits = _is_count(size) and (type(whole) is not int or size <= whole)
+            if name == "skip":
+                fits = _is_list(size, lambda part: part in ("attention", "mlp"))
+            if not fits:
+                raise ValueError(f"config.json has a per_layer_config with {name} {size!r}, which cannot be")
+
+
+class _PrunedConfig:
+    """Mixed into a stock config: what is left of every layer, beside the stock sizes that the skeleton is built from.
+
+    The sizes are in `per_layer_config`, the schema of transformers and of whoever makes caches for a model, in the
+    config that its layers belong to. Where that cannot say all, as where an encoder and a decoder have one config,
+    `layer_sizes` has those of every block by its path.
     """
 
     # Here and in _PrunedModel the types of what `super()` is are ignored: that is the stock class, made known later.
 
     hf_sparse: dict[str, Any]
-    layer_sizes: dict[str, dict[str, Any]]
+    layer_sizes: dict[str, dict[str, Any]] = {}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -646,10 +709,12 @@ class _PrunedConfig:
         entries = dict(config_dict)
         # Before the stock class sees it, which makes lists as long as there are layers.
         check_recipe(entries.get("hf_sparse"), entries)
+        _check_tables(entries)
         if entries.get("quantization_config") == LOADED_BY:
             del entries["quantization_config"]
-        if "layer_sizes" not in entries:
-            entries["layer_sizes"] = entries.pop("per_layer_config", {})
+        if "layer_sizes" not in entries and not entries.get(TABLE_SWITCHES[0]) and "per_layer_config" in entries:
+            # Earlier versions had names and key heads in it that were not those of the model, so only people read it.
+            entries["layer_sizes"] = entries.pop("per_layer_config")
         _register_architectures(entries.get("auto_map"), cls)
         return super().from_dict(entries, **kwargs)  # type: ignore[misc]
 
@@ -665,9 +730,6 @@ class _PrunedConfig:
 def _as_in_files(entries: dict[str, Any]) -> dict[str, Any]:
     if "base_architecture" in entries and not hasattr(transformers, str(entries["base_architecture"])):
         return {"quantization_config": dict(LOADED_BY), **entries}  # the stock config reads it, see above
-    if "per_layer_config" not in entries:  # some stock models have layers of different sizes themselves
-        layers = entries.pop("layer_sizes", {})
-        entries |= {"per_layer_config": layers} if layers else {}
     return entries
 
 
@@ -715,9 +777,10 @@ class _PrunedModel:
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         check_recipe(config.hf_sparse, config.to_dict())
-        with _no_endless_model(type(self).__name__), _read_as_stock(config, self.stock_class):
-            super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        resize_(self.base_model, config.hf_sparse)  # type: ignore[attr-defined]
+        with _sizes_of_the_skeleton(config):
+            with _no_endless_model(type(self).__name__), _read_as_stock(config, self.stock_class):
+                super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+            resize_(self.base_model, config.hf_sparse)  # type: ignore[attr-defined]
         size, room = sum(parameter.numel() for parameter in self.parameters()), _room.get()  # type: ignore[attr-defined]
         if room is not None and size > room:
             raise ValueError(f"config.json asks for a model of {size:,} values, more than its weight files can fill")
@@ -731,6 +794,8 @@ class _PrunedModel:
             ValueError: they are damaged, or do not fit the config.
         """
         kwargs["use_safetensors"] = True
+        # Differences are reported below; stock's error refers to a report that may not be shown.
+        may_differ, kwargs["ignore_mismatched_sizes"] = kwargs.get("ignore_mismatched_sizes", False), True
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         # New heads are small; packed weights hold several values in one.
         before = _room.set(None if source is None else 8 * _values_in_files(source, kwargs) + 2**24)
@@ -738,6 +803,11 @@ class _PrunedModel:
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         finally:
             _room.reset(before)
+        if info["mismatched_keys"] and not may_differ:
+            raise ValueError(
+                f"the weights of {source} do not fit its config: {differing(info)}. If a new head is to take the place "
+                "of the one in it, give ignore_mismatched_sizes=True"
+            )
         if source is not None:
             _require_whole(model, info, str(source))
         return (model, info) if output_loading_info else model
@@ -750,6 +820,20 @@ class _PrunedModel:
         config.base_architecture = self.stock_class.__name__
         config.auto_map = auto_map(self.stock_class, config.base_model_type)
         return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Stock's, where all layers have all of their heads.
+
+        Raises:
+            ValueError: they don't, and there is one paged cache for all layers, with the heads of the stock model.
+        """
+        config: Any = self.config  # type: ignore[attr-defined]
+        if any(layer["kind"] == "attention" and layer["kept"] < layer["units"] for layer in config.hf_sparse["layers"]):
+            raise ValueError(
+                "continuous batching has one cache for all layers, but hf_sparse has left them different numbers of "
+                "heads: use generate(), which has one for each"
+            )
+        return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
 
     def _get_name(self) -> str:
         """That of the stock class, by which Trainer knows whose labels are shifted."""
@@ -798,6 +882,13 @@ def shards(index: Any) -> list[str]:
     return names
 
 
+def differing(info: dict[str, Any]) -> str:
+    """What the tensors are, by the information of `from_pretrained`, that a model has in other sizes than its files."""
+    found = sorted((str(name), list(has), list(wanted)) for name, has, wanted in info["mismatched_keys"])
+    some = ", ".join(f"{name} has {has} for {wanted}" for name, has, wanted in found[:3])
+    return some + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
 def _require_whole(model: Any, info: dict[str, Any], source: str) -> None:
     """Refuse weights that lack what the architecture they were saved from has, or have more than that."""
     lacking, extra = {str(name) for name in info["missing_keys"]}, {str(name) for name in info["unexpected_keys"]}
@@ -818,6 +909,12 @@ def _require_whole(model: Any, info: dict[str, Any], source: str) -> None:
     own = {name.removeprefix(prefix) for name in whole.state_dict()}
     lacking = {name for name in lacking if name.removeprefix(prefix) in own}
     extra = {name for name in extra if name.removeprefix(prefix) not in own}
+    tied = set(whole._tied_weights_keys or ())
+    if lacking and lacking <= tied and not extra and not model.config.get_text_config().tie_word_embeddings:
+        raise ValueError(
+            f"the weights of {source} have {', '.join(sorted(lacking))} as the same tensor as the embeddings: load it "
+            "with tie_word_embeddings=True, and untie them afterwards"
+        )
     for problem, names in (("lack", lacking), ("have, against its config,", extra)):
         if names:
             some = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")

@@ -1,5 +1,8 @@
 """The config of a pruned model: its type, its recipe, and its sizes layer by layer."""
 
+import re
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -7,9 +10,18 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import _CAN_RECORD_REGISTRY
 
 from hf_sparse.errors import SparsityError
-from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, auto_map, model_class, sealed
+from hf_sparse.modeling_hf_sparse import (
+    MODEL_TYPE_PREFIX,
+    TABLE_SWITCHES,
+    auto_map,
+    configs_in,
+    has_pruned_sizes,
+    model_class,
+    sealed,
+)
+from hf_sparse.size_names import size_names
 from hf_sparse.slicing import BY_PATH, physical_units
-from hf_sparse.structure import ModelStructure
+from hf_sparse.structure import Block, ModelStructure
 
 
 def describe_(
@@ -17,7 +29,8 @@ def describe_(
 ) -> None:
     """Turn the model and its config in place into those of the pruned model type, with sizes per layer."""
     config: Any = model.config
-    if not config.model_type.startswith(MODEL_TYPE_PREFIX):
+    again = config.model_type.startswith(MODEL_TYPE_PREFIX)
+    if not again:
         stock = type(model)
         try:
             pruned: Any = model_class(stock, config.model_type)
@@ -26,11 +39,10 @@ def describe_(
         config.base_model_type, config.base_architecture = config.model_type, stock.__name__
         become_(model, pruned)
         config.auto_map = auto_map(stock, config.base_model_type)
-        config.layer_sizes = {}
     else:
         recipe = _merged(config.hf_sparse, recipe)
     config.hf_sparse = recipe
-    config.layer_sizes = _layer_sizes(structure, kept, config)
+    _describe_sizes_(model, structure, kept, again)
 
 
 def become_(model: PreTrainedModel, pruned: Any) -> None:
@@ -65,26 +77,106 @@ def _merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _layer_sizes(structure: ModelStructure, kept: dict[str, Tensor], config: Any) -> dict[str, dict[str, Any]]:
-    """Sizes by layer, in the schema of transformers' `per_layer_config`.
+# ---- What is left of every layer ----
 
-    Empty where a layer index has two blocks of a kind, as in two towers, which that schema cannot express.
+
+@dataclass(frozen=True)
+class _Left:
+    """What is left of one block, in the words of one config.
+
+    Attributes:
+        block: which.
+        count: units that stay.
+        sizes: entries of the config by their names.
     """
-    places = [(block.layer, block.kind) for block in structure.blocks]
-    if len(set(places)) < len(places):
-        return {}
-    layers: dict[str, dict[str, Any]] = {index: dict(sizes) for index, sizes in config.layer_sizes.items()}
-    for block in structure.blocks:
-        count = len(physical_units(block, kept[block.name]))
-        sizes = layers.setdefault(str(block.layer), {})
-        if not count:
-            sizes["skip"] = sorted({*sizes.get("skip", ()), "attention" if block.kind == "attention" else "mlp"})
-        if block.kind == "attention":
-            sizes["head_dim"] = block.head_dim
-            sizes["num_attention_heads"] = max(count * block.heads_per_unit, 1)
-            if block.heads_per_unit > 1 or "num_key_value_heads" in vars(config):
-                sizes["num_key_value_heads"] = max(count, 1)
-        else:
-            name = "intermediate_size" if block.kind == "ffn" else "moe_intermediate_size"
-            sizes[name] = max(count, 1)
-    return layers
+
+    block: Block
+    count: int
+    sizes: dict[str, int]
+
+    @property
+    def stack(self) -> str:
+        """Path of the list that its layer is in; the model's own, "", outside of all."""
+        found = re.match(r"(.*?)(?:^|\.)\d+(?:\.|$)", self.block.name)
+        return found[1] if found else ""
+
+
+def _describe_sizes_(model: PreTrainedModel, structure: ModelStructure, kept: dict[str, Tensor], again: bool) -> None:
+    """Write what is left of every layer into the config and those in it, in place, by the names of the stock config.
+
+    In `per_layer_config` where that can say it; where it cannot say all, `layer_sizes` has every block by its path.
+    """
+    config: Any = model.config
+    names = size_names(model, structure.blocks)
+    counts = {block.name: len(physical_units(block, kept[block.name])) for block in structure.blocks}
+    told: set[str] = set()
+    for place, holder in enumerate(configs_in(config)):
+        left = [
+            _Left(block, counts[block.name], {one.name: one.amount * counts[block.name] for one in own})
+            for block in structure.blocks
+            for own in [[one for one in names[block.name] if one.place == place]]
+        ]
+        told |= _tell_(holder, left, model, structure, again)
+    records = {record["block"]: record for record in config.hf_sparse["layers"]}
+    earlier = vars(config).pop("layer_sizes", {})
+    if told < {block.name for block in structure.blocks} or earlier.keys() & records.keys():
+        for block in structure.blocks:
+            sizes = {one.name: one.amount * counts[block.name] for one in names[block.name]}
+            width = {"head_dim": block.head_dim} if block.kind == "attention" else {}
+            earlier[block.name] = (sizes or _unnamed(records[block.name])) | width
+        config.layer_sizes = {path: earlier.get(path) or _unnamed(record) for path, record in records.items()}
+
+
+def _unnamed(record: dict[str, Any]) -> dict[str, int]:
+    """What is left of a block that no entry of the stock config counts the units of."""
+    return {"heads" if record["kind"] == "attention" else "neurons": record["kept"]}
+
+
+def _tell_(holder: Any, left: list[_Left], model: PreTrainedModel, structure: ModelStructure, again: bool) -> set[str]:
+    """Give a config, in place, the `per_layer_config` of its layers; the names of the blocks that it tells all of."""
+    pruned = has_pruned_sizes(holder)
+    named = [one for one in left if one.sizes]
+    stacks, count = {one.stack for one in named}, getattr(holder, "num_hidden_layers", None)
+    if len(stacks) != 1 or (holder.is_heterogeneous and not pruned):
+        return set()  # two towers have one config, or its own modules read such a table
+    (stack,) = stacks
+    if len(list(model.get_submodule(stack).children())) != count or (again and not pruned):
+        return set()  # layers that are shared, or an earlier version has left no table to go on with
+    earlier = holder.to_dict()["per_layer_config"] if pruned else {}
+    holder.per_layer_config = None
+    layers: dict[int, dict[str, Any]] = {index: {} for index in range(count)}
+    layers |= {int(index): sizes for index, sizes in earlier.items()}
+    uses = Counter((one.block.layer, name) for one in named for name in one.sizes)
+    ambiguous = {name for (_, name), used in uses.items() if used > 1}
+    for one in named:
+        # Nobody takes none of them for a size.
+        layers[one.block.layer] |= {name: max(size, 1) for name, size in one.sizes.items() if name not in ambiguous}
+    # Whoever makes a cache reads two more, which not all configs have: or takes the width through the heads there were.
+    widths = {one.block.layer: one.block.head_dim for one in named if one.block.kind == "attention"}
+    for index, sizes in layers.items() if widths else ():
+        sizes.setdefault("head_dim", getattr(holder, "head_dim", None) or widths.get(index, max(widths.values())))
+        if getattr(holder, "num_key_value_heads", None):
+            sizes.setdefault("num_key_value_heads", holder.num_key_value_heads)
+    for index, sizes in layers.items():
+        skipped = _skipped([one for one in left if (one.stack, one.block.layer) == (stack, index)])
+        if skipped and not any(name.startswith(f"{stack}.{index}.") for name, _ in structure.refused):
+            sizes["skip"] = sorted({*sizes.get("skip", ()), *skipped})
+    for switch in TABLE_SWITCHES:
+        setattr(holder, switch, True)
+    holder.per_layer_config = layers
+    if any(
+        getattr(holder.per_layer_config[index], "head_dim", None) != layers[index].get("head_dim") for index in widths
+    ):
+        holder.per_layer_config = None  # the config computes it from the number of heads, and lets nobody set it
+        for switch in TABLE_SWITCHES:
+            vars(holder).pop(switch)
+        return set()
+    return {one.block.name for one in named if not one.sizes.keys() & ambiguous}
+
+
+def _skipped(left: list[_Left]) -> set[str]:
+    """The sublayers of a layer of which nothing is left."""
+    alive = {one.block.kind == "attention" for one in left if one.count}
+    return {"attention" if one.block.kind == "attention" else "mlp" for one in left} - {
+        "attention" if attention else "mlp" for attention in alive
+    }

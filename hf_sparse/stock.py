@@ -22,7 +22,7 @@ from transformers.utils import logging
 from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, outputs
 from hf_sparse.errors import SparsityError
 from hf_sparse.families import HEAD_COUNTS, NEURON_COUNTS
-from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, TABLE_SWITCHES, configs_in, has_pruned_sizes
 from hf_sparse.probing import FORWARD_ERRORS
 from hf_sparse.slicing import physical_units, shrink
 from hf_sparse.structure import Block, ModelStructure
@@ -70,7 +70,7 @@ def _counts(model: PreTrainedModel, tensors: Mapping[str, Tensor], blocks: list[
             return ()  # neither a power of two nor another one
     else:
         return ()
-    dense = _stock_copy(model)
+    dense = stock_copy(model)
     changed = [
         (*entry, _value(config, *entry) // count)
         for entry in _entries(dense)
@@ -83,7 +83,7 @@ def _accepts(config: PreTrainedConfig, entries: list[tuple[int, str, int]], coun
     """Whether a config may have that many units, by (number of the config, name, amount per unit) of its entries."""
     trial = copy.deepcopy(config)
     for place, name, amount in entries:
-        vars(list(_holders(trial))[place])[name] = amount * count
+        vars(list(configs_in(trial))[place])[name] = amount * count
     try:
         type(trial).from_dict(trial.to_dict())
     except CONFIG_ERRORS:
@@ -110,8 +110,8 @@ def stock_config(
         if stacks.setdefault(re.sub(r"\d+", "*", block.name), units) != units:
             return None  # the usual case: layers differ
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    config = _stock_copy(model)
-    for holder in _holders(config):
+    config = stock_copy(model)
+    for holder in configs_in(config):
         if "head_dim" in vars(holder) and counts["heads"]:
             holder.head_dim = next(block.head_dim for block in blocks if block.kind == "attention")
     dense = {size for block in blocks for size in (block.units, block.units * block.heads_per_unit)}
@@ -125,7 +125,7 @@ def stock_config(
             values = counts["heads" if HEAD_COUNTS.match(name) else "neurons"]
             for value in values - {_value(config, place, name)}:
                 trial = copy.deepcopy(config)
-                vars(list(_holders(trial))[place])[name] = value
+                vars(list(configs_in(trial))[place])[name] = value
                 score = _alike(model, trial, shapes)
                 if score > alike:
                     config, alike = trial, score
@@ -151,8 +151,7 @@ def require_loadable(model: PreTrainedModel) -> None:
     """
     kind, config = type(model), model.config
     try:
-        with no_init_weights():
-            made = _shapes(_on_no_memory(kind, config))
+        made = _shapes(_on_no_memory(kind, config))
     except CONFIG_ERRORS as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise SparsityError(
@@ -174,48 +173,51 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _stock_copy(model: PreTrainedModel) -> PreTrainedConfig:
+def stock_copy(model: PreTrainedModel) -> PreTrainedConfig:
+    """A copy of the config as it was before the model was pruned, with the sizes of the skeleton."""
     config: Any = copy.deepcopy(model.config)
     if config.model_type.startswith(MODEL_TYPE_PREFIX):
-        kind = type(config).stock_class
-        for name in OWN_ENTRIES:
-            vars(config).pop(name, None)
-        config.__class__ = kind
+        config.__class__ = type(config).stock_class
+        _forget_(config)
     return config
 
 
-def _holders(config: PreTrainedConfig) -> Iterator[Any]:
-    """A config and those within it."""
-    yield config
-    for value in vars(config).values():
-        if isinstance(value, PreTrainedConfig):
-            yield from _holders(value)
+def _forget_(config: PreTrainedConfig) -> None:
+    """Remove from a config, in place, what the configs of pruned models have beside those of stock models."""
+    for one in configs_in(config):
+        if has_pruned_sizes(one):
+            one.per_layer_config = None
+            for name in TABLE_SWITCHES:
+                vars(one).pop(name)
+        for name in OWN_ENTRIES:
+            vars(one).pop(name, None)
 
 
 def _entries(config: PreTrainedConfig) -> Iterator[tuple[int, str]]:
-    """(number of the config among `_holders`, name) of the entries that may count heads or neurons."""
-    for place, holder in enumerate(_holders(config)):
+    """(number of the config among `configs_in`, name) of the entries that may count heads or neurons."""
+    for place, holder in enumerate(configs_in(config)):
         for name, value in vars(holder).items():
             if type(value) is int and (HEAD_COUNTS.match(name) or NEURON_COUNTS.match(name)):
                 yield place, name
 
 
 def _value(config: PreTrainedConfig, place: int, name: str) -> int:
-    return vars(list(_holders(config))[place])[name]
+    return vars(list(configs_in(config))[place])[name]
 
 
 def _alike(model: PreTrainedModel, config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """How many tensors the stock class has in these shapes; -1 if they are not the same ones."""
     try:
         # Through a dict, since only then is a config checked as a whole.
-        skeleton = _skeleton(model, type(config).from_dict(config.to_dict()))
+        built = skeleton(model, type(config).from_dict(config.to_dict()))
     except CONFIG_ERRORS:
         return -1
-    found = _shapes(skeleton)
+    found = _shapes(built)
     return sum(found[name] == shapes[name] for name in found) if found.keys() == shapes.keys() else -1
 
 
-def _skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> nn.Module:
+def skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> nn.Module:
+    """The stock model that a config asks for, without memory for its parameters."""
     return _on_no_memory(stock_class(model), config)
 
 
@@ -225,7 +227,7 @@ def _on_no_memory(kind: type[PreTrainedModel], config: PreTrainedConfig) -> nn.M
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), init_empty_weights(include_buffers=False):
+        with warnings.catch_warnings(), no_init_weights(), init_empty_weights(include_buffers=False):
             warnings.simplefilter("ignore")
             return kind(copy.deepcopy(config))
     finally:
@@ -242,7 +244,7 @@ def computes_the_same(model: PreTrainedModel, config: PreTrainedConfig, inputs: 
         inputs: a batch to compare outputs on.
     """
     try:
-        twin: Any = _skeleton(model, config).eval()
+        twin: Any = skeleton(model, config).eval()
         twin.load_state_dict(model.state_dict(), assign=True)
         found = outputs(nn.Module.to(twin, model.device), inputs)
     except FORWARD_ERRORS:
@@ -258,10 +260,9 @@ def to_stock_(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     """Give a pruned model the class and config of its stock form, in place; `config` is from `stock_config`."""
     kind: Any = stock_class(model)
     model.__class__ = kind
-    for own_config, new in zip(_holders(model.config), _holders(config)):
+    _forget_(model.config)
+    for own_config, new in zip(configs_in(model.config), configs_in(config)):
         own_config.__class__ = type(new)
-        for name in OWN_ENTRIES:
-            vars(own_config).pop(name, None)
         for name, value in vars(new).items():
             if type(value) is int:
                 vars(own_config)[name] = value

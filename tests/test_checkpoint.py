@@ -1,22 +1,27 @@
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from conftest import bert, llama
 from safetensors import safe_open
+from safetensors.torch import save_file
 from test_compaction import learnt, plans
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     Trainer,
 )
 
-from hf_sparse import SparsityError, compact, load_pruned, save_pruned
+from hf_sparse import SparsityError, compact, load_pruned, modeling_hf_sparse, save_pruned
 from hf_sparse.inputs import example_inputs
 
 
@@ -127,6 +132,61 @@ def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SparsityError, match="cannot write"):
         save_pruned(bert(), tmp_path / "file" / "out")
+
+
+def test_a_checkpoint_that_no_recipe_explains_is_refused_with_the_sizes_that_differ(tmp_path: Path) -> None:
+    model = llama()
+    stock = model.config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
+    compact(learnt(model))
+    for entries, message in (
+        (stock, r"not made by hf_sparse.*tensors have other sizes .*proj.weight has \[\d+, \d+\] for \[\d+, \d+\]"),
+        (stock | {"model_type": "hf_sparse_llama"}, "no recipe in hf_sparse: hf_sparse did not make it"),
+    ):
+        save_file(model.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+        (tmp_path / "config.json").write_text(json.dumps(entries))
+        with pytest.raises(SparsityError, match=message):
+            load_pruned(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_said_with_their_sizes_and_what_to_do(tmp_path: Path) -> None:
+    model = bert()
+    compact(learnt(model))
+    save_pruned(model, tmp_path)
+    load = AutoModelForSequenceClassification.from_pretrained
+    with pytest.raises(ValueError, match=r"classifier\.bias has \[2\] for \[5\].* give ignore_mismatched_sizes=True"):
+        load(tmp_path, num_labels=5)
+    assert load(tmp_path, num_labels=5, ignore_mismatched_sizes=True).classifier.out_features == 5
+    tied = LlamaForCausalLM(LlamaConfig(**{**llama().config.to_dict(), "tie_word_embeddings": True}))
+    compact(learnt(tied))
+    save_pruned(tied, tmp_path / "tied")
+    with pytest.raises(ValueError, match=r"have lm_head\.weight as the same tensor as the embeddings"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "tied", tie_word_embeddings=False)
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_an_adapter_of_an_earlier_model_is_not_applied(
+    exchanged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = {"adapter_config.json": "{}", "adapter_model.safetensors": "", "custom_generate/generate.py": ""}
+    others = {"notes.txt": "", "tokenizer.json": "{}"}
+    for name, text in (earlier | others).items():
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text(text)
+    if not exchanged:
+        monkeypatch.setattr("hf_sparse.directories._exchange", lambda one, other: False)
+    save_pruned(bert(), tmp_path / "out")
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert others.keys() < left and not {name.split("/")[0] for name in earlier} & left
+
+
+@pytest.mark.parametrize("broken", ["version", "name"])
+def test_the_file_that_travels_says_which_version_it_needs(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if broken == "version":
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "4.57.3")
+    else:
+        monkeypatch.setitem(sys.modules, "transformers.pytorch_utils", ModuleType("transformers.pytorch_utils"))
+    with pytest.raises(ImportError, match=r"hf_sparse has pruned load with transformers 5\.14 or later"):
+        runpy.run_path(modeling_hf_sparse.__file__)
 
 
 @pytest.mark.parametrize(

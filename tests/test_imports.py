@@ -32,6 +32,7 @@ ORDER = [
     "discovery",
     "layout",
     "stock",
+    "size_names",
     "gates",
     "objective",
     "patterns",

@@ -137,7 +137,7 @@ def test_the_recipe_leaves_a_small_model_a_report_and_a_picture(
     assert AutoTokenizer.from_pretrained(out)("word3")["input_ids"] == [7]
     kept = {(layer["layer"], layer["kind"]): layer["kept"] for layer in report["layers"]}
     for layer in range(2):
-        assert model.config.layer_sizes[str(layer)]["num_attention_heads"] == max(kept[layer, "attention"], 1)
+        assert model.config.per_layer_config[layer].num_attention_heads == max(kept[layer, "attention"], 1)
 
     # The directory holds a run now, and a finished one has nothing left to resume but its last checkpoint.
     assert run({**data, "--test_file": test}) == 2
