@@ -59,8 +59,8 @@ RECIPE_VERSION = 1
 LOADED_BY = {"quant_method": "hf_sparse"}
 """The `quantization_config` of checkpoints whose class is not of transformers.
 
-By it `TheClass.from_pretrained`, which reads config.json by the stock config, finds what replays the recipe, once hf_sparse
-is imported.
+By it `TheClass.from_pretrained`, which reads config.json by the stock config, finds what replays the recipe, once
+hf_sparse is imported.
 """
 POSITION_BIAS_METHODS = ("compute_bias",)
 """Methods of stock modules that a recipe may name."""
