@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from test_compaction import learnt, plans
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -28,7 +29,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_sparse import compact, load_pruned, save_pruned
+from hf_sparse import PruningPlan, compact, discover, load_pruned, save_pruned
 from hf_sparse.inputs import example_inputs
 
 AUTO = {
@@ -200,6 +201,19 @@ def test_8_bit_dynamic_quantization(name: str, pruned: PreTrainedModel) -> None:
         small = torch.ao.quantization.quantize_dynamic(copy.deepcopy(pruned), {nn.Linear}, torch.qint8)
     error = (logits(small, example_inputs(pruned)) - logits(pruned)).norm() / logits(pruned).norm()
     assert error < 0.2
+
+
+def test_compiled_layer_by_layer_there_is_a_graph_for_every_width() -> None:
+    model, counter = MODELS["llama"](), CompileCounter()
+    ffns = [block for block in discover(model).blocks if block.kind == "ffn"]
+    compact(model, PruningPlan({block.name: tuple(range(width)) for block, width in zip(ffns, (8, 16, 8))}))
+    before, inputs = logits(model), example_inputs(model)
+    torch._dynamo.reset()
+    for layer in model.model.layers:
+        layer.compile(backend=counter)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs, use_cache=False).logits, before)
+    assert counter.frame_count == 2
 
 
 def test_compiled_it_is_one_graph(pruned: PreTrainedModel) -> None:
