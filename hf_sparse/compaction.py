@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, outputs
+from hf_sparse.comparison import DOUBTFUL, RELATIVE_TOLERANCE, largest_difference, outputs
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs, placed
@@ -68,7 +68,8 @@ def compact(
 
     The class of the model and of its config become those of pruned models, so that `save_pretrained` writes a
     checkpoint that `from_pretrained` rebuilds; if all layers keep the same numbers and a stock config can say so, they
-    stay stock, and the checkpoint needs no code. Outputs before and after are compared in float32.
+    stay stock, and the checkpoint needs no code. Outputs before and after are compared in float32, or in float64 where
+    that leaves a doubt.
 
     Args:
         model: with or without gates.
@@ -80,6 +81,23 @@ def compact(
             plain weights; it is then as it was.
     """
     require_prunable(model)
+    try:
+        return _compacted(model, plan, inputs, torch.float32)
+    except _DoubtfulError as doubtful:
+        try:
+            return _compacted(model, plan, inputs, torch.float64)
+        except SparsityError:
+            raise doubtful from None
+
+
+class _DoubtfulError(SparsityError):
+    """Outputs differ by what may be rounding where large values cancel."""
+
+
+def _compacted(
+    model: PreTrainedModel, plan: PruningPlan | None, inputs: Mapping[str, Any] | None, dtype: torch.dtype
+) -> CompactionReport:
+    """What `compact` says, with outputs compared in a dtype."""
     bank = gate_bank(model)
     inputs = dict(inputs) if inputs is not None else example_inputs(model)
     if model.device != HOST:  # from which it can run elsewhere
@@ -94,7 +112,7 @@ def compact(
     identities: tuple[str, ...] = ()
     modes = {module: module.training for module in model.modules()}
     restore = _snapshot(model)
-    with _in_float32(model):
+    with _computing_in(dtype, model, inputs) as inputs:
         if bank:
             detach_gates(model)
         model.eval()
@@ -106,8 +124,10 @@ def compact(
                 identities = _drop_norms_(model, _idle_norms(model, inputs) - idle, inputs)
             seal_(model)
             difference, scale = largest_difference(reference.values(), outputs(model, inputs).values())
-            if not difference <= RELATIVE_TOLERANCE * max(scale, 1.0):
-                raise SparsityError(
+            relative = difference / max(scale, 1.0)
+            if not relative <= RELATIVE_TOLERANCE:
+                kind = _DoubtfulError if relative <= DOUBTFUL * RELATIVE_TOLERANCE else SparsityError
+                raise kind(
                     f"the compact model differs from the masked one by {difference:.3g} (outputs up to {scale:.3g}): "
                     f"{type(model).__name__} cannot be pruned exactly, and is left as it was"
                 )
@@ -115,7 +135,7 @@ def compact(
             stock = config is not None and computes_the_same(model, config, inputs)
             if config is not None and stock:
                 to_stock_(model, config)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, SparsityError):
             restore()
             raise
         except FORWARD_ERRORS as error:
@@ -221,19 +241,21 @@ def _masked_outputs(
 
 
 @contextmanager
-def _in_float32(model: nn.Module) -> Iterator[None]:
-    """Compute in float32, so that a difference is a mistake and not the rounding of half precision."""
-    half = {}
+def _computing_in(dtype: torch.dtype, model: nn.Module, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Compute in float32 or float64, so that a difference is a mistake and not rounding; the inputs to do it with."""
+    narrow = {torch.float16, torch.bfloat16, torch.float32} - {dtype}
+    before = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.dtype in (torch.float16, torch.bfloat16):
-            half[name] = tensor.dtype
-            tensor.data = tensor.data.float()
+        if tensor.dtype in narrow:
+            before[name] = tensor.dtype
+            tensor.data = tensor.data.to(dtype)
+    wide = [name for name, value in inputs.items() if isinstance(value, Tensor) and value.dtype == torch.float32]
     try:
-        yield
+        yield {**inputs, **{name: inputs[name].to(dtype) for name in wide}}
     finally:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name in half:
-                tensor.data = tensor.data.to(half[name])
+            if name in before:
+                tensor.data = tensor.data.to(before[name])
 
 
 def _snapshot(model: nn.Module) -> Any:

@@ -14,6 +14,9 @@ from hf_sparse.streaming import device_of, streamed
 RELATIVE_TOLERANCE = 1e-4
 """Largest difference, in units of the largest output, that counts as rounding in float32."""
 
+DOUBTFUL = 100
+"""How many times larger a difference may be that is decided in float64: sums that cancel round more than others."""
+
 
 def tensors(output: Any, place: str = "") -> dict[str, Tensor]:
     """The floating-point tensors in what a module returns, by their place in it."""

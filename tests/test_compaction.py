@@ -1,11 +1,22 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
 from conftest import MODELS, bert, gpt2, llama
 from transformers import BertModel, PreTrainedModel
 
-from hf_sparse import PruningPlan, SparsityConfig, SparsityError, attach_gates, compact, current_plan, discover
+from hf_sparse import (
+    PruningPlan,
+    SparsityConfig,
+    SparsityError,
+    attach_gates,
+    compact,
+    compaction,
+    current_plan,
+    discover,
+    proof,
+)
 from hf_sparse.inputs import example_inputs
 from hf_sparse.modeling_hf_sparse import BiasOnly, RemovedAttention, RemovedFfn
 
@@ -197,3 +208,28 @@ def test_what_is_not_a_plan_is_refused(text: str) -> None:
 def test_a_plan_survives_json() -> None:
     plan = current_plan(learnt(bert()))
     assert PruningPlan.from_json(plan.to_json()) == plan and copy.deepcopy(plan) == plan
+
+
+@pytest.mark.parametrize("mistake", [0.0, 3e-7])
+def test_what_float32_leaves_in_doubt_is_decided_in_float64(mistake: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (proof, compaction):
+        monkeypatch.setattr(module, "RELATIVE_TOLERANCE", 1e-8)  # which float32 cannot hold
+    model = llama().eval()
+    structure = discover(model)
+    assert {block.kind for block in structure.blocks} == {"attention", "ffn"} and not structure.refused
+    before = copy.deepcopy(model.state_dict())
+    shrink = compaction.shrink
+
+    def mistaken(*args: Any) -> tuple[dict, dict]:
+        recipe, values = shrink(*args)
+        return recipe, {name: value * (1 + mistake) for name, value in values.items()}
+
+    monkeypatch.setattr(compaction, "shrink", mistaken)
+    plan = PruningPlan({block.name: (0, 2, 3) for block in structure.blocks})
+    if mistake:
+        with pytest.raises(SparsityError, match="cannot be pruned exactly"):
+            compact(model, plan)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    else:
+        report = compact(model, plan)
+        assert report.max_abs_diff < 1e-12 and {p.dtype for p in model.parameters()} == {torch.float32}
