@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_sparse.bank import GateBank
 from hf_sparse.config import SparsityConfig
@@ -28,6 +29,8 @@ from hf_sparse.selection import selected
 from hf_sparse.steering import BANK, attached_gates
 from hf_sparse.stock import expressible, require_loadable
 from hf_sparse.structure import ModelStructure
+
+logger = logging.get_logger(__name__)
 
 
 def gate_bank(model: nn.Module) -> GateBank | None:
@@ -64,15 +67,17 @@ def attach_gates(
     require_prunable(model)
     if attached_gates(model) is not None:
         raise SparsityError("this model has gates already: call detach_gates(model) first")
-    require_loadable(model)
     inputs = None if inputs is None else placed(inputs, model.device)
     whole = discover(model, inputs) if structure is None else structure
     if costs is None:
+        require_loadable(model)
         structure = selected(model, whole, config)
     else:
         structure = replace(whole, blocks=tuple(block for block in whole.blocks if block.name in costs.blocks))
     if config.layout == "uniform":
-        structure = expressible(model, structure)
+        chosen, structure = structure.blocks, expressible(model, structure)
+        if 0 < len(structure.blocks) < len(chosen):
+            logger.warning("Some blocks keep all of their units, such as %s: %s.", *structure.refused[-1])
     if not structure.blocks:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in structure.refused)
         raise SparsityError(

@@ -77,8 +77,8 @@ def _instead(model: nn.Module) -> str:
     if inside is None:
         return "give one of transformers' own, or of a class of yours that is derived from it"
     return (
-        f"give the one inside it, at {inside!r}, or derive the class from PreTrainedModel, with a config_class, and "
-        "load what was saved by load_pruned(path, TheClass)"
+        f"give the one inside it, at {inside!r}, which gets smaller where it is, or derive the class from "
+        "PreTrainedModel, with a config_class, and load what was saved by load_pruned(path, TheClass)"
     )
 
 

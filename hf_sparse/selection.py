@@ -34,23 +34,25 @@ def selected(model: PreTrainedModel, structure: ModelStructure, config: Sparsity
         SparsityError: a pattern matches no block, or no block is left.
     """
     base, blocks = base_path(model), structure.blocks
-    included = _matching(config.include, blocks, base, "include") if config.include is not None else set(_names(blocks))
+    if not blocks:
+        return structure
+    included = _matching(["*"] if config.include is None else config.include, blocks, base, "include")
     excluded = _matching(config.exclude or [], blocks, base, "exclude")
-    chosen = [block for block in blocks if block.name in included - excluded]
+    named = [block for block in blocks if block.name in included - excluded]
     untrained = frozen_parameters(model)
-    frozen = [block for block in chosen if all(part.parameter in untrained for part in block.slices)]
+    frozen = [block for block in named if all(part.parameter in untrained for part in block.slices)]
+    if len(frozen) == len(named):
+        raise SparsityError(
+            f"nothing is left to prune: of {len(blocks)} blocks, {len(named)} are left by include and exclude, and "
+            f"{len(frozen)} of these are frozen: let their parameters train, or freeze the whole model, which then "
+            "learns gates alone"
+        )
     if frozen:
         logger.warning(
             "%d of %d blocks are frozen and keep all of their units (%s).", len(frozen), len(blocks), _some(frozen)
         )
-    chosen = [block for block in chosen if block not in frozen]
-    if blocks and not chosen:
-        raise SparsityError(
-            f"nothing is left to prune: of {len(blocks)} blocks, {len(included - excluded)} are left by include and "
-            f"exclude, and {len(frozen)} of these are frozen: let their parameters train, or freeze the whole model, "
-            "for which gates alone are learnt"
-        )
-    return replace(structure, blocks=tuple(chosen))
+    gated = {block.name for block in named} - {block.name for block in frozen}
+    return replace(structure, blocks=tuple(block for block in blocks if block.name in gated))
 
 
 def frozen_parameters(model: nn.Module) -> set[str]:
@@ -84,11 +86,7 @@ def _paths(name: str, base: str) -> set[str]:
     return paths | {path.removeprefix(f"{base}.") for path in paths}
 
 
-def _names(blocks: Sequence[Block]) -> list[str]:
-    return [block.name for block in blocks]
-
-
 def _some(blocks: Sequence[Block]) -> str:
     """The names of the first ones, for messages."""
-    names = _names(blocks)
+    names = [block.name for block in blocks]
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

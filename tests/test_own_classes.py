@@ -1,5 +1,6 @@
 """Classes of one's own, as most people have: two heads, another loss, a model inside; pruned, saved, loaded."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,34 @@ def test_heads_of_ones_own_come_new_on_a_pruned_stock_model(tmp_path: Path) -> N
     loaded = load_pruned(tmp_path, TwoHeads)
     trunk = dict(model.bert.named_parameters())
     assert all(torch.equal(trunk[name], parameter) for name, parameter in loaded.bert.named_parameters())
+
+
+class Wrapper(nn.Module):
+    """Not a model of transformers, as a SentenceTransformer is not one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = bert().bert
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return nn.functional.normalize(self.encoder(input_ids).last_hidden_state.mean(1))
+
+
+def test_what_is_inside_of_something_else_gets_smaller_where_it_is(tmp_path: Path) -> None:
+    wrapper, data = Wrapper(), rows(64).remove_columns("labels")
+    run = SparseTrainer(
+        model=wrapper.encoder,
+        teacher=copy.deepcopy(wrapper.encoder),
+        args=training_arguments(tmp_path, max_steps=40, remove_unused_columns=False),
+        train_dataset=data,
+        sparsity=SparsityConfig(target=0.5, sparsity_ramp=0.3, distillation_weight=1.0),
+    )
+    run.train()
+    assert run.compact().parameters_after == sum(parameter.numel() for parameter in wrapper.encoder.parameters())
+    expected = wrapper.eval()(torch.tensor(data["input_ids"]))
+    wrapper.encoder.save_pretrained(tmp_path / "inside")
+    wrapper.encoder = AutoModel.from_pretrained(tmp_path / "inside")
+    torch.testing.assert_close(wrapper.eval()(torch.tensor(data["input_ids"])), expected)
 
 
 class NeedsMore(TwoHeads):
