@@ -89,3 +89,8 @@ class Controller(Float32Module):
         self.integral.add_(gain * error)
         self.multiplier.copy_(self.integral + self.PROPORTIONAL * error)
         return self.multiplier
+
+    def reset_(self) -> None:
+        """Let every lambda start from zero again, in place."""
+        self.integral.zero_()
+        self.multiplier.zero_()

@@ -61,6 +61,8 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
 
     def _refit_batch(self) -> dict[str, Any] | None:
         """Rows of the training data as one batch, without labels; None if the data have ended."""
+        if not self._takes_batches:
+            return self._as_called({})
         rows = longest = 0
         for row in self._some_rows(REFIT_ROWS, 1):
             main = row[self._model.main_input_name]
@@ -69,7 +71,7 @@ class EstimatesMixin(SearchingMixin, ResultsMixin):
             rows += 1
             if rows * longest >= REFIT_TOKENS:
                 break
-        return self._without_labels(next(self._some_rows(rows, rows))) if rows else None
+        return self._as_called(next(self._some_rows(rows, rows))) if rows else None
 
     def _match_layers(self) -> None:
         """Find out which layers of the student learn from which of the teacher, on a batch of the evaluation data.

@@ -1,37 +1,25 @@
-"""A Trainer mixin that stops at a loss that is not finite, before a checkpoint is written from it."""
+"""A Trainer mixin that stops once weights are not finite, before a checkpoint is written from them."""
 
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from transformers import Trainer
 
 from hf_sparse.errors import SparsityError
 
 
 class NonFiniteLossError(SparsityError):
-    """The loss became NaN or infinite; training has stopped before anything was overwritten by it."""
+    """The loss has led to weights that are NaN or infinite; training has stopped before anything was overwritten."""
 
 
-class FiniteLossMixin(Trainer):
-    """Adds to a Trainer that training stops with `NonFiniteLossError` when the loss becomes NaN or infinite.
+class FiniteWeightsMixin(Trainer):
+    """Adds to a Trainer that training stops with `NonFiniteLossError` once weights are NaN or infinite.
 
-    Whether it did is remembered on the device and read whenever something is logged, evaluated or saved.
+    The weights are judged and not the loss, which is NaN for a batch without labels, too, while its gradients are zero.
+    They are read whenever something is logged, evaluated or saved: what has become NaN stays so.
     """
-
-    _not_finite: Tensor | None = None
-
-    def training_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor | Any],
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """Trainer's step; remembers, without waiting for the device, whether the loss was finite."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        not_finite = ~torch.isfinite(loss)
-        self._not_finite = not_finite if self._not_finite is None else self._not_finite | not_finite
-        return loss
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.control.should_log or self.control.should_save or self.control.should_evaluate:
@@ -43,12 +31,22 @@ class FiniteLossMixin(Trainer):
         return super()._finalize_training(*args, **kwargs)
 
     def _require_finite(self) -> None:
-        if self._not_finite is None:
-            return
-        processes = self.accelerator.reduce(self._not_finite.float(), "sum")
-        if processes.item():
-            self._not_finite = None  # it is said; the next run begins anew
+        """Stop all processes if one of them has trained weights that are not finite.
+
+        Raises:
+            NonFiniteLossError: there are some.
+        """
+        model = cast(nn.Module, self.model)
+        trained = [_share(weight).detach() for weight in model.parameters() if weight.requires_grad]
+        is_finite = get_total_norm(trained).to(self.args.device).isfinite()
+        if self.accelerator.reduce((~is_finite).float(), "sum").item():
             raise NonFiniteLossError(
-                f"the loss became NaN or infinite by step {self.state.global_step}: lower the learning rate, check the "
+                f"weights became NaN or infinite by step {self.state.global_step}: lower the learning rate, check the "
                 f"data, and go on from the last checkpoint in {self.args.output_dir}, which is from before"
             )
+
+
+def _share(weight: Any) -> Tensor:
+    """What this process has of a parameter: all of it, or a shard of FSDP or ZeRO stage 3."""
+    share: Tensor = weight.to_local() if isinstance(weight, DTensor) else vars(weight).get("ds_tensor", weight)
+    return share

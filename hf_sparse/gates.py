@@ -96,12 +96,18 @@ class GateGroup(Float32Module):
         """The cost of all components together."""
         self.alpha = nn.Parameter(torch.zeros(shares.shape, dtype=torch.float32))
         share = t0 / n
-        logit = math.log(share) - math.log1p(-share)
-        self.beta = nn.Parameter(torch.full(shares.shape[1:], logit, dtype=torch.float32))
+        self.first_beta = math.log(share) - math.log1p(-share)
+        self.beta = nn.Parameter(torch.zeros(shares.shape[1:], dtype=torch.float32))
         total = shares.sum(0)
         self.register_buffer("weights", (shares / torch.where(total > 0, total, 1.0)).float())
         self.register_buffer("opening", torch.ones(shares.shape))
-        self.open_(torch.zeros(shares.shape))
+        self.reopen_()
+
+    @torch.no_grad()
+    def reopen_(self) -> None:
+        """Make all components equally important in place and every gate exactly 1, as they are at first."""
+        self.beta.fill_(self.first_beta)
+        self.open_(torch.zeros_like(self.alpha))
 
     @torch.no_grad()
     def open_(self, alpha: Tensor) -> None:

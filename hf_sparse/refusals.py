@@ -1,7 +1,9 @@
-"""Arguments of a Trainer with which gates would not be exact."""
+"""What gates would not be exact with, in the arguments of a Trainer and in how its model is set up."""
 
+import functools
 from typing import Any
 
+from torch import nn
 from transformers import TrainingArguments
 
 from hf_sparse.errors import SparsityError
@@ -30,11 +32,21 @@ def check_arguments(arguments: TrainingArguments, scheduler: Any, shards_weights
         )
     if shards_weights and arguments.save_on_each_node:
         raise SparsityError("the first process alone puts shards together: leave out save_on_each_node")
-    checkpointing = arguments.gradient_checkpointing_kwargs
-    if arguments.gradient_checkpointing and isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
-        raise SparsityError(
-            "use_reentrant=True goes backward layer by layer through gates that all layers share: leave it out of "
-            "gradient_checkpointing_kwargs"
-        )
     if arguments.fp16 and arguments.max_grad_norm <= 0:
         raise SparsityError("fp16 without gradient clipping leaves gradients scaled: set max_grad_norm or use bf16")
+
+
+def check_checkpointing(model: nn.Module) -> None:
+    """Refuse reentrant checkpointing, whether the arguments of a Trainer or a call of the model have switched it on.
+
+    Raises:
+        SparsityError: it is, or would be by torch's default.
+    """
+    for module in model.modules():
+        own = vars(module)
+        checkpoint = own.get("_gradient_checkpointing_func") if own.get("gradient_checkpointing") else None
+        if isinstance(checkpoint, functools.partial) and checkpoint.keywords.get("use_reentrant", True):
+            raise SparsityError(
+                "use_reentrant=True goes backward layer by layer through gates that all layers share: set it to False, "
+                "in the arguments of gradient checkpointing or where it was enabled on the model"
+            )

@@ -31,6 +31,7 @@ from hf_sparse.plan import PruningPlan
 from hf_sparse.processes import is_first, once
 from hf_sparse.report import Metrics, Origin, Report, command_line, hub_id, make_report
 from hf_sparse.sharding import spread_
+from hf_sparse.starting import StartingMixin
 from hf_sparse.stock import stock_class
 from hf_sparse.structure import ModelStructure
 from hf_sparse.surgery import plain_forward, skeleton, with_random_weights_
@@ -39,7 +40,7 @@ from hf_sparse.tasks import task_of
 logger = logging.get_logger(__name__)
 
 
-class ResultsMixin(EvaluationMixin):
+class ResultsMixin(EvaluationMixin, StartingMixin):
     """Adds to a Trainer whose model has gates that the smaller model is what it measures, saves and uploads."""
 
     structure: ModelStructure
@@ -119,20 +120,23 @@ class ResultsMixin(EvaluationMixin):
             compact_alike_(self._model, bank.whole, done, bank.structure.blocks)
         self._compactions.append(done)
 
-    def _verification_batch(self, size: int | None = None) -> dict[str, Tensor]:
-        """A batch of the evaluation data, else of the training data, on the device of the run, without labels.
+    def _verification_batch(self, size: int | None = None) -> dict[str, Any]:
+        """A batch of the evaluation data, else of the training data, as the loss hands it to the model, without labels.
 
-        It is the same on all processes, of which none has to wait for another.
+        It is on the device of the run, and the same on all processes, of which none has to wait for another. Where the
+        loss makes something else of batches, it is what the loss made of one in the first step of this process.
 
         Args:
-            size: rows; as many as in evaluations by default.
+            size: rows, of a batch of the data; as many as in evaluations by default.
         """
+        if not self._takes_batches:
+            return self._as_called({})
         dataset = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()))
         loader = self.get_test_dataloader(cast(Any, dataset))
         rows = list(itertools.islice(iter(loader.dataset), size or self.args.eval_batch_size))
-        return self._without_labels(self._prepare_inputs(loader.collate_fn(rows)))
+        return self._as_called(self._prepare_inputs(loader.collate_fn(rows)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the physically smaller model with its card, report.json and structure.png, measured where it is not yet.

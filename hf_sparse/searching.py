@@ -1,38 +1,32 @@
 """The search for what goes, as a Trainer runs it: the gates' optimizer group, penalty, schedule and landing."""
 
-import itertools
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from hf_sparse.config import SearchConfig
 from hf_sparse.controller import Schedule
 from hf_sparse.directories import write_whole
-from hf_sparse.distilling import DistillationMixin
 from hf_sparse.errors import SparsityError
-from hf_sparse.finite import FiniteLossMixin
+from hf_sparse.finite import FiniteWeightsMixin
 from hf_sparse.landing import Descent
 from hf_sparse.preemption import PreemptionMixin
-from hf_sparse.processes import once
-from hf_sparse.refusals import check_arguments
+from hf_sparse.refusals import check_arguments, check_checkpointing
 from hf_sparse.resuming import PROCESSES, SETTINGS, STATE, ResumingMixin, require_same_settings, settings
 from hf_sparse.scheduling import after_the_searches
-from hf_sparse.sensitivity import sensitivities
 from hf_sparse.sharding import average_gradients_
+from hf_sparse.starting import StartingMixin
 from hf_sparse.steering import attached_gates
-from hf_sparse.surgery import full_precision_forward, surgery, unchanged_random_state, unchanged_records
+from hf_sparse.surgery import surgery, trains
 from hf_sparse.zero import check_zero, engine_surgery, load_gates_, save_gates, without_gates
 from hf_sparse.zero3 import is_partitioned, partition_
 
@@ -40,9 +34,6 @@ logger = logging.get_logger(__name__)
 
 MOST_LOGGED_GROUPS = 4
 """Groups whose densities are logged one by one; more would drown the rest."""
-
-SENSITIVITY_ROWS = 128
-"""Rows that sensitivities are estimated on."""
 
 
 class _SearchCallback(TrainerCallback):
@@ -55,6 +46,21 @@ class _SearchCallback(TrainerCallback):
     def __init__(self, trainer: "SearchingMixin") -> None:
         self.trainer = trainer
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        check_checkpointing(self.trainer._model)
+        if not trains(self.trainer._model):
+            raise SparsityError("nothing trains: the model has no gates and is frozen, so save it, or unfreeze a part")
+        if state.global_step == 0:  # also where training begins once more, after an error or by another train()
+            self.trainer._open_gates()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        gated = attached_gates(self.trainer._model) is not None
+        self.trainer._gates_are_due = gated and state.global_step == self.trainer._schedule.start
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -62,22 +68,24 @@ class _SearchCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         descent, self.trainer._descent = self.trainer._descent, None
-        self.trainer._end_step(structure_found=descent is not None and descent.settle_())
+        structure_found = descent is not None and descent.settle_()
+        self.trainer._end_step(structure_found)
+        if structure_found and not trains(self.trainer._model):  # all weights are frozen, so none has to recover
+            control.should_training_stop = True
 
 
-class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, DistillationMixin, ABC):
+class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteWeightsMixin, StartingMixin, ABC):
     """Adds to a Trainer that gates on its model find out what goes; subclasses say what, and then take it out."""
 
     sparsity: SearchConfig
     _schedules: tuple[Schedule, ...] = ()
     _stage: int = 0
-    _loss_is_probed = False
     _has_gate_group = False
+    _is_loaded = False
+    """Whether the model has just been loaded from a checkpoint."""
     _was_in_shards = False
     """Whether ZeRO stage 3 has sharded the weights as soon as they were loaded."""
     _descent: Descent | None = None
-    _gate_optimizer: torch.optim.Optimizer | None = None
-    """Of the gates alone, where DeepSpeed trains the weights."""
 
     # ---- What subclasses say ----
 
@@ -202,37 +210,6 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         if self._gate_optimizer is not None:
             self._gate_optimizer.step()
 
-    def _start_gates(self) -> None:
-        """Let importances start from sensitivities on some rows of the training data; gates stay at 1."""
-        bank = attached_gates(self._model)
-        if bank is None or bank.warm_start == 0:
-            return
-        training, _ = self._model.training, self._model.eval()
-        with full_precision_forward(self._model), unchanged_random_state(self.args.device), unchanged_records(self):
-            found = sensitivities(bank, self._some_rows(SENSITIVITY_ROWS, 1), self._row_loss)
-        self._model.train(training)
-        if found:  # a stream may have ended
-            bank.start_from_(broadcast(found), bank.warm_start)
-
-    def _some_rows(self, count: int, size: int) -> Iterator[dict[str, Any]]:
-        """Batches of some rows of the training data, the same on all processes."""
-        loader = self.get_train_dataloader()
-        rows: Any = loader.dataset
-        if has_length(rows):
-            chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
-            rows = torch.utils.data.Subset(loader.dataset, chosen.tolist())
-        else:  # of a stream every process has others
-            rows = once(lambda: list(itertools.islice(iter(loader.dataset), count)))
-        remaining = iter(rows)
-        while batch := list(itertools.islice(remaining, size)):
-            yield self._prepare_inputs(loader.collate_fn(batch))
-
-    def _row_loss(self, inputs: Mapping[str, Any]) -> Tensor:
-        if self._learns_alone(inputs):
-            return self._drawn_loss(inputs)
-        items = self._get_num_items_in_batch([inputs], self.args.device)
-        return self.compute_loss(self._model, dict(inputs), num_items_in_batch=items)
-
     # ---- The model ----
 
     def _surgery(self) -> AbstractContextManager[None]:
@@ -251,36 +228,10 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Trainer's step; before the first one, what has to be found out on data."""
-        if not self._loss_is_probed:
-            self._before_first_step(inputs)
-            self._loss_is_probed = True
+        """Trainer's step; before it, what has to be found out on data."""
+        self._before_step(inputs)
         with self._out_of_the_engine():
             return super().training_step(model, inputs, num_items_in_batch)
-
-    def _before_first_step(self, inputs: dict[str, Tensor | Any]) -> None:
-        self._probe_loss(inputs)
-        if self.state.global_step == 0:
-            self._start_gates()
-
-    def _probe_loss(self, inputs: dict[str, Tensor | Any]) -> None:
-        """Find out, once, whether the model's loss heeds `num_items_in_batch`.
-
-        Trainer believes so of every model with keyword arguments and then does not average over micro-batches and
-        processes; several classification heads ignore the count, and their gradients would grow with accumulation.
-        """
-        split = self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        from_model = self.compute_loss_func is None and self.label_smoother is None and "labels" in inputs
-        if split == 1 or not (self.model_accepts_loss_kwargs and from_model):
-            return
-        training = self._model.training
-        self._model.eval()
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.accelerator.autocast():
-            one, two = (self._model(**inputs, num_items_in_batch=torch.tensor(float(n))).loss for n in (1, 2))
-        self._model.train(training)
-        if torch.equal(one, two):
-            self.model_accepts_loss_kwargs = False
 
     # ---- Logging, evaluation ----
 
@@ -367,11 +318,15 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteLossMixin, Distillati
         if not self.is_fsdp_enabled:
             self._go_on_from_(Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._is_loaded = True
 
     def _prepare_for_training(self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if sharded and resume_from_checkpoint is not None:  # they load weights once they have sharded them
             self._go_on_from_(Path(resume_from_checkpoint))
+        elif resume_from_checkpoint is not None and not self._is_loaded:  # training begins once more, after an error
+            self._load_from_checkpoint(resume_from_checkpoint)
+        self._is_loaded = False
         self._forget_scales()
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)

@@ -5,12 +5,12 @@ trains only what is left, and leaves a whole model behind where there are severa
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -31,7 +31,8 @@ from hf_sparse.probing import FORWARD_ERRORS
 from hf_sparse.processes import once
 from hf_sparse.report import Report
 from hf_sparse.resuming import STATE
-from hf_sparse.surgery import plain_forward
+from hf_sparse.structure import ModelStructure
+from hf_sparse.surgery import plain_forward, trains
 
 logger = logging.get_logger(__name__)
 
@@ -50,17 +51,19 @@ class StagesMixin(EstimatesMixin):
         self.report, self._evaluated = None, (0, {})
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def _before_first_step(self, inputs: dict[str, Tensor | Any]) -> None:
+    def _record_call(self, inputs: Mapping[str, Any]) -> None:
+        """Remember what the loss calls the model with, and find out on such a batch which layers learn from which."""
+        super()._record_call(inputs)
         if self._layer_map is None:
-            self._match_layers()  # first: sensitivities may be those of the distances to the teacher's states
-        super()._before_first_step(inputs)
+            self._match_layers()
 
     def _end_step(self, structure_found: bool) -> None:
         """Shrink the model in place once its structure is found; at the end of a stage, go on to the next."""
         if structure_found:
             self._require_finite()  # else it would be the shrinking that looks wrong
             self._shrink()
-        if self.state.global_step >= self._schedule.end and self._stage < len(self._schedules) - 1:
+        recovered = self.state.global_step >= self._schedule.end or (structure_found and not trains(self._model))
+        if recovered and self._stage < len(self._schedules) - 1:
             self._require_finite()
             if gate_bank(self._model) is not None:
                 logger.warning("The structure for target %s was not found in time.", self._stage_config.target)
@@ -70,18 +73,21 @@ class StagesMixin(EstimatesMixin):
             with self._surgery():
                 self._attach_gates(self._model, self.costs)
             self._train_gates()
-            self._start_gates()
+
+    def _discovered(self, model: PreTrainedModel) -> ModelStructure:
+        """What can be pruned in a model, found by a batch of the data if no other input can be made up."""
+        try:
+            return once(lambda: discover(model))
+        except UnknownInputsError:
+            if not self._has_data:
+                raise
+            batch = self._verification_batch()
+            return once(lambda: discover(model, batch))
 
     def _attach_gates(self, model: PreTrainedModel, costs: CostTable | None = None) -> GateBank:
-        """Put gates on a model, in place; found by a batch of the data if no other input can be made up."""
+        """Put gates on a model, in place."""
         with plain_forward(model):
-            try:
-                structure = once(lambda: discover(model))
-            except UnknownInputsError:
-                if not self._has_data:
-                    raise
-                batch = self._verification_batch()
-                structure = once(lambda: discover(model, batch))
+            structure = self._discovered(model)
             inputs = self._cost_batch(model) if costs is None else None
             return attach_gates(model, self._stage_config, inputs, costs, structure)
 
@@ -89,7 +95,7 @@ class StagesMixin(EstimatesMixin):
     def _has_data(self) -> bool:
         return self.eval_dataset is not None or self.train_dataset is not None
 
-    def _cost_batch(self, model: PreTrainedModel) -> dict[str, Tensor] | None:
+    def _cost_batch(self, model: PreTrainedModel) -> dict[str, Any] | None:
         """A batch of the data to count or time costs on; None to do so on one that is made up."""
         if self.sparsity.cost == "params" or not self._has_data:
             return None
@@ -183,12 +189,11 @@ class StagesMixin(EstimatesMixin):
         done = [report.plan for report in self._compactions]
         if done != [report.plan for report in reports[: len(done)]]:
             raise SparsityError(f"the model is smaller than it was at {path.parent}: resume with a new trainer")
-        batch = self._verification_batch()
         with plain_forward(self._model):
             if gate_bank(self._model) is not None and (reports[len(done) :] or not searching):
                 detach_gates(self._model)
             for report in reports[len(done) :]:  # weights are loaded afterwards
-                compact_alike_(self._model, once(lambda: discover(self._model, batch)), report)
+                compact_alike_(self._model, self._discovered(self._model), report)
             self._compactions, self._stage = reports, stage
             finished = [self._member_path(target) for target in self.sparsity.descent[:stage]]
             self._members = {path.name: Report.read(path / REPORT) for path in finished if (path / REPORT).is_file()}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hf_sparse.config import SearchConfig
 from hf_sparse.controller import Controller, Schedule
+from hf_sparse.gates import GateGroup
 from hf_sparse.scaling import Scaler
 
 BANK = "sparsity_gates"
@@ -90,6 +91,13 @@ class SteeredGates(Scaler):
             slopes = torch.autograd.grad((multipliers * self.penalties(gates)).sum(), parameters)
         for parameter, slope in zip(parameters, slopes):
             parameter.grad = slope if parameter.grad is None else parameter.grad + slope
+
+    def reopen_(self) -> None:
+        """Undo in place what was learnt: every gate is exactly 1, none more important than another, and lambda zero."""
+        for module in self.modules():
+            if isinstance(module, GateGroup):
+                module.reopen_()
+        self.controller.reset_()
 
     @abstractmethod
     def pooled(self, name: str, values: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ def surgery(model: PreTrainedModel, wrapped: nn.Module, optimizer: Any, accelera
     """Change parameters of a model inside this context; on leaving it, in place, the optimizer trains the new ones.
 
     Parameters are matched by name: one that stays itself keeps its state, one that was replaced starts a new one, one
-    that is gone is forgotten. Inside, the model's forward is its own, without the mixed precision that accelerate puts
-    around it, random numbers drawn leave those of the training as they are, and a model that FSDP shards is whole on
-    the first process. All processes leave with the values that the first one has.
+    that is gone is forgotten; those that the model does not own stay. Inside, the model's forward is its own, without
+    the mixed precision that accelerate puts around it, random numbers drawn leave those of the training as they are,
+    and a model that FSDP shards is whole on the first process. All processes leave with the values that the first one
+    has.
 
     Args:
         model: the bare model.
@@ -33,20 +34,26 @@ def surgery(model: PreTrainedModel, wrapped: nn.Module, optimizer: Any, accelera
     """
     with whole(model, optimizer, accelerator):
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+        groups = [[(names.get(id(one)), one) for one in group["params"]] for group in optimizer.param_groups]
         with plain_forward(model), unchanged_random_state(accelerator.device):
             yield
         parameters = dict(model.named_parameters())
         state = optimizer.state
-        for group, members in zip(optimizer.param_groups, groups):
-            group["params"] = [parameters[name] for name in members if name in parameters]
-        alive = {id(parameter) for parameter in parameters.values()}
+        for group, members in zip(optimizer.param_groups, groups):  # those without a name are of a loss, say
+            left = [(name, one) for name, one in members if name is None or name in parameters]
+            group["params"] = [one if name is None else parameters[name] for name, one in left]
+        alive = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for parameter in [parameter for parameter in state if id(parameter) not in alive]:
             del state[parameter]
     if not isinstance(model, FSDPModule):  # its shards have come from the first process
         send_([*model.parameters(), *model.buffers()])
-    if isinstance(wrapped, DistributedDataParallel):
+    if isinstance(wrapped, DistributedDataParallel) and trains(model):
         _register_again_(wrapped)
+
+
+def trains(model: nn.Module) -> bool:
+    """Whether a model has parameters, be they of gates, that are not frozen."""
+    return any(parameter.requires_grad for parameter in model.parameters())
 
 
 @contextmanager

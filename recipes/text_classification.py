@@ -58,7 +58,7 @@ from hf_sparse import (
     save_pruned,
 )
 from hf_sparse.family import FAMILY
-from hf_sparse.finite import FiniteLossMixin
+from hf_sparse.finite import FiniteWeightsMixin
 from hf_sparse.model import ModelMixin
 from hf_sparse.preemption import PreemptionMixin
 from hf_sparse.report import Origin, command_line
@@ -72,7 +72,7 @@ EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sp
 """Used with the embedded data unless flags say otherwise: there is little of it, and gates need steps to close."""
 
 
-class DenseTrainer(PreemptionMixin, ResumingMixin, FiniteLossMixin, ModelMixin):
+class DenseTrainer(PreemptionMixin, ResumingMixin, FiniteWeightsMixin, ModelMixin):
     """Trainer that stops at a NaN, saves at SIGTERM, and goes on from checkpoints that are whole."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -67,6 +67,7 @@ ORDER = [
     "row_memory",
     "teacher",
     "distilling",
+    "starting",
     "tasks",
     "usage",
     "evaluating",

@@ -328,7 +328,7 @@ def test_a_loss_that_becomes_nan_is_one_line_too(
     run: Run, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run({**data, "--learning_rate": 1e30, "--max_grad_norm": 0}) == 2
-    assert "error: the loss became NaN or infinite" in capsys.readouterr().err
+    assert "error: weights became NaN or infinite" in capsys.readouterr().err
     assert not list(tmp_path.rglob("report.json")) and not (tmp_path / "out/model.safetensors").exists()
 
 

@@ -291,8 +291,10 @@ def test_without_labels_a_model_learns_from_its_teacher_alone(tmp_path: Path) ->
         importances: list[Tensor] = []
         start = trainer._start_gates
 
-        def started(trainer: SparseTrainer = trainer, start: Any = start, found: list[Tensor] = importances) -> None:
-            start()
+        def started(
+            inputs: Any, trainer: SparseTrainer = trainer, start: Any = start, found: list[Tensor] = importances
+        ) -> None:
+            start(inputs)
             found.extend(one.detach().clone() for one in trainer.bank.block_importances().values())
 
         trainer._start_gates = started  # type: ignore[method-assign]

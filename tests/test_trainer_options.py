@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from hf_sparse import (
     NonFiniteLossError,
     SparseTrainer,
     SparseTrainerMixin,
+    SparseWeightsTrainer,
     SparsityConfig,
     SparsityError,
+    WeightSparsityConfig,
     compact,
     load_pruned,
     report,
@@ -29,6 +32,9 @@ from hf_sparse.cli import main
 from hf_sparse.inspection import inspect_checkpoint
 from hf_sparse.patching import attach_gates, require_bank
 from hf_sparse.surgery import copied
+
+MASKS = SparsityConfig(target=0.4, sparsity_ramp=0.4, gate_learning_rate=0.1, warm_start=0.0)
+WEIGHTS = WeightSparsityConfig(target=0.4, sparsity_ramp=0.4, gate_learning_rate=0.1, warm_start=0.0)
 
 
 def test_schedulers_that_would_stop_the_search_are_refused(tmp_path: Path) -> None:
@@ -82,7 +88,7 @@ def test_a_trainer_may_take_the_number_of_items_by_name_alone(tmp_path: Path) ->
         assert run.train().global_step == 2
 
 
-def test_nan_before_a_stage_ends_leaves_no_model_and_the_next_run_begins_anew(tmp_path: Path) -> None:
+def test_nan_before_a_stage_ends_leaves_no_model(tmp_path: Path) -> None:
     class Spoil(StopAt):
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             if state.global_step == self.step:
@@ -95,10 +101,6 @@ def test_nan_before_a_stage_ends_leaves_no_model_and_the_next_run_begins_anew(tm
     with pytest.raises(NonFiniteLossError):
         run.train()
     assert not list(tmp_path.glob("removed-*"))
-    again = trainer(tmp_path, sparsity=sparsity, **steps)
-    again._not_finite, run.callback_handler.callbacks = None, again.callback_handler.callbacks
-    run.model = again.model
-    run._require_finite()  # what was said once does not stop the next training
 
 
 def test_metrics_of_all_evaluation_sets_are_reported(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_a_run_does_not_go_on_with_another_target(tmp_path: Path) -> None:
 
 def test_a_first_step_that_was_interrupted_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trainer(tmp_path, teacher=bert(layers=4), max_steps=1)
-    monkeypatch.setattr(run, "_start_gates", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(run, "_start_gates", lambda inputs: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run.train()
     monkeypatch.undo()
@@ -208,10 +210,46 @@ def test_what_cannot_be_trained_is_refused_before_it_is(tmp_path: Path) -> None:
         attach_gates(nn.Linear(2, 2), SparsityConfig())  # type: ignore[arg-type]
     with pytest.raises(SparsityError, match=r"such as SparsityConfig\(target=0.5\)"):
         trainer(tmp_path, sparsity=0.5)
-    arguments = training_arguments(tmp_path)
-    arguments.gradient_checkpointing, arguments.gradient_checkpointing_kwargs = True, {"use_reentrant": True}
-    with pytest.raises(SparsityError, match="use_reentrant=True"):
-        SparseTrainer(model=bert(), args=arguments, sparsity=SparsityConfig(), train_dataset=rows(8))
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # its name until transformers 6
+@pytest.mark.parametrize("how", [{"use_reentrant": True}, {"preserve_rng_state": True}])  # torch's default is to be so
+@pytest.mark.parametrize("by", ["arguments", "model"])
+def test_reentrant_checkpointing_is_refused_whoever_asks_for_it(by: str, how: dict[str, bool], tmp_path: Path) -> None:
+    asked = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": how} if by == "arguments" else {}
+    run = trainer(tmp_path, **asked)
+    if by == "model":
+        run.model.gradient_checkpointing_enable(how)
+    with pytest.raises(SparsityError, match="use_reentrant=True goes backward layer by layer"):
+        run.train()
+    assert run.state.global_step == 0
+    if by == "model":
+        run.model.gradient_checkpointing_enable({"use_reentrant": False})
+        run.args.max_steps = 1
+        assert run.train().global_step == 1
+
+
+@pytest.mark.parametrize("sparsity", [MASKS, replace(MASKS, targets=[0.2, 0.4]), WEIGHTS])
+def test_where_all_weights_are_frozen_the_gates_alone_are_learnt(sparsity: Any, tmp_path: Path) -> None:
+    model = bert()
+    model.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    kind: Any = SparseWeightsTrainer if sparsity is WEIGHTS else SparseTrainer
+    arguments = training_arguments(tmp_path, max_steps=40)
+    run = kind(model=model, args=arguments, sparsity=sparsity, train_dataset=rows(64), eval_dataset=rows(8))
+    run.train()
+    assert run._in_last_form and run.state.global_step < 40
+    left, target = run._density_left()
+    assert left == pytest.approx(target, abs=0.03)
+    run.save_model(str(tmp_path / "out"))
+    if kind is SparseTrainer:
+        assert load_pruned(tmp_path / "out").num_parameters() < bert().num_parameters()
+        for target in sparsity.targets or ():
+            assert (tmp_path / f"removed-{target:g}/report.json").is_file()
+    for name in ("classifier.weight", "bert.embeddings.word_embeddings.weight"):
+        assert torch.equal(run.model.state_dict()[name], before[name])
+    with pytest.raises(SparsityError, match="nothing trains"):
+        run.train()
 
 
 def test_a_checkpoint_with_gates_is_not_shown_or_pushed_as_a_model(tmp_path: Path) -> None:

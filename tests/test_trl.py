@@ -11,7 +11,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Trainer
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from hf_sparse import SparseTrainer, SparseTrainerMixin, SparsityConfig, load_pruned
 from hf_sparse.macs import count_macs
@@ -26,6 +26,10 @@ SETTINGS = {"max_length": 16, "bf16": False}
 
 
 class SparseSFTTrainer(SparseTrainerMixin, SFTTrainer):
+    pass
+
+
+class SparseGRPOTrainer(SparseTrainerMixin, GRPOTrainer):
     pass
 
 
@@ -49,7 +53,7 @@ def tokens(count: int, length: int, seed: int = 0) -> list[list[int]]:
     return torch.randint(4, VOCABULARY, (count, length), generator=generator).tolist()
 
 
-def arguments(kind: Any, directory: Path) -> Any:
+def arguments(kind: Any, directory: Path, **options: Any) -> Any:
     names = (
         "output_dir",
         "per_device_train_batch_size",
@@ -59,7 +63,7 @@ def arguments(kind: Any, directory: Path) -> Any:
         "save_strategy",
     )
     usual = training_arguments(directory, logging_steps=1)
-    return kind(**{name: getattr(usual, name) for name in names}, report_to=[], use_cpu=True, **SETTINGS)
+    return kind(**{name: getattr(usual, name) for name in names}, report_to=[], use_cpu=True, **(options or SETTINGS))
 
 
 def densities(trainer: Trainer) -> list[float]:
@@ -142,3 +146,21 @@ def test_direct_preference_optimization_finds_a_structure(tokenizer: PreTrainedT
     trainer.train()
     assert not trainer._metrics["eval"] and trainer.state.log_history[0]["logits_loss"] < 1e-4
     assert trainer.compact().max_abs_diff <= 1e-4 and densities(trainer)[-1] == pytest.approx(0.6, abs=0.06)
+
+
+def test_group_relative_policy_optimization_is_pruned_on_what_it_generates(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    settings = arguments(GRPOConfig, tmp_path, bf16=False, num_generations=4, max_completion_length=4)
+    settings.max_steps = 16
+    trainer = SparseGRPOTrainer(
+        model=llama(),
+        args=settings,
+        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+        train_dataset=Dataset.from_dict({"prompt": [" ".join(map(str, row)) for row in tokens(64, 4)]}),
+        processing_class=tokenizer,
+        sparsity=SparsityConfig(target=0.4, sparsity_ramp=0.5, gate_learning_rate=0.1),
+    )
+    trainer.train()
+    assert not trainer._metrics["eval"] and trainer._in_last_form
+    assert trainer.compact().max_abs_diff <= 1e-4 and trainer.measure().batch[0] == 8
