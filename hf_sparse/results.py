@@ -73,6 +73,11 @@ class ResultsMixin(EvaluationMixin, StartingMixin):
             raise SparsityError(
                 f"hub_strategy={strategy!r} would upload models with their gates, which nobody can load: take 'end'"
             )
+        if self.args.push_to_hub and self.args.hub_strategy == HubStrategy.EVERY_SAVE:
+            logger.warning(
+                "hub_strategy='every_save' is taken for 'end': save_model() and push_to_hub() upload the model; "
+                "checkpoints are kept here, as they may have gates, which nobody could load"
+            )
         self.args.hub_strategy = HubStrategy.END
 
     def plan(self) -> PruningPlan:

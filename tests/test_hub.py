@@ -257,10 +257,10 @@ def test_what_cannot_be_inspected_or_pushed_is_one_line(tmp_path: Path, capsys: 
         assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_only_whole_models_are_pushed_by_a_trainer(tmp_path: Path) -> None:
+def test_only_whole_models_are_pushed_by_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from conftest import bert, rows, training_arguments
 
-    from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
+    from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, results
 
     options = {"sparsity": SparsityConfig(), "train_dataset": rows(64)}
     trainer = SparseTrainer(model=bert(), args=training_arguments(tmp_path), **options)
@@ -269,3 +269,9 @@ def test_only_whole_models_are_pushed_by_a_trainer(tmp_path: Path) -> None:
         trainer._prepare_hub()
     with pytest.raises(SparsityError, match="blocking=False"):
         trainer.push_to_hub(blocking=False)
+    said: list[str] = []
+    monkeypatch.setattr(results.logger, "warning", said.append)
+    for strategy in ("end", "every_save"):
+        trainer.args.hub_strategy = strategy
+        trainer._prepare_hub()
+    assert len(said) == 1 and said[0].startswith("hub_strategy='every_save' is taken for 'end'")
