@@ -2,16 +2,25 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_sparse.comparison import DOUBTFUL, RELATIVE_TOLERANCE, largest_difference, outputs
+from hf_sparse.comparison import (
+    DOUBTFUL,
+    RELATIVE_TOLERANCE,
+    OptionalOutputs,
+    disagreement,
+    largest_difference,
+    optional_outputs,
+    outputs,
+)
 from hf_sparse.discovery import discover
-from hf_sparse.errors import SparsityError
+from hf_sparse.errors import SparsityError, UnknownInputsError
+from hf_sparse.head_tables import renumber_heads_
 from hf_sparse.inputs import example_inputs, placed
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, configs_in, resize_
 from hf_sparse.patching import current_plan, detach_gates, gate_bank
@@ -21,8 +30,10 @@ from hf_sparse.prunable import require_prunable
 from hf_sparse.pruned_config import describe_, seal_
 from hf_sparse.slicing import base_path, physical_units, rebased, shrink
 from hf_sparse.stock import computes_the_same, stock_config, to_stock_
-from hf_sparse.streaming import HOST
+from hf_sparse.streaming import HOST, device_of
 from hf_sparse.structure import Block, ModelStructure, layer_sizes
+
+_SMALL = 1 << 13  # values in the tensors of a batch
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,8 @@ def compact(
     The class of the model and of its config become those of pruned models, so that `save_pretrained` writes a
     checkpoint that `from_pretrained` rebuilds; if all layers keep the same numbers and a stock config can say so, they
     stay stock, and the checkpoint needs no code. Outputs before and after are compared in float32, or in float64 where
-    that leaves a doubt.
+    that leaves a doubt; on a small batch also those that the model gives only when asked, such as router logits, and
+    those that follow from its cache.
 
     Args:
         model: with or without gates.
@@ -102,6 +114,7 @@ def _compacted(
     inputs = dict(inputs) if inputs is not None else example_inputs(model)
     if model.device != HOST:  # from which it can run elsewhere
         inputs = placed(inputs, model.device)
+    small = _in_dtype(_small_batch(model, inputs), dtype)
     structure = bank.whole if bank else discover(model, inputs)
     plan = plan or current_plan(model)
     kept = _kept_units(structure, plan)
@@ -112,16 +125,19 @@ def _compacted(
     identities: tuple[str, ...] = ()
     modes = {module: module.training for module in model.modules()}
     restore = _snapshot(model)
-    with _computing_in(dtype, model, inputs) as inputs:
+    inputs = _in_dtype(inputs, dtype)
+    with _computing_in(dtype, model):
         if bank:
             detach_gates(model)
         model.eval()
         try:
-            reference = _masked_outputs(model, structure, gates, kept, inputs)
-            idle = _idle_norms(model, inputs) if removed else set()
+            with _masked(model, structure, gates, kept):
+                reference = outputs(model, inputs)
+                optional, returned = optional_outputs(model, small)
+            idle = _idle_norms(model, optional, inputs) if removed else set()
             _compact_(model, structure, gates, kept, physical, before)
             if removed:
-                identities = _drop_norms_(model, _idle_norms(model, inputs) - idle, inputs)
+                identities = _drop_norms_(model, _idle_norms(model, optional, inputs) - idle, inputs)
             seal_(model)
             difference, scale = largest_difference(reference.values(), outputs(model, inputs).values())
             relative = difference / max(scale, 1.0)
@@ -129,6 +145,11 @@ def _compacted(
                 kind = _DoubtfulError if relative <= DOUBTFUL * RELATIVE_TOLERANCE else SparsityError
                 raise kind(
                     f"the compact model differs from the masked one by {difference:.3g} (outputs up to {scale:.3g}): "
+                    f"{type(model).__name__} cannot be pruned exactly, and is left as it was"
+                )
+            if fault := disagreement(returned, optional.of(model)):
+                raise _DoubtfulError(
+                    f"the compact model differs from the masked one when it is asked for all its outputs: {fault}; "
                     f"{type(model).__name__} cannot be pruned exactly, and is left as it was"
                 )
             config = _stock_form(model, structure, kept)
@@ -217,14 +238,21 @@ def _parameters(module: nn.Module) -> int:
 # ---- Comparing outputs ----
 
 
-def _masked_outputs(
-    model: PreTrainedModel,
-    structure: ModelStructure,
-    gates: dict[str, Tensor],
-    kept: dict[str, Tensor],
-    inputs: dict[str, Any],
-) -> dict[str, Tensor]:
-    """Outputs with the gates of dropped units at zero; the model is left as it is."""
+def _small_batch(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch of which all hidden states can be kept: the inputs, or one that is made up from the config."""
+    if sum(value.numel() for value in inputs.values() if isinstance(value, Tensor)) <= _SMALL:
+        return inputs
+    try:
+        return placed(example_inputs(model), device_of(inputs))
+    except UnknownInputsError:
+        return inputs
+
+
+@contextmanager
+def _masked(
+    model: PreTrainedModel, structure: ModelStructure, gates: dict[str, Tensor], kept: dict[str, Tensor]
+) -> Iterator[None]:
+    """Inside this context the gates of dropped units are at zero, those of others multiplied into the weights."""
     masked = {}
     for block in _with_gates(structure, gates):
         weight = model.get_parameter(block.weight.parameter)
@@ -234,24 +262,29 @@ def _masked_outputs(
     for name, value in masked.items():
         model.get_parameter(name).data, masked[name] = value, model.get_parameter(name).data
     try:
-        return outputs(model, inputs)
+        yield
     finally:
         for name, value in masked.items():
             model.get_parameter(name).data = value
 
 
+def _in_dtype(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Inputs with those in float32 in another dtype."""
+    wide = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dtype == torch.float32}
+    return {**inputs, **{name: value.to(dtype) for name, value in wide.items()}}
+
+
 @contextmanager
-def _computing_in(dtype: torch.dtype, model: nn.Module, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Compute in float32 or float64, so that a difference is a mistake and not rounding; the inputs to do it with."""
+def _computing_in(dtype: torch.dtype, model: nn.Module) -> Iterator[None]:
+    """Compute in float32 or float64, so that a difference is a mistake and not rounding."""
     narrow = {torch.float16, torch.bfloat16, torch.float32} - {dtype}
     before = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.dtype in narrow:
             before[name] = tensor.dtype
             tensor.data = tensor.data.to(dtype)
-    wide = [name for name, value in inputs.items() if isinstance(value, Tensor) and value.dtype == torch.float32]
     try:
-        yield {**inputs, **{name: inputs[name].to(dtype) for name in wide}}
+        yield
     finally:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name in before:
@@ -301,6 +334,7 @@ def _compact_(
     if recipe["shapes"] or recipe["removed"]:
         resize_(model.base_model, recipe)
         describe_(model, structure, kept, recipe)
+    renumber_heads_(model, structure, physical)
     for path, value in values.items():
         # A new parameter, not a copy into the old one: that one still belongs to the model to go back to.
         module, _, name = path.rpartition(".")
@@ -311,8 +345,8 @@ def _compact_(
 # ---- Norms that nothing reads any more ----
 
 
-def _idle_norms(model: PreTrainedModel, inputs: dict[str, Any]) -> set[str]:
-    """Modules without children, with vectors for parameters, whose output no other depends on: seen by autograd."""
+def _idle_norms(model: PreTrainedModel, optional: OptionalOutputs, inputs: dict[str, Any]) -> set[str]:
+    """Modules without children, with vectors for parameters, on which no output depends: seen by autograd."""
     shapes = {
         name: {parameter.ndim for parameter in module.parameters(recurse=False)}
         for name, module in model.named_modules()
@@ -334,10 +368,14 @@ def _idle_norms(model: PreTrainedModel, inputs: dict[str, Any]) -> set[str]:
 
     handles = [model.get_submodule(name).register_forward_hook(scaled(name)) for name in names]
     with torch.enable_grad(), hooked(handles):
-        total = torch.stack([value.sum() for value in outputs(model, inputs).values()]).sum()
-    if not scales or not total.requires_grad:
+        # Some go on from a cache by changing it in place, which has no gradient; what they read is the same.
+        found = [replace(optional, goes_on=False).of(model)]
+        if optional.inputs is not inputs:
+            found.append(outputs(model, inputs))
+        read = [value.sum() for one in found for value in one.values() if value.requires_grad]
+    if not scales or not read:
         return names
-    slopes = torch.autograd.grad(total, [scale for _, scale in scales], allow_unused=True)
+    slopes = torch.autograd.grad(read, [scale for _, scale in scales], allow_unused=True)
     return names - {name for (name, _), slope in zip(scales, slopes) if slope is not None}
 
 

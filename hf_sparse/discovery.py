@@ -3,8 +3,8 @@
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,8 +15,18 @@ from hf_sparse.experts import expert_neurons, stacked_weights
 from hf_sparse.inputs import example_inputs, placed
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, padded_side
 from hf_sparse.ownership import CoupledError, Ownership, heads, neurons
-from hf_sparse.probing import input_dim, probe, projections, record_calls, sizes
-from hf_sparse.proof import prove
+from hf_sparse.probing import (
+    FORWARD_ERRORS,
+    Call,
+    accepted,
+    input_dim,
+    leaving_no_hooks,
+    probe,
+    projections,
+    record_calls,
+    sizes,
+)
+from hf_sparse.proof import prove, with_own_entries
 from hf_sparse.prunable import adapters, require_plain
 from hf_sparse.slicing import base_path, common_path
 from hf_sparse.structure import Block, ModelStructure, Slice
@@ -77,7 +87,7 @@ class _Finding:
 
 class _Discovery:
     def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-        self.model = model
+        self.model, self.inputs = model, inputs
         self.modules = dict(model.named_modules())
         self.parameters = dict(model.named_parameters())
         self.shared = _shared_parameters(model)
@@ -86,7 +96,7 @@ class _Discovery:
         self.projections = projections(model, inputs)
         self.probe = probe(model, inputs, self.projections)
         # Last, since some modules keep a state of their latest forward, which should have no graph.
-        self.calls = record_calls(model, inputs)
+        self.calls = self._asked_calls("use_cache") or record_calls(model, inputs)
 
     def run(self) -> ModelStructure:
         found: dict[str, list[_Finding]] = {}
@@ -112,6 +122,7 @@ class _Discovery:
             if twin is not None:
                 findings[i] = _translated(twin, finding.path)
         blocks = _without_overlaps([finding.block for finding in findings if finding.block is not None])
+        blocks = self._with_stand_ins_of_their_own(blocks)
         refused = [(finding.path, finding.reason) for finding in findings if finding.reason]
         if not refused:
             found_kinds = {block.kind for block in blocks}
@@ -120,6 +131,25 @@ class _Discovery:
                     reason = f"no projection was found whose inputs are {units} and nothing else"
                     refused.append((type(self.model).__name__, reason))
         return ModelStructure(blocks, tuple(refused))
+
+    def _asked_calls(self, flag: str, paths: Container[str] | None = None) -> dict[str, Call]:
+        """The first call of every module, or of those at some paths, when more is asked for; nothing if that fails.
+
+        A cache has to be asked for where the config says that there is none by default, as people set it for training.
+        """
+        with suppress(*FORWARD_ERRORS), leaving_no_hooks(self.model):
+            return record_calls(self.model, {**self.inputs, **accepted(self.model, flag)}, paths)
+        return {}
+
+    def _with_stand_ins_of_their_own(self, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+        """The blocks with what their stand-ins have to do for caches and for those who ask for attention weights."""
+        stand_ins = {block.name: block.stand_in for block in blocks if block.stand_in is not None}
+        asked = self._asked_calls("output_attentions", stand_ins)
+        stand_ins = {
+            name: with_own_entries(stand_in, self.calls.get(name), asked.get(name))
+            for name, stand_in in stand_ins.items()
+        }
+        return tuple(replace(block, stand_in=stand_ins.get(block.name)) for block in blocks)
 
     # ---- One block ----
 

@@ -1,4 +1,4 @@
-"""What structure cannot tell, as data: what integers that count heads or neurons are called.
+"""What structure cannot tell, as data: what integers that count heads or neurons are called, and lists that name heads.
 
 Which entries belong to a unit is read from gradients; but modules also keep sizes as integers, for a `view` that is
 taken in the forward pass. They are updated where name and value both fit, since a value alone also matches things
@@ -50,6 +50,25 @@ class PositionBias:
 POSITION_BIASES = (
     # t5, mt5, switch_transformers
     PositionBias("position_bias", "compute_bias", "relative_attention_bias.weight"),
+)
+
+
+@dataclass(frozen=True)
+class HeadTable:
+    """Heads, as [layer, head], that code around a model picks from the attention weights it returns.
+
+    Attributes:
+        name: of the entry of the generation config.
+        attention: matches the names of the blocks that it is about.
+    """
+
+    name: str
+    attention: re.Pattern[str]
+
+
+HEAD_TABLES = (
+    # whisper: the heads of cross attention by which words are aligned to the sound
+    HeadTable("alignment_heads", re.compile(r"(^|\.)decoder\.layers\.\d+\.encoder_attn$")),
 )
 
 # Decoders that vLLM's AnyModel has layers of, whose attention there reads head_dim, as records of its own

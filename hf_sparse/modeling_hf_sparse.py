@@ -11,7 +11,9 @@ A pruned model is its stock architecture plus a resize recipe in `config.hf_spar
      "attributes": {module: {name: value}},               head counts and widths that the forward pass reads
      "selections": {module: [{"argument": ..., "dim": ..., "count": heads, "index": [kept heads], "method": ...}]},
      "padded":     {projection: {"side": "inputs" or "outputs", "size": channels, "runs": [[start, stop], ...]}},
-     "removed":    {module: {"kind": ..., "output": ..., "outputs": ..., "passed": ..., "cache": [kv heads, width]}},
+     "removed":    {module: {"kind": ..., "output": ..., "outputs": ..., "passed": ..., "cache": [kv heads, width],
+                             "index": layer of the cache that it wrote to or None, "cross": whether that is the one of
+                             cross attention, "weights": [places of attention weights in what it returned]}},
      "identities": [module, ...]}                         norms that nothing reads any more
 
 with paths relative to the base model (no "bert." or "model." in front). Classes are made on demand from the stock
@@ -31,7 +33,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -108,7 +110,7 @@ class _Removed(nn.Module):
     """
 
     def __init__(self, zeros: int | None = None) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # and not that of a stock class
         self.zeros = zeros
 
     def constant(self, hidden_states: Tensor) -> Tensor:
@@ -139,58 +141,106 @@ class RemovedExperts(nn.Module):
 class RemovedAttention(_Removed):
     """Stands in for attention without heads.
 
-    The cache still gets an entry of zeros, since lengths and positions are read off it.
+    The cache still gets an entry of zeros, since lengths and positions are read off it, and whoever asks for attention
+    weights still gets an entry for this layer: those of no head, shape (batch, 0, queries, keys).
 
     Args:
-        layer_idx: the layer's index in the cache; None if the model has no cache.
-        kv_heads: heads of the cache entry.
-        head_dim: width of the cache entry.
-        outputs: length of the tuple that the removed module returned; 0 if it returned a tensor.
-        passed: names of arguments that it handed on, by their place in that tuple.
+        core: the removed module.
+        removal: its record in the recipe.
         zeros: see above.
     """
 
-    def __init__(
-        self,
-        layer_idx: int | None,
-        kv_heads: int,
-        head_dim: int,
-        outputs: int,
-        passed: dict[str, str],
-        zeros: int | None = None,
-    ) -> None:
+    def __init__(self, core: nn.Module, removal: dict[str, Any], zeros: int | None = None) -> None:
         super().__init__(zeros)
-        self.passed = passed
-        self.layer_idx = layer_idx
-        self.kv_heads = kv_heads
-        self.head_dim = head_dim
-        self.outputs = outputs
+        self.kv_heads, self.head_dim = removal["cache"]
+        # Recipes without an index were made where no cache was seen: there, arguments tell cross attention.
+        self.cross: bool | None = removal.get("cross")
+        self.layer_idx: int | None = removal["index"] if "index" in removal else vars(core).get("layer_idx")
+        self.outputs = removal["outputs"]
+        self.passed = {int(place): name for place, name in removal["passed"].items()}
+        self.weights = removal.get("weights", [])
+        parameters = list(inspect.signature(type(core).forward).parameters)[1:]
+        self.asked_at = parameters.index("output_attentions") if "output_attentions" in parameters else None
+        self.config = vars(core).get("config")
 
-    def forward(
-        self,
-        *args: Any,
-        past_key_values: Any = None,
-        key_value_states: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor | tuple[Tensor | None, ...]:
-        """The output and, where the removed module returned more, None for each; takes whatever that took."""
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Any, ...]:
+        """The output and, where the removed module returned more, None or what it handed on; takes what that took."""
         hidden_states = _first_tensor(args, kwargs)
-        cross = key_value_states is not None or encoder_hidden_states is not None
-        if past_key_values is not None and not cross and self.layer_idx is not None:
-            cache = past_key_values
-            if isinstance(cache, transformers.EncoderDecoderCache):
-                cache = cache.self_attention_cache
-            batch, length = hidden_states.shape[:2]
-            zeros = hidden_states.new_zeros(batch, self.kv_heads, length, self.head_dim)
-            cache.update(zeros, zeros, self.layer_idx)
-        hidden_states = self.constant(hidden_states)
-        passed = [kwargs.get(self.passed.get(str(i), "")) for i in range(1, self.outputs)]
-        return (hidden_states, *passed) if self.outputs else hidden_states
+        encoded = (kwargs.get("key_value_states"), kwargs.get("encoder_hidden_states"))
+        source = next((states for states in encoded if states is not None), hidden_states)
+        keys = source.shape[1]
+        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, transformers.Cache)), None)
+        if cache is not None and self.layer_idx is not None and (self.cross is not None or source is hidden_states):
+            keys = self._write_zeros(cache, self.layer_idx, source if self.cross else hidden_states)
+        output = self.constant(hidden_states)
+        if not self.outputs:
+            return output
+        returned: dict[int, Any] = {place: kwargs.get(name) for place, name in self.passed.items()}
+        if places := self._places_of_weights(args, kwargs):
+            none = hidden_states.new_zeros(hidden_states.shape[0], 0, hidden_states.shape[1], keys)
+            returned |= dict.fromkeys(places, none)
+        count = max(self.outputs, *(place + 1 for place in returned), 1)
+        return (output, *(returned.get(place) for place in range(1, count)))
+
+    def _write_zeros(self, cache: Any, index: int, states: Tensor) -> int:
+        """Add zeros for some states to a layer of the cache, in place; the number of keys in it.
+
+        Those of cross attention are added once.
+        """
+        if isinstance(cache, transformers.EncoderDecoderCache):
+            if self.cross and cache.is_updated.get(index):
+                return states.shape[1]
+            if self.cross:
+                cache.is_updated[index] = True
+            cache = cache.cross_attention_cache if self.cross else cache.self_attention_cache
+        shapes = [(self.kv_heads, self.head_dim)] * 2
+        layer: Any = cache.layers[index] if index < len(cache.layers) else None
+        if layer is not None and layer.is_initialized and layer.keys.ndim == 4:
+            # Others have made room, of the shape that they take the removed attention to have.
+            shapes = [(room.shape[1], room.shape[3]) for room in (layer.keys, layer.values)]
+        batch, length = states.shape[:2]
+        zeros = [states.new_zeros(batch, heads, length, width) for heads, width in shapes]
+        return int(cache.update(*zeros, index)[0].shape[2])
+
+    def _places_of_weights(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+        """Where in the tuple the removed module would have returned attention weights in this call."""
+        if self.asked_at is not None:
+            if kwargs.get("output_attentions") or (len(args) > self.asked_at and args[self.asked_at]):
+                return self.weights
+        elif self.config is None:
+            return self.weights
+        eager = isinstance(self.config, PreTrainedConfig) and self.config._attn_implementation == "eager"
+        return [place for place in self.weights if eager and place < self.outputs]
 
     def extra_repr(self) -> str:
         """What print(model) shows of it."""
         return f"layer_idx={self.layer_idx}"
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles, of a class that is made when it is needed."""
+        return _blank_attention, (type(self).__bases__[1:],), vars(self)
+
+
+@functools.cache
+def _removed_attention(stock: tuple[type, ...]) -> Any:
+    """The class of stand-ins that derive from stock classes, too."""
+    return type("RemovedAttention", (RemovedAttention, *stock), {"__module__": __name__}) if stock else RemovedAttention
+
+
+def _blank_attention(stock: tuple[type, ...]) -> RemovedAttention:
+    """A stand-in for a copy to fill."""
+    return nn.Module.__new__(_removed_attention(stock))
+
+
+def _attention_stand_in(core: nn.Module, removal: dict[str, Any], zeros: int | None) -> RemovedAttention:
+    """What stands in for attention; transformers records its weights by its class and by hooks, so both are those."""
+    if not removal.get("weights"):
+        return RemovedAttention(core, removal, zeros)
+    stand_in: Any = _removed_attention((type(core),))(core, removal, zeros)
+    stand_in._is_hf_initialized = True  # there are no weights for the stock class to draw
+    for name in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+        setattr(stand_in, name, getattr(core, name))
+    return cast(RemovedAttention, stand_in)
 
 
 # ---- Recipes, as they are in files ----
@@ -304,15 +354,20 @@ def _is_padding(value: Any) -> bool:
 
 
 def _is_removal(value: Any) -> bool:
-    if not isinstance(value, dict) or value.keys() != {"kind", "output", "outputs", "passed", "cache"}:
+    entries = {"kind", "output", "outputs", "passed", "cache"}
+    if not isinstance(value, dict) or value.keys() - {"index", "cross", "weights"} != entries:
         return False
-    passed, cache = value["passed"], value["cache"]
+    passed, cache, index = value["passed"], value["cache"], value.get("index")
     return (
         value["kind"] in ("attention", "ffn", "experts")
         and isinstance(value["output"], str)
         and value["outputs"] in range(100)
         and isinstance(passed, dict)
+        and passed.keys() <= {str(place) for place in range(1, value["outputs"])}
         and all(isinstance(name, str) for name in passed.values())
+        and (index is None or (type(index) is int and 0 <= index < _MOST_LAYERS))
+        and value.get("cross", False) in (False, True)
+        and _is_list(value.get("weights", []), lambda place: type(place) is int and 0 < place < 100)
         and (_is_list(cache, _is_count) and len(cache) == 2 if value["kind"] == "attention" else cache is None)
     )
 
@@ -401,9 +456,7 @@ def _remove_(base: nn.Module, path: str, removal: dict[str, Any]) -> None:
         kv_heads, head_dim = removal["cache"]
         if kv_heads * head_dim > weight.numel():
             raise ValueError(f"config.hf_sparse gives {path!r} a cache of {removal['cache']}, larger than it can be")
-        stand_in = RemovedAttention(
-            vars(core).get("layer_idx"), kv_heads, head_dim, removal["outputs"], removal["passed"], zeros
-        )
+        stand_in = _attention_stand_in(core, removal, zeros)
     stand_in.train(core.training)
     if inside and zeros is None:
         stand_in.add_module(removal["output"].removeprefix(f"{path}."), bias)
@@ -446,7 +499,7 @@ def _set_attribute_(module: Any, path: str, name: str, value: int) -> None:
     if dot and name == f"config.{entry}":
         # A copy of its own, since the other layers go on reading theirs; one for all entries of this module.
         if "_config_of_its_own" not in vars(module):
-            module.config = copy.copy(module.config)
+            module.config = _own_config(module.config)
             module._config_of_its_own = True
         holder = module.config
     elif dot:
@@ -454,6 +507,21 @@ def _set_attribute_(module: Any, path: str, name: str, value: int) -> None:
     if type(getattr(holder, entry, None)) is not int:
         raise ValueError(f"config.hf_sparse sets {path}.{name} to {value!r}: the model has no such size")
     setattr(holder, entry, value)
+
+
+def _own_config(shared: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of a config with sizes of its own, which still attends in the way that is chosen for the whole model."""
+    own: Any = copy.copy(shared)
+    kind: Any = type(shared)
+    own.shared_config = shared
+    own.__class__ = _own_config_class(kind)
+    return cast(PreTrainedConfig, own)
+
+
+@functools.cache
+def _own_config_class(stock: Any) -> Any:
+    chosen = property(lambda config: config.shared_config._attn_implementation, lambda config, value: None)
+    return type(stock.__name__, (stock,), {"_attn_implementation": chosen, "__module__": stock.__module__})
 
 
 # ---- Parts of tensors, as runs of positions that are read off without an index on the device ----
@@ -1009,7 +1077,7 @@ def model_class(stock: type[PreTrainedModel], model_type: str) -> type[PreTraine
     """
     if (stock, model_type) not in _models:
         known = is_of_transformers(stock)
-        config = config_class(model_type, None if known else _own_config(stock, model_type))
+        config = config_class(model_type, None if known else _config_class_of(stock, model_type))
         own_type = model_type if stock.config_class is None else stock.config_class.model_type
         name = _pruned_name(stock, own_type, model_type)
         body = {"config_class": config, "stock_class": stock, "_auto_class": None}
@@ -1020,7 +1088,7 @@ def model_class(stock: type[PreTrainedModel], model_type: str) -> type[PreTraine
     return _models[stock, model_type]
 
 
-def _own_config(stock: type[PreTrainedModel], model_type: str) -> type[PreTrainedConfig] | None:
+def _config_class_of(stock: type[PreTrainedModel], model_type: str) -> type[PreTrainedConfig] | None:
     """The config class of a model class that is not of transformers; None if its config is one of transformers."""
     kind: Any = stock.config_class
     return None if kind is None or is_of_transformers(kind) or kind.model_type != model_type else kind

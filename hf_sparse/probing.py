@@ -7,15 +7,17 @@ softmaxes away from saturation and ReLUs alive whatever the weights are.
 """
 
 import copy
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, EncoderDecoderCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 from transformers.pytorch_utils import Conv1D
 
 from hf_sparse.modeling_hf_sparse import padded_side
@@ -71,13 +73,50 @@ def with_same_parameters(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
+def cached_positions(*values: Any) -> dict[tuple[bool, int], int] | None:
+    """How many positions the cache among some arguments holds; None if no cache is among them.
+
+    By (whether it is of cross attention, index of the layer).
+    """
+    caches: list[Cache] = []
+    mapped(list(values), lambda one: caches.append(one) if isinstance(one, Cache) else None)
+    if not caches:
+        return None
+    parts = [caches[0]]
+    if isinstance(caches[0], EncoderDecoderCache):
+        parts = [caches[0].self_attention_cache, caches[0].cross_attention_cache]
+    return {
+        (bool(cross), i): int(layer.get_seq_length())
+        for cross, cache in enumerate(parts)
+        for i, layer in enumerate(cache.layers)
+        if isinstance(layer, CacheLayerMixin) and layer.get_seq_length()
+    }
+
+
 @dataclass(frozen=True)
 class Call:
-    """The first call of a module in a forward: its arguments and what it returned."""
+    """The first call of a module in a forward: its arguments and what it returned.
+
+    Attributes:
+        args: by position.
+        kwargs: by name.
+        output: what it returned.
+        saw_cache: whether a cache was among the arguments.
+        written: the layers of that cache that it has made longer, in all of its calls; see `cached_positions`.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: Any
+    saw_cache: bool = False
+    written: tuple[tuple[bool, int], ...] = ()
+
+
+def accepted(model: nn.Module, *flags: str) -> dict[str, bool]:
+    """Those of some flags that the forward of a model takes, all of them set."""
+    parameters = inspect.signature(type(model).forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {flag: True for flag in flags if takes_any or flag in parameters}
 
 
 @contextmanager
@@ -90,6 +129,21 @@ def hooked(handles: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def leaving_no_hooks(model: nn.Module) -> Iterator[None]:
+    """Takes off the hooks that transformers puts on a model when it is first asked for more outputs, and its note."""
+    note = "_output_capturing_hooks_installed"
+    before = [(module, set(module._forward_hooks), note in vars(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, hooks, noted in before:
+            for key in module._forward_hooks.keys() - hooks:
+                del module._forward_hooks[key]
+            if not noted:
+                vars(module).pop(note, None)
+
+
 @torch.no_grad()
 def record_calls(
     model: PreTrainedModel, inputs: Mapping[str, Any], paths: Container[str] | None = None
@@ -97,19 +151,26 @@ def record_calls(
     """The first call of every module in a forward of the model, by path; of all, or of those at some paths."""
     calls: dict[str, Call] = {}
     started: dict[str, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
+    cached: dict[str, dict[tuple[bool, int], int] | None] = {}
 
     def before(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            cached[path] = cached_positions(args, kwargs)
             if path not in started:
                 started[path] = fresh(args), fresh(dict(kwargs))
 
         return hook
 
     def after(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            old, new = cached[path], cached_positions(args, kwargs) or {}
+            written = tuple(layer for layer, length in new.items() if (old or {}).get(layer) != length)
             if path not in calls:
                 # What a projection returns is a residual that later layers may add to in place.
-                calls[path] = Call(*started[path], output.clone() if isinstance(output, Tensor) else output)
+                output = output.clone() if isinstance(output, Tensor) else output
+                calls[path] = Call(*started[path], output, old is not None, written)
+            elif written:
+                calls[path] = replace(calls[path], written=tuple({**dict.fromkeys(calls[path].written + written)}))
 
         return hook
 
@@ -117,7 +178,7 @@ def record_calls(
     for path, module in model.named_modules():
         if paths is None or path in paths:
             handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
-            handles.append(module.register_forward_hook(after(path)))
+            handles.append(module.register_forward_hook(after(path), with_kwargs=True))
     with hooked(handles):
         model(**inputs)
     return calls

@@ -19,7 +19,7 @@ from hf_sparse.comparison import DOUBTFUL, RELATIVE_TOLERANCE, largest_differenc
 from hf_sparse.families import AMBIGUOUS_WIDTHS, HEAD_COUNTS, HEAD_WIDTHS, NEURON_COUNTS, POSITION_BIASES
 from hf_sparse.modeling_hf_sparse import resize_
 from hf_sparse.ownership import CoupledError
-from hf_sparse.probing import FORWARD_ERRORS, Call, fresh, mapped, with_same_parameters
+from hf_sparse.probing import FORWARD_ERRORS, Call, cached_positions, fresh, mapped, with_same_parameters
 from hf_sparse.slicing import common_path, rebased, shrink
 from hf_sparse.structure import Attribute, Block
 
@@ -42,8 +42,11 @@ def prove(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Ca
         reasons.append(reason)
     else:
         raise CoupledError(reasons[0])
-    removed = replace(attempt, stand_in=_stand_in(attempt, calls))
-    if trials[scope].fails(removed, torch.tensor([], dtype=torch.long)) is None:
+    call = calls.get(attempt.name)
+    removed = replace(attempt, stand_in=_stand_in(attempt, call))
+    # A module that runs several times may write to another layer of the cache each time, by what it is told.
+    always_alike = call is None or len(call.written) < 2
+    if always_alike and trials[scope].fails(removed, torch.tensor([], dtype=torch.long)) is None:
         return removed
     if attempt.units == 1:
         raise CoupledError("nothing can take the place of its only unit")
@@ -110,11 +113,16 @@ class _Trial:
         weight = self.module.get_parameter(name)
         masked = weight * block.column_scale(mask.to(weight), weight.ndim)
         try:
-            reference = tensors(functional_call(self.module, {name: masked}, fresh(self.args), fresh(self.kwargs)))
+            args, kwargs = fresh(self.args), fresh(self.kwargs)
+            reference = tensors(functional_call(self.module, {name: masked}, args, kwargs))
+            positions = cached_positions(args, kwargs)
             smaller = smaller_form(self.module, self.path, [block], {block.name: kept})
-            outputs = tensors(smaller(*fresh(self.args), **fresh(self.kwargs)))
+            args, kwargs = fresh(self.args), fresh(self.kwargs)
+            outputs = tensors(smaller(*args, **kwargs))
         except FORWARD_ERRORS as error:
             return f"its smaller form fails with {str(error).splitlines()[0] if str(error) else type(error).__name__!r}"
+        if cached_positions(args, kwargs) != positions:
+            return "its smaller form leaves other positions in the cache"
         for place in self.needed:
             if place not in outputs or outputs[place].shape != reference[place].shape:
                 return "its smaller form returns another shape"
@@ -294,15 +302,14 @@ def _neuron_counts(block: Block, holders: Mapping[str, nn.Module]) -> Iterator[A
 # ---- What takes the place of a block that lost everything ----
 
 
-def _stand_in(block: Block, calls: Mapping[str, Call]) -> dict[str, Any]:
+def _stand_in(block: Block, call: Call | None) -> dict[str, Any]:
     """A record of `modeling_hf_sparse`."""
-    call = calls.get(block.name)
     returned = call.output if call is not None and isinstance(call.output, tuple) else ()
     passed = {}
     if call is not None:
         names = {id(value): name for name, value in call.kwargs.items() if isinstance(value, Tensor)}
         passed = {str(i): names[id(value)] for i, value in enumerate(returned) if i and id(value) in names}
-    return {
+    record = {
         "kind": block.kind,
         "output": block.output,
         "outputs": len(returned),
@@ -310,3 +317,31 @@ def _stand_in(block: Block, calls: Mapping[str, Call]) -> dict[str, Any]:
         # The cache entry of attention without heads is one head wide; see RemovedAttention.
         "cache": [1, block.head_dim] if block.kind == "attention" else None,
     }
+    return with_own_entries(record, call)
+
+
+def with_own_entries(stand_in: Mapping[str, Any], call: Call | None, asked: Call | None = None) -> dict[str, Any]:
+    """A record of a stand-in with what differs between layers that are alike otherwise, and between kinds of calls.
+
+    Args:
+        stand_in: of attention; any other is returned as it is.
+        call: of the module that it stands in for, with a cache if the model has one.
+        asked: of the same module when it was asked for attention weights.
+    """
+    record = dict(stand_in)
+    if record["kind"] == "attention" and call is not None and call.saw_cache:
+        record["cross"], record["index"] = call.written[0] if call.written else (False, None)
+    if record["kind"] == "attention" and asked is not None and isinstance(asked.output, tuple):
+        record["weights"] = _places_of_weights(asked)
+    return record
+
+
+def _places_of_weights(asked: Call) -> list[int]:
+    """Where a tuple has attention weights, which are not handed on; None is left in their place by fused kernels."""
+    given = {id(value) for value in (*asked.args, *asked.kwargs.values())}
+    places = [
+        i
+        for i, value in enumerate(asked.output)
+        if i and isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 3 and id(value) not in given
+    ]
+    return places or [i for i, value in enumerate(asked.output) if i and value is None][:1]

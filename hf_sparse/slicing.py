@@ -55,7 +55,7 @@ def shrink(
         for attribute in block.attributes:
             recipe["attributes"].setdefault(attribute.module, {})[attribute.name] = attribute.amount * len(units)
         if block.selections:
-            heads = _heads(block, units)
+            heads = query_heads(block, units)
             recipe["selections"][block.name] = [
                 # After an earlier round, heads are counted among those that it has kept.
                 {**selection, "index": [selection["index"][head] for head in heads] if "index" in selection else heads}
@@ -93,7 +93,7 @@ def physical_units(block: Block, units: Tensor) -> Tensor:
     return torch.cat([units, closed[: wanted - len(units)]]).sort().values
 
 
-def _heads(block: Block, units: Tensor) -> list[int]:
+def query_heads(block: Block, units: Tensor) -> list[int]:
     """The query heads of some units, ascending."""
     return sorted((block.columns[units].flatten() // block.head_dim).unique().tolist())
 

@@ -23,6 +23,7 @@ ORDER = [
     "streaming",
     "comparison",
     "slicing",
+    "head_tables",
     "selection",
     "inputs",
     "prunable",
