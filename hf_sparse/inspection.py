@@ -31,7 +31,7 @@ class CheckpointSummary:
     Attributes:
         source: the directory or repository.
         architecture: the class that it is made of, of transformers or one of its authors' own.
-        auto_class: the auto class that loads it.
+        auto_class: the auto class that loads it, if any does; a stock checkpoint is loaded by its architecture, too.
         model_type: of its config.
         pruned: whether it is of a pruned model type; a stock checkpoint has no record of what it was.
         parameters: values in its weight files.
@@ -151,12 +151,10 @@ def inspect_checkpoint(source: str | Path, revision: str | None = None, token: s
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else "?"
     architecture = str(config.get("base_architecture", first) if recipe else first)
-    # Decoders inside of others are known to auto classes by the config of the whole alone, but not once pruned.
-    recorded = next((name for name in config.get("auto_map", {}) if name.startswith("AutoModel")), "AutoModel")
     return CheckpointSummary(
         source=str(source),
         architecture=architecture,
-        auto_class=auto_class(architecture, config["model_type"]) or recorded,
+        auto_class=auto_class(architecture, config["model_type"]) or "AutoModel",
         model_type=config["model_type"],
         pruned=recipe is not None,
         parameters=sum(dtypes.values()),

@@ -6,12 +6,13 @@ from typing import Any
 
 import transformers
 from transformers.modelcard import TASK_MAPPING
+from transformers.pipelines import SUPPORTED_TASKS
 
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, architectures, auto_classes
 
 
 def auto_class(architecture: str, model_type: str) -> str | None:
-    """Choose the auto class under which people look for an architecture; None if none loads it.
+    """Choose the auto class under which people look for an architecture; None if none knows it.
 
     Several load BART or a CLIP. The one whose other architectures have the same ending, such as
     ForConditionalGeneration, is meant for it; of those, one that has a pipeline; and the general ones come last.
@@ -25,21 +26,25 @@ def auto_class(architecture: str, model_type: str) -> str | None:
 
     def unlikeliness(candidate: tuple[str, dict[str, Any]]) -> tuple[bool, bool, bool, bool, int]:
         name, types = candidate
-        endings = Counter(_ending(one) for found in types.values() for one in architectures(found))
+        endings = Counter(map(_ending, _names(types)))
         unlike = endings.most_common(1)[0][0] != _ending(architecture)
         place = order.index(name) if name in order else len(order)
         return name == "AutoModelForPreTraining", unlike, name not in order, name == "AutoModel", place
 
-    candidates = [
+    known = [
         (name, types) for name, types in auto_classes() if architecture in architectures(types.get(model_type, ()))
     ]
-    return min(candidates, key=unlikeliness)[0] if candidates else None
+    # Decoders inside of others are known by the config of the whole alone, and once pruned by their own.
+    inside = [candidate for candidate in auto_classes() if architecture in _names(candidate[1])]
+    return min(known or inside, key=unlikeliness, default=(None, {}))[0]
+
+
+def _names(types: dict[str, Any]) -> list[str]:
+    return [name for found in types.values() for name in architectures(found)]
 
 
 def _pipelines() -> dict[str, list[str]]:
     """The auto classes that each task's pipeline loads, by task."""
-    from transformers.pipelines import SUPPORTED_TASKS  # imports all pipelines, which takes a second
-
     tasks: dict[str, Any] = SUPPORTED_TASKS
     return {task: [auto.__name__ for auto in entry["pt"]] for task, entry in tasks.items()}
 
