@@ -21,6 +21,7 @@ from hf_sparse.modeling_hf_sparse import (
 )
 from hf_sparse.size_names import size_names
 from hf_sparse.slicing import BY_PATH, physical_units
+from hf_sparse.stock import CONFIG_ERRORS
 from hf_sparse.structure import Block, ModelStructure
 
 
@@ -136,47 +137,53 @@ def _tell_(holder: Any, left: list[_Left], model: PreTrainedModel, structure: Mo
     """Give a config, in place, the `per_layer_config` of its layers; the names of the blocks that it tells all of."""
     pruned = has_pruned_sizes(holder)
     named = [one for one in left if one.sizes]
-    stacks, count = {one.stack for one in named}, getattr(holder, "num_hidden_layers", None)
+    stacks = {one.stack for one in named}
     if len(stacks) != 1 or (holder.is_heterogeneous and not pruned):
         return set()  # two towers have one config, or its own modules read such a table
-    (stack,) = stacks
+    stack, count = stacks.pop(), getattr(holder, "num_hidden_layers", None)
     if len(list(model.get_submodule(stack).children())) != count or (again and not pruned):
         return set()  # layers that are shared, or an earlier version has left no table to go on with
-    earlier = holder.to_dict()["per_layer_config"] if pruned else {}
-    holder.per_layer_config = None
     layers: dict[int, dict[str, Any]] = {index: {} for index in range(count)}
-    layers |= {int(index): sizes for index, sizes in earlier.items()}
+    if pruned:
+        layers |= {int(index): sizes for index, sizes in holder.to_dict()["per_layer_config"].items()}
+    holder.per_layer_config = None
     uses = Counter((one.block.layer, name) for one in named for name in one.sizes)
     ambiguous = {name for (_, name), used in uses.items() if used > 1}
     for one in named:
         # Nobody takes none of them for a size.
         layers[one.block.layer] |= {name: max(size, 1) for name, size in one.sizes.items() if name not in ambiguous}
-    # Whoever makes a cache reads two more, which not all configs have: or takes the width through the heads there were.
     widths = {one.block.layer: one.block.head_dim for one in named if one.block.kind == "attention"}
-    for index, sizes in layers.items() if widths else ():
-        sizes.setdefault("head_dim", getattr(holder, "head_dim", None) or widths.get(index, max(widths.values())))
-        if getattr(holder, "num_key_value_heads", None):
-            sizes.setdefault("num_key_value_heads", holder.num_key_value_heads)
     for index, sizes in layers.items():
-        skipped = _skipped([one for one in left if (one.stack, one.block.layer) == (stack, index)])
-        if skipped and not any(name.startswith(f"{stack}.{index}.") for name, _ in structure.refused):
-            sizes["skip"] = sorted({*sizes.get("skip", ()), *skipped})
+        own = [one for one in left if (one.stack, one.block.layer) == (stack, index)]
+        if widths:  # a cache is made by two more entries; without them its width is computed from the heads there are
+            heads, width = (getattr(holder, name, None) for name in ("num_key_value_heads", "head_dim"))
+            sizes.setdefault("head_dim", width or widths.get(index, max(widths.values())))
+            sizes |= {"num_key_value_heads": sizes.get("num_key_value_heads", heads)} if heads else {}
+        refused = any(name.startswith(f"{stack}.{index}.") for name, _ in structure.refused)
+        if gone := set() if refused else _gone(own):
+            sizes["skip"] = sorted({*sizes.get("skip", ()), *gone})
+    return {one.block.name for one in named if not one.sizes.keys() & ambiguous} if _set_(holder, layers) else set()
+
+
+def _set_(holder: Any, layers: dict[int, dict[str, Any]]) -> bool:
+    """Set the `per_layer_config` of a config in place, if it takes it and then says the same."""
     for switch in TABLE_SWITCHES:
         setattr(holder, switch, True)
-    holder.per_layer_config = layers
-    if any(
-        getattr(holder.per_layer_config[index], "head_dim", None) != layers[index].get("head_dim") for index in widths
-    ):
-        holder.per_layer_config = None  # the config computes it from the number of heads, and lets nobody set it
+    try:
+        holder.per_layer_config = layers
+        holder.validate()
+        found = [{name: getattr(layer, name) for name in layers[i]} for i, layer in enumerate(holder.per_layer_config)]
+        told = all(sizes == layers[i] for i, sizes in enumerate(found))
+    except CONFIG_ERRORS:
+        told = False
+    if not told:  # it computes a width from the number of heads, and lets nobody set it
+        holder.per_layer_config = None
         for switch in TABLE_SWITCHES:
             vars(holder).pop(switch)
-        return set()
-    return {one.block.name for one in named if not one.sizes.keys() & ambiguous}
+    return told
 
 
-def _skipped(left: list[_Left]) -> set[str]:
+def _gone(left: list[_Left]) -> set[str]:
     """The sublayers of a layer of which nothing is left."""
-    alive = {one.block.kind == "attention" for one in left if one.count}
-    return {"attention" if one.block.kind == "attention" else "mlp" for one in left} - {
-        "attention" if attention else "mlp" for attention in alive
-    }
+    part = {"attention": "attention", "ffn": "mlp", "experts": "mlp"}
+    return {part[one.block.kind] for one in left} - {part[one.block.kind] for one in left if one.count}

@@ -2,7 +2,7 @@
 
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, cast
@@ -37,6 +37,8 @@ class StartingMixin(DistillationMixin):
     """What the loss called the model with for one batch, by name, in the host's memory; empty while that is unknown."""
     _takes_batches = True
     """Whether those were tensors of the batch, so that any other batch can be handed to the model as well."""
+    _kept_back: Set[str] = frozenset()
+    """What of the batch the loss did not hand to the model."""
     _gates_are_due = False
     """Whether gates are to start in the step that has begun."""
     _gate_optimizer: torch.optim.Optimizer | None = None
@@ -103,7 +105,7 @@ class StartingMixin(DistillationMixin):
         same = all(
             _is_alike(inputs.get(name), value) for name, value in self._call.items() if isinstance(value, Tensor)
         )
-        self._takes_batches = once(lambda: same)
+        self._takes_batches, self._kept_back = once(lambda: same), inputs.keys() - self._call.keys()
 
     def _as_called(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the loss calls the model with for a batch, without labels, beside the settings that it adds.
@@ -116,7 +118,10 @@ class StartingMixin(DistillationMixin):
         if not self._takes_batches:
             return called
         settings = {name: value for name, value in called.items() if not isinstance(value, Tensor)}
-        return settings | {name: value for name, value in batch.items() if name in called}
+        handed_over = {
+            name: value for name, value in self._without_labels(batch).items() if name not in self._kept_back
+        }
+        return settings | handed_over
 
     def _probe_loss(self) -> None:
         """Find out whether the model's loss heeds `num_items_in_batch`, unless no label tells.
