@@ -162,6 +162,9 @@ class RemovedAttention(_Removed):
         parameters = list(inspect.signature(type(core).forward).parameters)[1:]
         self.asked_at = parameters.index("output_attentions") if "output_attentions" in parameters else None
         self.config = vars(core).get("config")
+        for name, value in vars(core).items():  # numbers that other modules read off it, such as those of image tokens
+            if type(value) is int and name not in vars(self):
+                setattr(self, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Any, ...]:
         """The output and, where the removed module returned more, None or what it handed on; takes what that took."""
@@ -747,7 +750,7 @@ def _check_tables(entries: dict[str, Any]) -> None:
     for layer in table.values():
         for name, size in layer.items():
             whole = entries.get(name)
-            fits = _is_count(size) and (type(whole) is not int or size <= whole)
+            fits = (size is None and whole is None) or (_is_count(size) and (type(whole) is not int or size <= whole))
             if name == "skip":
                 fits = _is_list(size, lambda part: part in ("attention", "mlp"))
             if not fits:

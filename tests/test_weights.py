@@ -217,7 +217,9 @@ def test_one_times_eight_is_four_times_two(pattern: str, tmp_path: Path) -> None
         run.fold()
         weights.append(run.model.state_dict())
     for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-7, atol=1e-7, msg=name)
+        # Distances to the teacher are taken in float32, whose rounding is what the splits differ by.
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+        assert torch.equal(weights[1][name] == 0, tensor == 0), name
 
 
 # ---- Sparse tensors ----

@@ -179,8 +179,10 @@ def test_trained_models_are_compacted_saved_and_loaded(name: str, tmp_path: Path
         group.alpha.data = 2 * torch.randn(group.alpha.shape, generator=generator)
         group.beta.data += 2.0
     expected, plan = outputs(model, inputs), current_plan(model)
-    kept = {block.name: torch.tensor(plan.kept[block.name], dtype=torch.long) for block in bank.structure.blocks}
-    physical = {block.name: tuple(physical_units(block, kept[block.name]).tolist()) for block in bank.structure.blocks}
+    # Blocks that are frozen have no gates and stay whole.
+    units = {block.name: plan.kept.get(block.name, range(block.units)) for block in bank.whole.blocks}
+    kept = {name: torch.tensor(list(of_block), dtype=torch.long) for name, of_block in units.items()}
+    physical = {block.name: tuple(physical_units(block, kept[block.name]).tolist()) for block in bank.whole.blocks}
     report = compact(model, inputs=inputs)
     assert report.plan == PruningPlan(physical) and report.parameters_after < report.parameters_before
     assert_alike(expected, outputs(model, inputs), "compact")
