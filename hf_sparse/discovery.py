@@ -122,7 +122,7 @@ class _Discovery:
             if twin is not None:
                 findings[i] = _translated(twin, finding.path)
         blocks = _without_overlaps([finding.block for finding in findings if finding.block is not None])
-        blocks = self._with_stand_ins_of_their_own(blocks)
+        blocks = tuple(map(self._with_cache_of_its_own, self._with_stand_ins_of_their_own(blocks)))
         refused = [(finding.path, finding.reason) for finding in findings if finding.reason]
         if not refused:
             found_kinds = {block.kind for block in blocks}
@@ -150,6 +150,10 @@ class _Discovery:
             for name, stand_in in stand_ins.items()
         }
         return tuple(replace(block, stand_in=stand_ins.get(block.name)) for block in blocks)
+
+    def _with_cache_of_its_own(self, block: Block) -> Block:
+        """A block with the layer of the cache that it writes to, and not one that is alike."""
+        return block if block.cached is None else replace(block, cached=next(iter(self.calls[block.name].written)))
 
     # ---- One block ----
 

@@ -14,6 +14,8 @@ A pruned model is its stock architecture plus a resize recipe in `config.hf_spar
      "removed":    {module: {"kind": ..., "output": ..., "outputs": ..., "passed": ..., "cache": [kv heads, width],
                              "index": layer of the cache that it wrote to or None, "cross": whether that is the one of
                              cross attention, "weights": [places of attention weights in what it returned]}},
+     "caches":     {module: {"layer": ..., "cross": ..., "heads": kv heads before, "kept": [kv heads]}},
+                                                          optional: the layer of the cache that attention writes to
      "identities": [module, ...]}                         norms that nothing reads any more
 
 with paths relative to the base model (no "bert." or "model." in front). Classes are made on demand from the stock
@@ -30,7 +32,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
@@ -287,11 +289,10 @@ def check_recipe(recipe: Any, entries: dict[str, Any]) -> None:
     if recipe["version"] != RECIPE_VERSION:
         found = f"config.hf_sparse has version {recipe['version']!r}"
         raise ValueError(f"{found}, this code reads {RECIPE_VERSION}: update hf_sparse")
-    if recipe.keys() != empty_recipe().keys():
-        wrong = sorted(map(str, recipe.keys() ^ empty_recipe().keys()))
+    if wrong := sorted(map(str, (recipe.keys() | {"caches"}) ^ empty_recipe().keys())):
         raise ValueError(f"config.hf_sparse has entries too many or too few: {', '.join(wrong)}")
     for key, is_entry in _ENTRIES.items():
-        table = recipe[key]
+        table = recipe.get(key, {})
         if not isinstance(table, dict):
             raise ValueError(f"config.hf_sparse has {key} that are not a table by path")
         for path, entry in table.items():
@@ -335,14 +336,32 @@ def _is_layer(value: Any) -> bool:
 def _is_selection(value: Any) -> bool:
     if not isinstance(value, dict) or value.keys() - {"method"} != {"argument", "dim", "count", "index"}:
         return False
-    count, index = value["count"], value["index"]
     return (
         isinstance(value["argument"], str)
         and value["dim"] in (0, 1)
-        and _is_count(count)
+        and _are_heads(value["index"], value["count"])
+        and value.get("method") in (None, *POSITION_BIAS_METHODS)
+    )
+
+
+def _are_heads(index: Any, count: Any) -> bool:
+    """Whether a list has some of so many heads, ascending."""
+    return (
+        _is_count(count)
         and _is_list(index, lambda head: type(head) is int and 0 <= head < count)
         and index == sorted(set(index)) != []
-        and value.get("method") in (None, *POSITION_BIAS_METHODS)
+    )
+
+
+def _is_cached(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"layer", "cross", "heads", "kept"}:
+        return False
+    layer = value["layer"]
+    return (
+        type(layer) is int
+        and 0 <= layer < _MOST_LAYERS
+        and type(value["cross"]) is bool
+        and _are_heads(value["kept"], value["heads"])
     )
 
 
@@ -382,6 +401,7 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "selections": lambda value: _is_list(value, _is_selection),
     "padded": _is_padding,
     "removed": _is_removal,
+    "caches": _is_cached,
 }
 
 # ---- Replaying a recipe ----
@@ -400,6 +420,7 @@ def empty_recipe() -> dict[str, Any]:
         "selections": {},
         "padded": {},
         "removed": {},
+        "caches": {},
         "identities": [],
     }
 
@@ -423,6 +444,9 @@ def resize_(model: nn.Module, recipe: dict[str, Any]) -> None:
             _set_attribute_(_at(model, path), path, name, value)
     for path, selections in recipe["selections"].items():
         _select_heads_(_at(model, path), selections)
+    for path in recipe.get("caches", {}):
+        _at(model, path)
+    read_filled_caches_(model, recipe.get("caches", {}).values())
 
 
 def _at(base: nn.Module, path: str) -> nn.Module:
@@ -548,6 +572,39 @@ def _take(tensor: Tensor, dim: int, kept: list[list[int]]) -> Tensor:
 def _with_forward(stock: Any, forward: Any) -> Any:
     """A subclass of a module's class with another forward."""
     return type(stock.__name__, (stock,), {"forward": forward, "__module__": stock.__module__})
+
+
+# ---- Heads picked from a cache that others have filled ----
+
+
+class _KeptHeads:
+    """A hook before a model: it reads the heads it kept from a cache that was filled with all heads of the stock model.
+
+    Whoever makes keys and values, as peft does for its prefixes, knows one number of heads for all layers.
+    """
+
+    def __init__(self, caches: list[dict[str, Any]]) -> None:
+        self.caches = [(entry["layer"], entry["cross"], entry["heads"], runs(entry["kept"])) for entry in caches]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Leave the heads that were kept in the cache among some arguments, in place."""
+        cache: Any = next((value for value in (*args, *kwargs.values()) if isinstance(value, transformers.Cache)), None)
+        if cache is None:
+            return
+        both = isinstance(cache, transformers.EncoderDecoderCache)
+        for index, cross, heads, kept in self.caches:
+            part = (cache.cross_attention_cache if cross else cache.self_attention_cache) if both else cache
+            layer = part.layers[index] if index < len(part.layers) else None
+            if layer is not None and layer.is_initialized and layer.keys.ndim == 4 and layer.keys.shape[1] == heads:
+                layer.keys, layer.values = _take(layer.keys, 1, kept), _take(layer.values, 1, kept)
+
+
+def read_filled_caches_(model: nn.Module, caches: Iterable[dict[str, Any]]) -> None:
+    """Let a model read the heads it kept from caches filled with all heads, in place; by the records of its recipe."""
+    for key in [key for key, hook in model._forward_pre_hooks.items() if isinstance(hook, _KeptHeads)]:
+        del model._forward_pre_hooks[key], model._forward_pre_hooks_with_kwargs[key]
+    if entries := list(caches):
+        model.register_forward_pre_hook(_KeptHeads(entries), with_kwargs=True)
 
 
 # ---- Heads picked from an argument ----

@@ -73,8 +73,8 @@ def with_same_parameters(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def cached_positions(*values: Any) -> dict[tuple[bool, int], int] | None:
-    """How many positions the cache among some arguments holds; None if no cache is among them.
+def cached_layers(*values: Any) -> dict[tuple[bool, int], Any] | None:
+    """The layers that hold positions in the cache among some arguments; None if no cache is among them.
 
     By (whether it is of cross attention, index of the layer).
     """
@@ -86,11 +86,17 @@ def cached_positions(*values: Any) -> dict[tuple[bool, int], int] | None:
     if isinstance(caches[0], EncoderDecoderCache):
         parts = [caches[0].self_attention_cache, caches[0].cross_attention_cache]
     return {
-        (bool(cross), i): int(layer.get_seq_length())
+        (bool(cross), i): layer
         for cross, cache in enumerate(parts)
         for i, layer in enumerate(cache.layers)
         if isinstance(layer, CacheLayerMixin) and layer.get_seq_length()
     }
+
+
+def cached_positions(*values: Any) -> dict[tuple[bool, int], int] | None:
+    """How many positions each layer of the cache among some arguments holds, see `cached_layers`."""
+    layers = cached_layers(*values)
+    return None if layers is None else {place: int(layer.get_seq_length()) for place, layer in layers.items()}
 
 
 @dataclass(frozen=True)
@@ -102,14 +108,15 @@ class Call:
         kwargs: by name.
         output: what it returned.
         saw_cache: whether a cache was among the arguments.
-        written: the layers of that cache that it has made longer, in all of its calls; see `cached_positions`.
+        written: the kv heads of the layers of that cache that it has made longer in all of its calls, by layer; see
+            `cached_layers`.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: Any
     saw_cache: bool = False
-    written: tuple[tuple[bool, int], ...] = ()
+    written: Mapping[tuple[bool, int], int] = field(default_factory=dict)
 
 
 def accepted(model: nn.Module, *flags: str) -> dict[str, bool]:
@@ -163,14 +170,15 @@ def record_calls(
 
     def after(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            old, new = cached[path], cached_positions(args, kwargs) or {}
-            written = tuple(layer for layer, length in new.items() if (old or {}).get(layer) != length)
+            old, new = cached[path], cached_layers(args, kwargs) or {}
+            changed = [place for place, layer in new.items() if (old or {}).get(place) != layer.get_seq_length()]
+            written = {place: new[place].keys.shape[1] for place in changed}
             if path not in calls:
                 # What a projection returns is a residual that later layers may add to in place.
                 output = output.clone() if isinstance(output, Tensor) else output
                 calls[path] = Call(*started[path], output, old is not None, written)
             elif written:
-                calls[path] = replace(calls[path], written=tuple({**dict.fromkeys(calls[path].written + written)}))
+                calls[path] = replace(calls[path], written={**calls[path].written, **written})
 
         return hook
 

@@ -19,7 +19,7 @@ from hf_sparse.comparison import DOUBTFUL, RELATIVE_TOLERANCE, largest_differenc
 from hf_sparse.families import AMBIGUOUS_WIDTHS, HEAD_COUNTS, HEAD_WIDTHS, NEURON_COUNTS, POSITION_BIASES
 from hf_sparse.modeling_hf_sparse import resize_
 from hf_sparse.ownership import CoupledError
-from hf_sparse.probing import FORWARD_ERRORS, Call, cached_positions, fresh, mapped, with_same_parameters
+from hf_sparse.probing import FORWARD_ERRORS, Call, cached_layers, cached_positions, fresh, mapped, with_same_parameters
 from hf_sparse.slicing import common_path, rebased, shrink
 from hf_sparse.structure import Attribute, Block
 
@@ -43,6 +43,8 @@ def prove(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Ca
     else:
         raise CoupledError(reasons[0])
     call = calls.get(attempt.name)
+    if call is not None and list(call.written.values()) == [attempt.units]:
+        attempt = replace(attempt, cached=trials[scope].cached(attempt))
     removed = replace(attempt, stand_in=_stand_in(attempt, call))
     # A module that runs several times may write to another layer of the cache each time, by what it is told.
     always_alike = call is None or len(call.written) < 2
@@ -140,6 +142,23 @@ class _Trial:
         ):
             return None
         return f"its smaller form differs by {difference:.3g} from the masked one (outputs up to {scale:.3g})"
+
+    @torch.no_grad()
+    def cached(self, block: Block) -> tuple[bool, int] | None:
+        """The layer of the cache that holds the kv heads of all units, if a smaller form writes those it kept there."""
+        kept = next(_choices(block.units), torch.tensor([0]))
+        layers = []
+        for module in (self.module, smaller_form(self.module, self.path, [block], {block.name: kept})):
+            args, kwargs = fresh(self.args), fresh(self.kwargs)
+            module(*args, **kwargs)
+            layers.append(cached_layers(args, kwargs) or {})
+        whole, small = ({place: layer.keys for place, layer in found.items()} for found in layers)
+        places = [
+            place
+            for place, keys in small.items()
+            if keys.shape != whole[place].shape and torch.allclose(keys, whole[place][:, kept], 1e-4, 1e-5)
+        ]
+        return places[0] if len(places) == 1 else None
 
     def _in_float64(self) -> "_Trial":
         twin = copy.copy(self)
@@ -330,7 +349,7 @@ def with_own_entries(stand_in: Mapping[str, Any], call: Call | None, asked: Call
     """
     record = dict(stand_in)
     if record["kind"] == "attention" and call is not None and call.saw_cache:
-        record["cross"], record["index"] = call.written[0] if call.written else (False, None)
+        record["cross"], record["index"] = next(iter(call.written), (False, None))
     if record["kind"] == "attention" and asked is not None and isinstance(asked.output, tuple):
         record["weights"] = _places_of_weights(asked)
     return record

@@ -69,13 +69,28 @@ def _merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     merged = {**later, "identities": earlier["identities"], "parameters": earlier["parameters"]}
     now = {layer["block"]: layer["kept"] for layer in later["layers"]}
     merged["layers"] = [{**layer, "kept": now.get(layer["block"], layer["kept"])} for layer in earlier["layers"]]
+    later = {**later, "caches": _traced(earlier, later["caches"])}
     gone = tuple(f"{path}." for name, removal in later["removed"].items() for path in (name, removal["output"]))
     for key in (*BY_PATH, "removed"):
-        kept = {path: value for path, value in earlier[key].items() if not f"{path}.".startswith(gone)}
+        kept = {path: value for path, value in earlier.get(key, {}).items() if not f"{path}.".startswith(gone)}
         merged[key] = {**kept, **later[key]}
         if key == "attributes":  # a later round need not change all that an earlier one has changed
             merged[key] |= {path: {**kept.get(path, {}), **values} for path, values in later[key].items()}
     return merged
+
+
+def _traced(earlier: dict[str, Any], caches: dict[str, Any]) -> dict[str, Any]:
+    """The heads that a later round kept, as those of the stock model; none where an earlier one did not note them."""
+    known = earlier.get("caches", {})
+    shrunk = [f".{layer['block']}" for layer in earlier["layers"] if layer["kept"] < layer["units"]]
+    traced = {}
+    for path, entry in caches.items():
+        if path in known:
+            kept = [known[path]["kept"][head] for head in entry["kept"]]
+            traced[path] = {**entry, "heads": known[path]["heads"], "kept": kept}
+        elif not any(block.endswith(f".{path}") for block in shrunk):
+            traced[path] = entry
+    return traced
 
 
 # ---- What is left of every layer ----

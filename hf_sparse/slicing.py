@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from hf_sparse.modeling_hf_sparse import empty_recipe, runs
 from hf_sparse.structure import Block
 
-BY_PATH = ("shapes", "attributes", "selections", "padded")
+BY_PATH = ("shapes", "attributes", "selections", "padded", "caches")
 """The entries of a recipe that are tables by path and have no other paths in them."""
 
 
@@ -54,6 +54,10 @@ def shrink(
             dropped.setdefault((part.parameter, part.dim), []).append(part.index[gone].flatten())
         for attribute in block.attributes:
             recipe["attributes"].setdefault(attribute.module, {})[attribute.name] = attribute.amount * len(units)
+        if block.cached is not None:
+            cross, layer = block.cached
+            entry = {"layer": layer, "cross": cross, "heads": block.units, "kept": units.tolist()}
+            recipe["caches"][block.name] = entry
         if block.selections:
             heads = query_heads(block, units)
             recipe["selections"][block.name] = [

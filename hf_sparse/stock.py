@@ -22,7 +22,13 @@ from transformers.utils import logging
 from hf_sparse.comparison import RELATIVE_TOLERANCE, largest_difference, outputs
 from hf_sparse.errors import SparsityError
 from hf_sparse.families import HEAD_COUNTS, NEURON_COUNTS
-from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, TABLE_SWITCHES, configs_in, has_pruned_sizes
+from hf_sparse.modeling_hf_sparse import (
+    MODEL_TYPE_PREFIX,
+    TABLE_SWITCHES,
+    configs_in,
+    has_pruned_sizes,
+    read_filled_caches_,
+)
 from hf_sparse.probing import FORWARD_ERRORS
 from hf_sparse.slicing import physical_units, shrink
 from hf_sparse.structure import Block, ModelStructure
@@ -260,6 +266,7 @@ def to_stock_(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     """Give a pruned model the class and config of its stock form, in place; `config` is from `stock_config`."""
     kind: Any = stock_class(model)
     model.__class__ = kind
+    read_filled_caches_(model.base_model, [])  # others fill them with the heads it has
     _forget_(model.config)
     for own_config, new in zip(configs_in(model.config), configs_in(config)):
         own_config.__class__ = type(new)

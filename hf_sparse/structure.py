@@ -60,6 +60,8 @@ class Block:
             `modeling_hf_sparse`, with the heads that an earlier round has kept, if there was one.
         stand_in: what takes the block's place when no unit is left, as a record of `modeling_hf_sparse`; None if
             nothing can, and then one unit stays, with a weight of zeros.
+        cached: (whether it is of cross attention, index) of the layer of a cache that has a kv head for each unit; None
+            if there is none.
         padded: whether the projections pad what they lost with zeros, since the code between them counts on all heads.
         heads_per_unit: query heads per unit; 0 for neurons.
         head_dim: width of one query head; 0 for neurons.
@@ -79,6 +81,7 @@ class Block:
     attributes: tuple[Attribute, ...] = field(default=(), repr=False)
     selections: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     stand_in: Mapping[str, Any] | None = field(default=None, repr=False)
+    cached: tuple[bool, int] | None = None
     padded: bool = False
     heads_per_unit: int = 0
     head_dim: int = 0

@@ -47,25 +47,34 @@ def _read(inputs: dict[str, Any]) -> tuple[torch.Tensor, str, list[dict[str, Any
 def _attempt(asked: Callable[..., Answers]) -> Callable[[PreTrainedModel, dict[str, Any]], Answers | None]:
     """The answers with the first rest of inputs that a model stands; None if it reads no tokens, or stands none."""
 
-    def attempt(model: PreTrainedModel, inputs: dict[str, Any]) -> Answers | None:
+    def attempt(model: PreTrainedModel, inputs: dict[str, Any], **options: Any) -> Answers | None:
         with suppress(KeyError):
             tokens, prefix, rests = _read(inputs)
             for rest in rests:
                 with suppress(*FORWARD_ERRORS):
-                    return asked(model, tokens, prefix, rest)
+                    return asked(model, tokens, prefix, rest, **options)
         return None
 
     return attempt
 
 
 @_attempt
-def continued(model: PreTrainedModel, tokens: torch.Tensor, prefix: str, rest: dict[str, Any]) -> Answers:
-    """A text that is padded on its left, in two parts, of which the second goes on from the cache of the first."""
+def continued(
+    model: PreTrainedModel,
+    tokens: torch.Tensor,
+    prefix: str,
+    rest: dict[str, Any],
+    filler: PreTrainedModel | None = None,
+) -> Answers:
+    """A text that is padded on its left, in two parts, of which the second goes on from the cache of the first.
+
+    The first part may be read by another model, such as the one before it was pruned.
+    """
     mask, half = torch.ones_like(tokens), tokens.shape[1] // 2
     mask[-1, :PADDING] = 0
     parts = [{f"{prefix}input_ids": tokens[:, :half], f"{prefix}attention_mask": mask[:, :half]}]
     parts.append({f"{prefix}input_ids": tokens[:, half:], f"{prefix}attention_mask": mask})
-    first = _forward(model, {**rest, **parts[0], "use_cache": True})
+    first = _forward(filler or model, {**rest, **parts[0], "use_cache": True})
     caches = {name: value for name, value in first.items() if isinstance(value, Cache)}
     if not caches:
         raise ValueError("no cache")

@@ -141,7 +141,7 @@ def test_accumulation_changes_no_loss(task: str, tmp_path: Path) -> None:
                 one.config.problem_type = "multi_label_classification"
             data = data.map(lambda row: {"labels": [float(row["labels"]), 1.0]})
         else:
-            type(model).accepts_loss_kwargs = False
+            model.accepts_loss_kwargs = False
 
             def summed(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
                 loss = nn.functional.cross_entropy(outputs.logits, labels, reduction="sum")

@@ -64,7 +64,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, di
         with torch.no_grad():
             found.append((directory, config, inputs, outputs(model, inputs)))
     records = {key for _, config, *_ in found for key, value in config["hf_sparse"].items() if value}
-    assert {"shapes", "attributes", "selections", "padded", "removed", "identities"} <= records
+    assert {"shapes", "attributes", "selections", "padded", "removed", "caches", "identities"} <= records
     return found
 
 

@@ -1,5 +1,6 @@
 """What outside code learns of a pruned model's sizes, from its config and by the stock config class."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import gpt2, llama
+from conftest import MODELS, gpt2, llama
+from peft import PrefixTuningConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -134,6 +136,41 @@ def test_a_static_cache_that_is_made_first_has_the_heads_of_every_layer(tmp_path
         model = AutoModelForCausalLM.from_pretrained(tmp_path)
         options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "cache_implementation": "static"}
         assert torch.equal(model.generate(prompt, **options, prefill_chunk_size=2), model.generate(prompt, **options))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bart", "t5"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # asked for by peft
+def test_a_prefix_for_all_heads_is_read_at_those_that_stay(name: str, tmp_path: Path) -> None:
+    """Of keys and values that are made for the dense model the pruned one reads what the masked one does."""
+    dense, inputs = MODELS[name]().eval() if name in MODELS else ZOO[name].make(), ZOO[name].inputs()
+    structure = discover(dense, inputs)
+    attention = [block for block in structure.blocks if block.kind == "attention"]
+    first = {block.name: tuple(range(min(i, 1), block.units)) for i, block in enumerate(attention)}
+    then = {block.name: tuple(range(0, len(first[block.name]), 2)) for block in attention[1:]}
+    masked, model = copy.deepcopy(dense), copy.deepcopy(dense)
+    with torch.no_grad():
+        for block in attention:
+            kept = torch.tensor([first[block.name][unit] for unit in then.get(block.name, range(block.units))])
+            gone = torch.ones(block.units, dtype=torch.bool).index_fill(0, kept, False)
+            weight = masked.get_parameter(block.weight.parameter)
+            weight.mul_(block.column_scale((~gone).float(), weight.ndim))
+    compact(model, PruningPlan(first), inputs)
+    save_pruned(model, tmp_path / "once")
+    model = load_pruned(tmp_path / "once")
+    compact(model, PruningPlan(then), inputs)
+    save_pruned(model, tmp_path / "twice")
+    model = load_pruned(tmp_path / "twice")
+    task = "CAUSAL_LM" if ZOO[name].family == "decoder" else "SEQ_2_SEQ_LM"
+    options = PrefixTuningConfig(task_type=task, num_virtual_tokens=3)
+    prefixed = [get_peft_model(one, options).eval() for one in (masked, model)]
+    prefixed[1].prompt_encoder.load_state_dict(prefixed[0].prompt_encoder.state_dict())
+    expected, got = (one(**inputs).logits for one in prefixed)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    prefix = [one.prompt_encoder.default.embedding.weight for one in prefixed]
+    for one in (expected, got):
+        one.square().mean().backward()
+    torch.testing.assert_close(prefix[1].grad, prefix[0].grad, atol=1e-6, rtol=1e-3)
+    assert prefix[1].grad.any()
 
 
 def test_continuous_batching_is_refused_where_layers_have_different_heads() -> None:

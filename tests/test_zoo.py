@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from asking import ASKED, assert_same_answers
+from asking import ASKED, assert_same_answers, continued
 from transformers import PreTrainedModel
 from zoo import ZOO
 
@@ -114,6 +114,10 @@ def _assert_exact(
             answers = ask(expected, inputs)
             if answers is not None:
                 assert_same_answers(answers, ask(small, inputs), what, tolerance, alike_heads)
+        attention = [block for block in structure.blocks if block.kind == "attention"]
+        answers, found = continued(expected, inputs), continued(small, inputs, filler=expected)
+        if answers is not None and (found is not None or all(block.cached for block in attention)):
+            assert_same_answers(answers, found, "continued from another's cache", tolerance, alike_heads)
 
 
 def _doubled(inputs: dict) -> dict:
