@@ -9,12 +9,12 @@ from transformers.utils import CONFIG_NAME, PushToHubMixin
 from hf_sparse.card import NO_FIELDS, PICTURE, REPORT, CardFields, write_card
 from hf_sparse.directories import replaced_directory
 from hf_sparse.errors import SparsityError
-from hf_sparse.inspection import read_config, stock_class
+from hf_sparse.inspection import read_config
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, differing, model_class
 from hf_sparse.patching import gate_bank
 from hf_sparse.prunable import is_quantized, require_model, require_no_adapters
 from hf_sparse.report import Report
-from hf_sparse.stock import require_loadable
+from hf_sparse.stock import named_class, require_loadable
 
 
 def save_pruned(
@@ -89,7 +89,7 @@ def load_pruned(path: str | Path, kind: type[PreTrainedModel] | None = None) -> 
     try:
         pruned = entries["model_type"].startswith(MODEL_TYPE_PREFIX)
         architecture = entries["base_architecture"] if pruned else (entries.get("architectures") or ["?"])[0]
-        stock = kind or stock_class(architecture, f"{path} holds a")
+        stock = kind or named_class(architecture, f"{path} holds a")
         model = model_class(stock, entries["base_model_type"]) if pruned else stock
         options = {} if pruned else {"ignore_mismatched_sizes": True}  # which is an error below
         loaded, info = cast(Any, model).from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)

@@ -18,6 +18,7 @@ from hf_sparse.comparison import (
     optional_outputs,
     outputs,
 )
+from hf_sparse.contexts import hooked
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError, UnknownInputsError
 from hf_sparse.head_tables import renumber_heads_
@@ -25,7 +26,7 @@ from hf_sparse.inputs import example_inputs, placed
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, configs_in, resize_
 from hf_sparse.patching import current_plan, detach_gates, gate_bank
 from hf_sparse.plan import PruningPlan
-from hf_sparse.probing import FORWARD_ERRORS, hooked
+from hf_sparse.probing import FORWARD_ERRORS
 from hf_sparse.prunable import require_prunable
 from hf_sparse.pruned_config import describe_, seal_
 from hf_sparse.slicing import base_path, physical_units, rebased, shrink

@@ -10,7 +10,6 @@ import transformers
 from huggingface_hub import get_safetensors_metadata, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafetensorsRepoError, SafetensorsParsingError
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_sparse.errors import SparsityError
@@ -81,21 +80,6 @@ class CheckpointSummary:
         for layer in self.layers:
             bar = "█" * round(20 * layer.kept / max(layer.units, 1))
             yield f"{layer.block:<{width}}  {layer.kind:<9}  {layer.kept:>7,}  {layer.units:>7,}  {bar}"
-
-
-def stock_class(name: str, where: str) -> type[PreTrainedModel]:
-    """The class of transformers with a name that was read from a config.
-
-    Raises:
-        SparsityError: it has no such model; `where` begins the message, such as "its config names".
-    """
-    found = getattr(transformers, name, None)
-    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
-        raise SparsityError(
-            f"{where} {name}, which transformers {transformers.__version__} lacks: update it, or give a class of your "
-            f"own, as in load_pruned(path, {name})"
-        )
-    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:

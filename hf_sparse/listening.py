@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_sparse.probing import hooked
+from hf_sparse.contexts import hooked
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from hf_sparse.config import SparsityConfig
+from hf_sparse.contexts import hooked
 from hf_sparse.costs import CostTable, require_called, usual_multiple
 from hf_sparse.inputs import undisturbed
-from hf_sparse.probing import fresh, hooked
+from hf_sparse.probing import fresh
 from hf_sparse.processes import once
 from hf_sparse.proof import scope_of, smaller_form
 from hf_sparse.structure import Block, ModelStructure

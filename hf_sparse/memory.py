@@ -15,9 +15,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from hf_sparse.discovery import discover
 from hf_sparse.errors import SparsityError
 from hf_sparse.inputs import example_inputs
-from hf_sparse.inspection import stock_class
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
 from hf_sparse.probing import FORWARD_ERRORS
+from hf_sparse.stock import named_class
 
 Engine = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 FEW_TOKENS = 1000
@@ -167,7 +167,7 @@ def _bytes(config: PreTrainedConfig) -> int:
 
 
 def _on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    architecture: Any = stock_class((config.architectures or ["?"])[0], "its config names")
+    architecture: Any = named_class((config.architectures or ["?"])[0], "its config names")
     with torch.device("meta"):
         return architecture(copy.deepcopy(config))
 

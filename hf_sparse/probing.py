@@ -20,6 +20,7 @@ from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 from transformers.pytorch_utils import Conv1D
 
+from hf_sparse.contexts import hooked
 from hf_sparse.modeling_hf_sparse import padded_side
 
 FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -124,16 +125,6 @@ def accepted(model: nn.Module, *flags: str) -> dict[str, bool]:
     parameters = inspect.signature(type(model).forward).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return {flag: True for flag in flags if takes_any or flag in parameters}
-
-
-@contextmanager
-def hooked(handles: list[Any]) -> Iterator[None]:
-    """Removes hooks that were registered when the block ends."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hf_sparse.contexts import hooked
 from hf_sparse.modeling_hf_sparse import BiasOnly
-from hf_sparse.probing import hooked, sizes
+from hf_sparse.probing import sizes
 from hf_sparse.streaming import streamed
 
 RIDGE = 1e-2

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from hf_sparse.contexts import hooked
 from hf_sparse.distilling import DistillationMixin
-from hf_sparse.probing import hooked
 from hf_sparse.processes import once
 from hf_sparse.sensitivity import sensitivities
 from hf_sparse.steering import attached_gates

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
 from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
@@ -138,6 +139,21 @@ def stock_config(
         if alike == len(shapes):
             return config
     return None
+
+
+def named_class(name: str, where: str) -> type[PreTrainedModel]:
+    """The class of transformers with a name that was read from a config.
+
+    Raises:
+        SparsityError: it has no such model; `where` begins the message, such as "its config names".
+    """
+    found = getattr(transformers, name, None)
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+        raise SparsityError(
+            f"{where} {name}, which transformers {transformers.__version__} lacks: update it, or give a class of your "
+            f"own, as in load_pruned(path, {name})"
+        )
+    return found
 
 
 def stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from hf_sparse.probing import hooked
+from hf_sparse.contexts import hooked
 
 HOST = torch.device("cpu")
 

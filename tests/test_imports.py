@@ -15,6 +15,7 @@ ORDER = [
     "processes",
     "config",
     "directories",
+    "contexts",
     "modeling_hf_sparse",
     "families",
     "scaling",
