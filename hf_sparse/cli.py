@@ -5,12 +5,12 @@ import sys
 import typing
 from pathlib import Path
 
-from hf_sparse.anymodel import export_anymodel
-from hf_sparse.card import CardFields, write_card
+from hf_sparse.checkpoint.anymodel import export_anymodel
+from hf_sparse.checkpoint.card import CardFields, write_card
+from hf_sparse.checkpoint.hub import push_to_hub
+from hf_sparse.checkpoint.inspection import inspect_checkpoint
+from hf_sparse.costs.memory import Engine, estimate_memory, load_config
 from hf_sparse.errors import SparsityError
-from hf_sparse.hub import push_to_hub
-from hf_sparse.inspection import inspect_checkpoint
-from hf_sparse.memory import Engine, estimate_memory, load_config
 from hf_sparse.version import __version__
 
 

@@ -18,10 +18,10 @@ from transformers import EvalPrediction, HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_sparse import SparsityError
-from hf_sparse.family import FAMILY
-from hf_sparse.processes import once
-from hf_sparse.report import ModelMeasurements, Report
-from hf_sparse.resuming import defect, newest_whole_checkpoint
+from hf_sparse.report.family import FAMILY
+from hf_sparse.report.report import ModelMeasurements, Report
+from hf_sparse.runtime.processes import once
+from hf_sparse.training.resume import defect, newest_whole_checkpoint
 
 METRICS = Path(__file__).parent / "metrics"
 MISSED = 0.03

@@ -57,14 +57,14 @@ from hf_sparse import (
     load_pruned,
     save_pruned,
 )
-from hf_sparse.family import FAMILY
-from hf_sparse.finite import FiniteWeightsMixin
-from hf_sparse.model import ModelMixin
-from hf_sparse.preemption import PreemptionMixin
-from hf_sparse.report import Origin, command_line
-from hf_sparse.resuming import ResumingMixin
-from hf_sparse.sharding import prepare_sharding_, spread_
-from hf_sparse.zero import check_zero
+from hf_sparse.engines.model import ModelMixin
+from hf_sparse.engines.sharding import prepare_sharding_, spread_
+from hf_sparse.engines.zero import check_zero
+from hf_sparse.report.family import FAMILY
+from hf_sparse.report.report import Origin, command_line
+from hf_sparse.training.finite import FiniteWeightsMixin
+from hf_sparse.training.preemption import PreemptionMixin
+from hf_sparse.training.resume import ResumingMixin
 
 MEASURED_BATCH = 32
 PREDICTIONS = "predict_results.txt"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 
-from hf_sparse.comparison import tensors
-from hf_sparse.probing import FORWARD_ERRORS
+from hf_sparse.structure.comparison import tensors
+from hf_sparse.structure.dependencies import FORWARD_ERRORS
 
 Answers = dict[str, torch.Tensor]
 

@@ -13,7 +13,7 @@ from test_compaction import plans
 from transformers.utils.logging import disable_progress_bar
 
 from hf_sparse import compact, load_pruned, save_pruned
-from hf_sparse.inputs import example_inputs
+from hf_sparse.structure.example_inputs import example_inputs
 
 KILLS = 25
 

@@ -23,7 +23,7 @@ from launching import free_port
 from safetensors.torch import load_file, save_file
 
 from hf_sparse import SparseTrainer, SparsityConfig
-from hf_sparse.resuming import newest_whole_checkpoint
+from hf_sparse.training.resume import newest_whole_checkpoint
 
 STEPS = 40
 PATIENCE = 120  # seconds until a process whose other one died must have ended, too

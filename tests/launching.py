@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from hf_sparse import streaming
+from hf_sparse.runtime import streaming
 
 TESTS = Path(__file__).parent
 DEEPSPEED = Path(sys.prefix) / "deepspeed"

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_sparse import PruningPlan, SparsityConfig, compact, discover
-from hf_sparse.inputs import example_inputs
-from hf_sparse.patching import attach_gates
-from hf_sparse.refit import refit_, refittable
-from hf_sparse.streaming import streamed
+from hf_sparse.compaction.refit import refit_, refittable
+from hf_sparse.gates.attach import attach_gates
+from hf_sparse.runtime.streaming import streamed
+from hf_sparse.structure.example_inputs import example_inputs
 
 
 def move_(module: nn.Module, move: Any, parameters: bool = True) -> None:

@@ -87,7 +87,7 @@ def test_what_forgets_the_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     first, structure = attention(model)[0], discover(model)
     monkeypatch.setattr(RemovedAttention, "_write_zeros", lambda *_: 0)
     assert all(block.stand_in is None for block in discover(model).blocks if block.kind == "attention")
-    monkeypatch.setattr("hf_sparse.compaction.discover", lambda *_: structure)
+    monkeypatch.setattr("hf_sparse.compaction.compact.discover", lambda *_: structure)
     with pytest.raises(SparsityError, match="only one of them returns cache"):
         compact(model, PruningPlan({first: ()}))
 

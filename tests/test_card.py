@@ -29,11 +29,11 @@ from hf_sparse import (
     save_pruned,
 )
 from hf_sparse.cli import main
-from hf_sparse.costs import parameter_costs
-from hf_sparse.inputs import example_inputs
-from hf_sparse.plot import plot_structure
-from hf_sparse.report import Origin, Report, command_line, hub_id, make_report
-from hf_sparse.structure import LayerSizes
+from hf_sparse.costs.table import parameter_costs
+from hf_sparse.report.pictures import plot_structure
+from hf_sparse.report.report import Origin, Report, command_line, hub_id, make_report
+from hf_sparse.structure.blocks import LayerSizes
+from hf_sparse.structure.example_inputs import example_inputs
 
 
 def pruned_with_report(origin: Origin, make: Callable[[], PreTrainedModel] = bert) -> tuple[PreTrainedModel, Report]:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from hf_sparse import SparsityError, compact, load_pruned, modeling_hf_sparse, save_pruned
-from hf_sparse.inputs import example_inputs
+from hf_sparse.structure.example_inputs import example_inputs
 
 
 def outputs(model: PreTrainedModel) -> torch.Tensor:
@@ -173,7 +173,7 @@ def test_an_adapter_of_an_earlier_model_is_not_applied(
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text(text)
     if not exchanged:
-        monkeypatch.setattr("hf_sparse.directories._exchange", lambda one, other: False)
+        monkeypatch.setattr("hf_sparse.runtime.files._exchange", lambda one, other: False)
     save_pruned(bert(), tmp_path / "out")
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert others.keys() < left and not {name.split("/")[0] for name in earlier} & left
@@ -220,7 +220,7 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint_or_the_new_one(tmp_path: 
 
 
 def test_where_directories_cannot_be_swapped_files_are_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hf_sparse.directories as directories
+    import hf_sparse.runtime.files as directories
 
     monkeypatch.setattr(directories, "_exchange", lambda one, other: False)
     model = bert()

@@ -17,8 +17,8 @@ from hf_sparse import (
     discover,
     proof,
 )
-from hf_sparse.inputs import example_inputs
 from hf_sparse.modeling_hf_sparse import BiasOnly, RemovedAttention, RemovedFfn
+from hf_sparse.structure.example_inputs import example_inputs
 
 
 def learnt(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -139,7 +139,7 @@ def test_a_difference_is_refused_and_the_model_is_as_it_was(monkeypatch: pytest.
     inputs = example_inputs(model)
     before, state = model(**inputs).logits, {name: tensor.clone() for name, tensor in model.state_dict().items()}
     config = model.config.to_dict()
-    import hf_sparse.compaction as compaction
+    import hf_sparse.compaction.compact as compaction
 
     def wrong(base: PreTrainedModel, recipe: dict[str, object]) -> None:
         original(base, recipe)

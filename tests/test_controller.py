@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_sparse import SparsityConfig
-from hf_sparse.controller import Controller, Schedule
+from hf_sparse.gates.controller import Controller, Schedule
 
 SCHEDULE = Schedule.stages(SparsityConfig(target=0.5), total=1000)[0]
 

@@ -12,11 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, attach_gates, compact, discover, latency
-from hf_sparse.costs import CostTable, cost_batch, enlarged, parameter_costs
-from hf_sparse.inputs import example_inputs
-from hf_sparse.latency import measured_costs
-from hf_sparse.patching import require_bank
-from hf_sparse.timing import shortest_ms
+from hf_sparse.costs.latency import measured_costs
+from hf_sparse.costs.table import CostTable, cost_batch, enlarged, parameter_costs
+from hf_sparse.gates.attach import require_bank
+from hf_sparse.runtime.timing import shortest_ms
+from hf_sparse.structure.example_inputs import example_inputs
 
 SMALL = {"cost": "latency", "cost_batch_size": 4, "cost_sequence_length": 16}
 
@@ -226,7 +226,7 @@ def test_a_disturbance_in_the_rhythm_of_the_measurement_meets_all_alike(
         clock += 0.005 if calls % period == 0 else 0.001
         calls += 1
 
-    monkeypatch.setattr("hf_sparse.timing.time.perf_counter", lambda: clock)
+    monkeypatch.setattr("hf_sparse.runtime.timing.time.perf_counter", lambda: clock)
     assert shortest_ms([run, run], torch.device("cpu"), 15) == pytest.approx([1.0, 1.0])
 
 

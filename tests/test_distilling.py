@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
-from hf_sparse.distillation import logit_distillation
-from hf_sparse.refit import depths
-from hf_sparse.teacher import Teacher
+from hf_sparse.compaction.refit import depths
+from hf_sparse.distillation.losses import logit_distillation
+from hf_sparse.distillation.teacher import Teacher
 
 SEARCH = SparsityConfig(target=0.3, sparsity_ramp=0.3)
 

@@ -12,8 +12,8 @@ from torch.distributed.tensor import distribute_tensor
 from transformers import TrainingArguments
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
-from hf_sparse.sharding import prepare_sharding_
-from hf_sparse.zero import check_zero
+from hf_sparse.engines.sharding import prepare_sharding_
+from hf_sparse.engines.zero import check_zero
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:

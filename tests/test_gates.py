@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_sparse.gates import GATES, GateGroup
-from hf_sparse.objective import DENSITIES
+from hf_sparse.gates.mathematics import GATES, GateGroup
+from hf_sparse.gates.objective import DENSITIES
 
 
 def group(n: int, gate: str = "relative", t0: float = 0.05) -> GateGroup:

@@ -23,8 +23,8 @@ from transformers.utils.logging import disable_progress_bar
 from zoo import ZOO
 
 from hf_sparse import PruningPlan, SparsityError, compact, discover, inspect_checkpoint, load_pruned, save_pruned
-from hf_sparse.comparison import outputs
-from hf_sparse.inputs import example_inputs
+from hf_sparse.structure.comparison import outputs
+from hf_sparse.structure.example_inputs import example_inputs
 
 SLOWEST, MOST_MEMORY = 30, 4 << 30
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 from hf_sparse import load_pruned, save_pruned
 from hf_sparse.cli import main
-from hf_sparse.inputs import example_inputs
+from hf_sparse.structure.example_inputs import example_inputs
 
 TESTS = Path(__file__).parent
 WAYS = ("trainer", "model", "directory")

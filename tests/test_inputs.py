@@ -15,7 +15,7 @@ from zoo import ZOO
 from zoo.building import build
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, discover
-from hf_sparse.inputs import example_inputs
+from hf_sparse.structure.example_inputs import example_inputs
 
 # One of every way to read: texts, pairs, images, videos, patches, sound, spectrograms, series, pages, several at once.
 KINDS = (

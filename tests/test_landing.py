@@ -7,11 +7,11 @@ import torch
 from conftest import bert
 
 from hf_sparse import SparsityConfig, WeightSparsityConfig
-from hf_sparse.controller import Schedule
-from hf_sparse.landing import SLACK, TOLERANCE, Descent
-from hf_sparse.patching import attach_gates
-from hf_sparse.steering import SteeredGates
-from hf_sparse.weights import WeightGates
+from hf_sparse.gates.attach import attach_gates
+from hf_sparse.gates.base import SteeredGates
+from hf_sparse.gates.controller import Schedule
+from hf_sparse.gates.landing import SLACK, TOLERANCE, Descent
+from hf_sparse.gates.weights import WeightGates
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 

@@ -20,8 +20,8 @@ from hf_sparse import (
     load_pruned,
     save_pruned,
 )
-from hf_sparse.comparison import outputs
-from hf_sparse.macs import count_macs
+from hf_sparse.costs.macs import count_macs
+from hf_sparse.structure.comparison import outputs
 
 CONVERTED = ("mixtral", "qwen3_moe", "olmoe", "swin", "videomae", "vit", "esm")
 """Model types whose tensors have other names in files than in memory."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
 
 from hf_sparse import SparseTrainer, SparseTrainerMixin, SparsityConfig, load_pruned
-from hf_sparse.patching import require_bank
+from hf_sparse.gates.attach import require_bank
 
 SEARCH = SparsityConfig(target=0.4, sparsity_ramp=0.4, gate_learning_rate=0.1)
 

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from hf_sparse import PruningPlan, SparsityError, compact, discover
 from hf_sparse.cli import main
-from hf_sparse.memory import Engine, estimate_memory
+from hf_sparse.costs.memory import Engine, estimate_memory
 
 GIB = 2**30
 BERT = BertConfig(

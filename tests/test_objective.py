@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_sparse.objective import DENSITIES, simplex_density
+from hf_sparse.gates.objective import DENSITIES, simplex_density
 
 
 @pytest.mark.parametrize("gate", DENSITIES)

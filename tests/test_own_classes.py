@@ -33,9 +33,9 @@ from hf_sparse import (
     load_pruned,
     save_pruned,
 )
-from hf_sparse.comparison import outputs
-from hf_sparse.inputs import example_inputs
-from hf_sparse.prunable import is_quantized
+from hf_sparse.structure.comparison import outputs
+from hf_sparse.structure.example_inputs import example_inputs
+from hf_sparse.structure.prunable import is_quantized
 
 
 class TwoHeads(BertPreTrainedModel):

@@ -8,10 +8,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_sparse import SparsityConfig, SparsityError, attach_gates, current_plan, detach_gates
-from hf_sparse.inputs import example_inputs
-from hf_sparse.patching import gate_bank
-from hf_sparse.scaling import scale_parameter_
-from hf_sparse.steering import BANK
+from hf_sparse.gates.attach import gate_bank
+from hf_sparse.gates.base import BANK
+from hf_sparse.gates.scaling import scale_parameter_
+from hf_sparse.structure.example_inputs import example_inputs
 
 
 @pytest.mark.parametrize("group", ["kind", "layer"])

@@ -22,7 +22,7 @@ from hf_sparse import (
     discover,
     save_pruned,
 )
-from hf_sparse.weights import attach_weight_gates
+from hf_sparse.gates.weights import attach_weight_gates
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's
 

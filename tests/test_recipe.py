@@ -33,7 +33,7 @@ import text_classification  # noqa: E402
 from text_data import DataArguments, load_text_data  # noqa: E402
 
 from hf_sparse import SparsityError, load_pruned  # noqa: E402
-from hf_sparse.resuming import defect  # noqa: E402
+from hf_sparse.training.resume import defect  # noqa: E402
 
 ABSENT = "this flag is not given"
 SHORT = {"--learning_rate": 1e-3, "--per_device_train_batch_size": 4, "--dense_epochs": 2, "--report_to": "none"}

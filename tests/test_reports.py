@@ -13,7 +13,7 @@ from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 from zoo import ZOO
 
 from hf_sparse import SparseTrainer, SparsityConfig, load_pruned, results
-from hf_sparse.inputs import main_input, shape_text
+from hf_sparse.structure.example_inputs import main_input, shape_text
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_sparse import SparseTrainer, SparseWeightsTrainer, SparsityConfig, WeightSparsityConfig
-from hf_sparse.patching import gate_bank
-from hf_sparse.steering import attached_gates
+from hf_sparse.gates.attach import gate_bank
+from hf_sparse.gates.base import attached_gates
 
 SEARCH = SparsityConfig(target=0.3, sparsity_ramp=0.5, warm_start=0.0, gate_learning_rate=0.2)
 

@@ -23,8 +23,8 @@ from hf_sparse import (
     discover,
     load_pruned,
 )
-from hf_sparse.selection import selected
-from hf_sparse.weights import attach_weight_gates
+from hf_sparse.gates.weights import attach_weight_gates
+from hf_sparse.structure.selection import selected
 
 
 def gated(model: PreTrainedModel, **options: Any) -> set[str]:

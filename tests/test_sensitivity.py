@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hf_sparse import SparseTrainer, SparsityConfig, attach_gates, detach_gates
-from hf_sparse.gates import SPREAD
-from hf_sparse.patching import require_bank
-from hf_sparse.sensitivity import sensitivities
+from hf_sparse.gates.attach import require_bank
+from hf_sparse.gates.mathematics import SPREAD
+from hf_sparse.gates.sensitivity import sensitivities
 
 
 def test_they_are_squared_slopes_of_the_loss_by_every_gate() -> None:

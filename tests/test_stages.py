@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, load_pruned, results
-from hf_sparse.patching import gate_bank
-from hf_sparse.resuming import STATE
+from hf_sparse.gates.attach import gate_bank
+from hf_sparse.training.resume import STATE
 
 TARGETS = [0.3, 0.5, 0.7]
 

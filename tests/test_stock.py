@@ -29,10 +29,10 @@ from hf_sparse import (
     load_pruned,
     save_pruned,
 )
-from hf_sparse.inputs import example_inputs
-from hf_sparse.layout import filled, uniform_counts, widest_counts
-from hf_sparse.patching import gate_bank
-from hf_sparse.stock import expressible
+from hf_sparse.gates.attach import gate_bank
+from hf_sparse.gates.layout import filled, uniform_counts, widest_counts
+from hf_sparse.structure.example_inputs import example_inputs
+from hf_sparse.structure.stock import expressible
 
 
 def uniform(model: PreTrainedModel, **keep: int) -> PruningPlan:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_sparse import PruningPlan, compact, discover, streaming
-from hf_sparse.inputs import example_inputs
-from hf_sparse.refit import refit_, refittable
-from hf_sparse.streaming import layers, streamed
+from hf_sparse.compaction.refit import refit_, refittable
+from hf_sparse.runtime.streaming import layers, streamed
+from hf_sparse.structure.example_inputs import example_inputs
 
 TESTS = Path(__file__).parent
 COPY = torch.device("cpu", 0)  # no tensor says so of itself, so that all weights are copied

@@ -13,7 +13,7 @@ from zoo.building import build
 from zoo.vision import ATTENDING_STAGES
 
 from hf_sparse import PruningPlan, compact, discover, inspect_checkpoint, save_pruned
-from hf_sparse.tasks import auto_class, task_of
+from hf_sparse.checkpoint.tasks import auto_class, task_of
 
 # By architecture and model type: the auto class and the task.
 KNOWN = {

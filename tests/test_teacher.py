@@ -36,11 +36,11 @@ from transformers import (
 from transformers.utils.logging import get_logger
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
-from hf_sparse.answers import class_axis, token_mask
 from hf_sparse.config import DistillationConfig
-from hf_sparse.distillation import drawn_logits, logit_distillation
-from hf_sparse.distilling import DistillationMixin, DistillationTrainer
-from hf_sparse.teacher import Teacher
+from hf_sparse.distillation.answers import class_axis, token_mask
+from hf_sparse.distillation.distiller import DistillationMixin, DistillationTrainer
+from hf_sparse.distillation.losses import drawn_logits, logit_distillation
+from hf_sparse.distillation.teacher import Teacher
 
 ALONE = DistillationConfig(distillation_weight=1.0)
 

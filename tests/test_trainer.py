@@ -26,7 +26,7 @@ from hf_sparse import (
     attach_gates,
     load_pruned,
 )
-from hf_sparse.patching import gate_bank, require_bank
+from hf_sparse.gates.attach import gate_bank, require_bank
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast, Trainer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from hf_sparse import SparseTrainer, SparseTrainerMixin, SparsityConfig, load_pruned
-from hf_sparse.macs import count_macs
-from hf_sparse.resuming import defect
+from hf_sparse.costs.macs import count_macs
+from hf_sparse.training.resume import defect
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),  # which TRL still says

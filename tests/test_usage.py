@@ -17,7 +17,7 @@ from zoo import ZOO
 from zoo.building import build
 
 from hf_sparse import PruningPlan, compact, discover, save_pruned
-from hf_sparse.usage import usage
+from hf_sparse.checkpoint.usage import usage
 
 MAKE: dict[str, Callable[[], PreTrainedModel]] = {
     "text-classification": partial(build, "BertForSequenceClassification"),

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from hf_sparse import PruningPlan, compact, discover, load_pruned, save_pruned
-from hf_sparse.inputs import example_inputs
+from hf_sparse.structure.example_inputs import example_inputs
 
 AUTO = {
     "bert": AutoModelForSequenceClassification,

@@ -19,10 +19,10 @@ from hf_sparse import (
     attach_gates,
     to_sparse_,
 )
-from hf_sparse.patterns import Blocks, Pattern, TwoOfFour, Unstructured, largest
-from hf_sparse.sensitivity import sensitivities
-from hf_sparse.steering import attached_gates
-from hf_sparse.weights import MASKS, attach_weight_gates, fix_weights_, fold_weights_, matrices, weight_densities
+from hf_sparse.gates.base import attached_gates
+from hf_sparse.gates.patterns import Blocks, Pattern, TwoOfFour, Unstructured, largest
+from hf_sparse.gates.sensitivity import sensitivities
+from hf_sparse.gates.weights import MASKS, attach_weight_gates, fix_weights_, fold_weights_, matrices, weight_densities
 
 CONFIGS = {
     "unstructured": WeightSparsityConfig(target=0.8),

@@ -23,8 +23,8 @@ from hf_sparse import (
     load_pruned,
     save_pruned,
 )
-from hf_sparse.comparison import tensors
-from hf_sparse.slicing import physical_units
+from hf_sparse.structure.comparison import tensors
+from hf_sparse.structure.slicing import physical_units
 
 
 @torch.no_grad()

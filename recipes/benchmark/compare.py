@@ -38,12 +38,12 @@ from transformers import (
 )
 
 from hf_sparse import SparseTrainer, SparsityConfig, compact, load_pruned, save_pruned
-from hf_sparse.costs import parameter_costs
-from hf_sparse.discovery import discover
-from hf_sparse.distilling import DistillationTrainer
-from hf_sparse.report import Report, command_line, versions
-from hf_sparse.surgery import plain_forward
-from hf_sparse.timing import device_name
+from hf_sparse.costs.table import parameter_costs
+from hf_sparse.distillation.distiller import DistillationTrainer
+from hf_sparse.engines.surgery import plain_forward
+from hf_sparse.report.report import Report, command_line, versions
+from hf_sparse.runtime.timing import device_name
+from hf_sparse.structure.discovery import discover
 
 METHODS = ("ours", "family", "torch-pruning", "hard-concrete", "taylor", "magnitude", "random", "dense")
 BATCHES_TO_RANK = 32

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from hf_sparse import PruningPlan
-from hf_sparse.costs import CostTable
-from hf_sparse.scaling import scale_parameter_, unscale_parameter_
-from hf_sparse.structure import ModelStructure
+from hf_sparse.costs.table import CostTable
+from hf_sparse.gates.scaling import scale_parameter_, unscale_parameter_
+from hf_sparse.structure.blocks import ModelStructure
 
 LOWER, UPPER, TEMPERATURE = -0.1, 1.1, 2 / 3
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_sparse import load_pruned
-from hf_sparse.macs import count_macs
-from hf_sparse.timing import device_name, shortest_ms
+from hf_sparse.costs.macs import count_macs
+from hf_sparse.runtime.timing import device_name, shortest_ms
 
 BATCHES = (1, 32)
 REPEATS = 15

@@ -21,10 +21,10 @@ from minilm import minilm
 from transformers import AutoModelForSequenceClassification
 
 from hf_sparse import PruningPlan, SparsityConfig, compact, discover
-from hf_sparse.costs import cost_batch
-from hf_sparse.latency import measured_costs
-from hf_sparse.structure import ModelStructure
-from hf_sparse.timing import device_name, shortest_ms
+from hf_sparse.costs.latency import measured_costs
+from hf_sparse.costs.table import cost_batch
+from hf_sparse.runtime.timing import device_name, shortest_ms
+from hf_sparse.structure.blocks import ModelStructure
 
 REPEATS = 15
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_sparse import PruningPlan, SparsityConfig, SparsityError
-from hf_sparse.costs import CostTable, parameter_costs
-from hf_sparse.discovery import discover
-from hf_sparse.structure import ModelStructure
+from hf_sparse.costs.table import CostTable, parameter_costs
+from hf_sparse.structure.blocks import ModelStructure
+from hf_sparse.structure.discovery import discover
 
 Batch = Mapping[str, Tensor]
 MOST_HEADS = 0.78  # share of the heads of MiniLM that Torch-Pruning removes before it skips layers

@@ -19,11 +19,11 @@ from compare import parser as compare_parser
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
 from hf_sparse import SparseWeightsTrainer, SparsityError, WeightSparsityConfig, to_sparse_
-from hf_sparse.distilling import DistillationTrainer
-from hf_sparse.patterns import KEPT, largest, pattern_of
-from hf_sparse.report import latencies_ms
-from hf_sparse.surgery import plain_forward
-from hf_sparse.weights import attach_masks, fold_weights_, matrices, weight_densities
+from hf_sparse.distillation.distiller import DistillationTrainer
+from hf_sparse.engines.surgery import plain_forward
+from hf_sparse.gates.patterns import KEPT, largest, pattern_of
+from hf_sparse.gates.weights import attach_masks, fold_weights_, matrices, weight_densities
+from hf_sparse.report.report import latencies_ms
 
 CELLS = [("unstructured", 0.9), ("unstructured", 0.95), ("block", 0.75), ("block", 0.9), ("2:4", 0.5)]
 LAYOUTS: dict[str, Literal["csr", "bsr", "2:4"]] = {"unstructured": "csr", "block": "bsr", "2:4": "2:4"}

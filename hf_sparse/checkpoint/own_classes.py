@@ -1,0 +1,56 @@
+"""`TheClass.from_pretrained` of a class that is not of transformers builds what is left of it, too.
+
+Such a class is called with a stock config, and nothing of hf_sparse is asked. But transformers has a registry of what
+may change a model between the making of its skeleton and the loading of its weights: that of quantizers. Nothing is
+quantized here, and what is loaded is a plain model.
+"""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from hf_sparse.compaction.pruned_config import become_
+from hf_sparse.modeling_hf_sparse import LOADED_BY, check_recipe, model_class, resize_
+
+
+class ReplayConfig(QuantizationConfigMixin):
+    """What config.json has to say for this: that the recipe in it is to be replayed."""
+
+    def __init__(self, quant_method: str = LOADED_BY["quant_method"]) -> None:
+        self.quant_method: Any = quant_method
+
+
+class Replay(HfQuantizer):
+    """Replays the recipe of a pruned model on the skeleton of its class."""
+
+    def preprocess_model(self, model: PreTrainedModel, dtype: Any = None, **kwargs: Any) -> None:
+        """Give a model without weights the shapes of its recipe, in place.
+
+        Raises:
+            ValueError: the recipe is not one, or does not fit the model.
+        """
+        config: Any = model.config
+        check_recipe(config.hf_sparse, config.to_dict())
+        become_(model, model_class(type(model), config.base_model_type))
+        resize_(model.base_model, config.hf_sparse)
+
+    def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        """Leave nothing of this on the model, in place."""
+        self.remove_quantization_config(model)
+
+    def is_serializable(self) -> bool:
+        """Whether the model may be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether the model may be trained."""
+        return True
+
+
+def register() -> None:
+    """Let transformers know both, by what config.json says."""
+    register_quantization_config(LOADED_BY["quant_method"])(ReplayConfig)
+    register_quantizer(LOADED_BY["quant_method"])(Replay)

@@ -1,0 +1,420 @@
+"""`compact(model, plan)`: slice what the plan drops, fold the gates in, and prove that nothing else changed."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_sparse.compaction.head_tables import renumber_heads_
+from hf_sparse.compaction.pruned_config import describe_, seal_
+from hf_sparse.errors import SparsityError, UnknownInputsError
+from hf_sparse.gates.attach import current_plan, detach_gates, gate_bank
+from hf_sparse.gates.plan import PruningPlan
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, configs_in, resize_
+from hf_sparse.runtime.contexts import hooked
+from hf_sparse.runtime.streaming import HOST, device_of
+from hf_sparse.structure.blocks import Block, ModelStructure, layer_sizes
+from hf_sparse.structure.comparison import (
+    DOUBTFUL,
+    RELATIVE_TOLERANCE,
+    OptionalOutputs,
+    disagreement,
+    largest_difference,
+    optional_outputs,
+    outputs,
+)
+from hf_sparse.structure.dependencies import FORWARD_ERRORS
+from hf_sparse.structure.discovery import discover
+from hf_sparse.structure.example_inputs import example_inputs, placed
+from hf_sparse.structure.prunable import require_prunable
+from hf_sparse.structure.slicing import base_path, physical_units, rebased, shrink
+from hf_sparse.structure.stock import computes_the_same, stock_config, to_stock_
+
+_SMALL = 1 << 13  # values in the tensors of a batch
+
+
+@dataclass(frozen=True)
+class CompactionReport:
+    """What a compaction did.
+
+    Attributes:
+        plan: what every block of the model kept, with the units of zero weight that had to stay.
+        max_abs_diff: largest difference between gated and compact outputs on the verification batch, in float32.
+        parameters_before: parameters of the model without its gates.
+        parameters_after: parameters of the compact model.
+        removed: names of the attention and FFN sublayers that lost everything.
+        identities: paths of the norms that nothing reads any more, and which are gone as well.
+        stock: whether a stock config says it all, so that the model is one of the stock class.
+    """
+
+    plan: PruningPlan
+    max_abs_diff: float
+    parameters_before: int
+    parameters_after: int
+    removed: tuple[str, ...]
+    identities: tuple[str, ...]
+    stock: bool
+
+    def then(self, later: "CompactionReport") -> "CompactionReport":
+        """What this compaction and a later one of the same model did together."""
+        return CompactionReport(
+            self.plan.then(later.plan),
+            max(self.max_abs_diff, later.max_abs_diff),
+            self.parameters_before,
+            later.parameters_after,
+            self.removed + later.removed,
+            self.identities + later.identities,
+            later.stock,
+        )
+
+
+@torch.no_grad()
+def compact(
+    model: PreTrainedModel, plan: PruningPlan | None = None, inputs: Mapping[str, Any] | None = None
+) -> CompactionReport:
+    """Make a model physically smaller in place: attached gates are folded into its weights and taken off.
+
+    The class of the model and of its config become those of pruned models, so that `save_pretrained` writes a
+    checkpoint that `from_pretrained` rebuilds; if all layers keep the same numbers and a stock config can say so, they
+    stay stock, and the checkpoint needs no code. Outputs before and after are compared in float32, or in float64 where
+    that leaves a doubt; on a small batch also those that the model gives only when asked, such as router logits, and
+    those that follow from its cache.
+
+    Args:
+        model: with or without gates.
+        plan: what to keep; by default what the attached gates keep.
+        inputs: a batch to compare outputs on; made from the config by default.
+
+    Raises:
+        SparsityError: the plan does not fit the model, or the outputs differ, or it is not a model of transformers with
+            plain weights; it is then as it was.
+    """
+    require_prunable(model)
+    try:
+        return _compacted(model, plan, inputs, torch.float32)
+    except _DoubtfulError as doubtful:
+        try:
+            return _compacted(model, plan, inputs, torch.float64)
+        except SparsityError:
+            raise doubtful from None
+
+
+class _DoubtfulError(SparsityError):
+    """Outputs differ by what may be rounding where large values cancel."""
+
+
+def _compacted(
+    model: PreTrainedModel, plan: PruningPlan | None, inputs: Mapping[str, Any] | None, dtype: torch.dtype
+) -> CompactionReport:
+    """What `compact` says, with outputs compared in a dtype."""
+    bank = gate_bank(model)
+    inputs = dict(inputs) if inputs is not None else example_inputs(model)
+    if model.device != HOST:  # from which it can run elsewhere
+        inputs = placed(inputs, model.device)
+    small = _in_dtype(_small_batch(model, inputs), dtype)
+    structure = bank.whole if bank else discover(model, inputs)
+    plan = plan or current_plan(model)
+    kept = _kept_units(structure, plan)
+    physical = {block.name: tuple(physical_units(block, kept[block.name]).tolist()) for block in structure.blocks}
+    gates = _open_gates(structure, kept) | (bank.block_gates() if bank else {})
+    before = _parameters(model) - (_parameters(bank) if bank else 0)
+    removed = tuple(block.name for block in structure.blocks if not len(kept[block.name]))
+    identities: tuple[str, ...] = ()
+    modes = {module: module.training for module in model.modules()}
+    restore = _snapshot(model)
+    inputs = _in_dtype(inputs, dtype)
+    with _computing_in(dtype, model):
+        if bank:
+            detach_gates(model)
+        model.eval()
+        try:
+            with _masked(model, structure, gates, kept):
+                reference = outputs(model, inputs)
+                optional, returned = optional_outputs(model, small)
+            idle = _idle_norms(model, optional, inputs) if removed else set()
+            _compact_(model, structure, gates, kept, physical, before)
+            if removed:
+                identities = _drop_norms_(model, _idle_norms(model, optional, inputs) - idle, inputs)
+            seal_(model)
+            difference, scale = largest_difference(reference.values(), outputs(model, inputs).values())
+            relative = difference / max(scale, 1.0)
+            if not relative <= RELATIVE_TOLERANCE:
+                kind = _DoubtfulError if relative <= DOUBTFUL * RELATIVE_TOLERANCE else SparsityError
+                raise kind(
+                    f"the compact model differs from the masked one by {difference:.3g} (outputs up to {scale:.3g}): "
+                    f"{type(model).__name__} cannot be pruned exactly, and is left as it was"
+                )
+            if fault := disagreement(returned, optional.of(model)):
+                raise _DoubtfulError(
+                    f"the compact model differs from the masked one when it is asked for all its outputs: {fault}; "
+                    f"{type(model).__name__} cannot be pruned exactly, and is left as it was"
+                )
+            config = _stock_form(model, structure, kept)
+            stock = config is not None and computes_the_same(model, config, inputs)
+            if config is not None and stock:
+                to_stock_(model, config)
+        except (torch.OutOfMemoryError, SparsityError):
+            restore()
+            raise
+        except FORWARD_ERRORS as error:
+            restore()
+            raise SparsityError(
+                f"{type(model).__name__} cannot be pruned exactly, and is left as it was: its compact form fails with "
+                f"{str(error).split(chr(10))[0]!r}"
+            ) from error
+        except BaseException:
+            restore()
+            raise
+        for module in model.modules():
+            module.training = modes.get(module, modes[model])
+    return CompactionReport(PruningPlan(physical), difference, before, _parameters(model), removed, identities, stock)
+
+
+@torch.no_grad()
+def compact_alike_(
+    model: PreTrainedModel, structure: ModelStructure, done: CompactionReport, gated: Iterable[Block] = ()
+) -> None:
+    """Give a model, in place, the form that `compact` has given to one like it; weights are for the caller to fill in.
+
+    Nothing is computed with it, so they need not be there: they may be on torch's meta device.
+
+    Args:
+        model: without gates.
+        structure: of both, before.
+        done: what was done to the other one.
+        gated: blocks whose gates were folded into it; their parameters become new ones even if no unit is gone.
+
+    Raises:
+        SparsityError: that was not one like it.
+    """
+    kept = _kept_units(structure, done.plan)
+    gates = _open_gates(structure, kept) | {block.name: torch.ones(block.units) for block in gated}
+    _compact_(model, structure, gates, kept, done.plan.kept, done.parameters_before)
+    config = _stock_form(model, structure, kept) if done.stock else None
+    unknown = sorted(set(done.identities) - dict(model.named_modules()).keys())
+    if unknown or (config is None and done.stock):
+        raise SparsityError(f"{type(model).__name__} is not what was made smaller: {unknown or 'it has no stock form'}")
+    if done.identities:
+        _put_identities_(model, done.identities)
+    seal_(model)
+    if config is not None:
+        to_stock_(model, config)
+
+
+def _kept_units(structure: ModelStructure, plan: PruningPlan) -> dict[str, Tensor]:
+    """Kept units of every block, ascending.
+
+    Raises:
+        SparsityError: the plan names blocks or units that the model does not have.
+    """
+    unknown = sorted(set(plan.kept) - {block.name for block in structure.blocks})
+    if unknown:
+        raise SparsityError(f"the plan names blocks that the model does not have: {', '.join(unknown)}")
+    kept = {}
+    for block in structure.blocks:
+        units = plan.kept.get(block.name, tuple(range(block.units)))
+        if units and units[-1] >= block.units:
+            raise SparsityError(f"the plan keeps unit {units[-1]} of {block.name}, which has {block.units} units")
+        kept[block.name] = torch.tensor(units, dtype=torch.long)
+    return kept
+
+
+def _open_gates(structure: ModelStructure, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gates that are 1, for the blocks that lose units: nothing is done to others that have no gates of their own."""
+    return {b.name: torch.ones(b.units) for b in structure.blocks if len(kept[b.name]) < b.units}
+
+
+def _with_gates(structure: ModelStructure, gates: Mapping[str, Tensor]) -> list[Block]:
+    return [block for block in structure.blocks if block.name in gates]
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# ---- Comparing outputs ----
+
+
+def _small_batch(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch of which all hidden states can be kept: the inputs, or one that is made up from the config."""
+    if sum(value.numel() for value in inputs.values() if isinstance(value, Tensor)) <= _SMALL:
+        return inputs
+    try:
+        return placed(example_inputs(model), device_of(inputs))
+    except UnknownInputsError:
+        return inputs
+
+
+@contextmanager
+def _masked(
+    model: PreTrainedModel, structure: ModelStructure, gates: dict[str, Tensor], kept: dict[str, Tensor]
+) -> Iterator[None]:
+    """Inside this context the gates of dropped units are at zero, those of others multiplied into the weights."""
+    masked = {}
+    for block in _with_gates(structure, gates):
+        weight = model.get_parameter(block.weight.parameter)
+        mask = torch.zeros(block.units).index_fill(0, kept[block.name], 1.0)
+        gate = gates[block.name].to(weight.device) * mask.to(weight.device)
+        masked[block.weight.parameter] = weight * block.column_scale(gate, weight.ndim)
+    for name, value in masked.items():
+        model.get_parameter(name).data, masked[name] = value, model.get_parameter(name).data
+    try:
+        yield
+    finally:
+        for name, value in masked.items():
+            model.get_parameter(name).data = value
+
+
+def _in_dtype(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Inputs with those in float32 in another dtype."""
+    wide = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dtype == torch.float32}
+    return {**inputs, **{name: value.to(dtype) for name, value in wide.items()}}
+
+
+@contextmanager
+def _computing_in(dtype: torch.dtype, model: nn.Module) -> Iterator[None]:
+    """Compute in float32 or float64, so that a difference is a mistake and not rounding."""
+    narrow = {torch.float16, torch.bfloat16, torch.float32} - {dtype}
+    before = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.dtype in narrow:
+            before[name] = tensor.dtype
+            tensor.data = tensor.data.to(dtype)
+    try:
+        yield
+    finally:
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in before:
+                tensor.data = tensor.data.to(before[name])
+
+
+def _snapshot(model: nn.Module) -> Any:
+    """A function that undoes every change of modules, attributes, classes and parameters made after this call."""
+    modules = list(model.modules())
+    states = [(module, type(module), vars(module).copy()) for module in modules]
+    tables = [{key: value.copy() for key, value in state.items() if isinstance(value, dict)} for *_, state in states]
+    configs = [(config, type(config), vars(config).copy()) for config in configs_in(model.config)]
+
+    def restore() -> None:
+        for config, kind, entries in configs:
+            config.__class__ = kind
+            vars(config).clear()
+            vars(config).update(entries)
+        for (module, kind, state), table in zip(states, tables):
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(state)
+            for key, value in table.items():
+                vars(module)[key].clear()
+                vars(module)[key].update(value)
+
+    return restore
+
+
+# ---- Slicing ----
+
+
+def _compact_(
+    model: PreTrainedModel,
+    structure: ModelStructure,
+    gates: dict[str, Tensor],
+    kept: dict[str, Tensor],
+    physical: Mapping[str, tuple[int, ...]],
+    before: int,
+) -> None:
+    """Resize the model in place by the recipe that its checkpoint will carry, then fill in the new weights."""
+    parameters = dict(model.named_parameters())
+    recipe, values = shrink(parameters, _with_gates(structure, gates), kept, gates)
+    recipe = rebased(recipe, base_path(model))
+    recipe["parameters"] = before
+    recipe["layers"] = [asdict(layer) for layer in layer_sizes(structure, physical)]
+    if recipe["shapes"] or recipe["removed"]:
+        resize_(model.base_model, recipe)
+        describe_(model, structure, kept, recipe)
+    renumber_heads_(model, structure, physical)
+    for path, value in values.items():
+        # A new parameter, not a copy into the old one: that one still belongs to the model to go back to.
+        module, _, name = path.rpartition(".")
+        parameter = nn.Parameter(value.detach().clone(), requires_grad=parameters[path].requires_grad)
+        model.get_submodule(module).register_parameter(name, parameter)
+
+
+# ---- Norms that nothing reads any more ----
+
+
+def _idle_norms(model: PreTrainedModel, optional: OptionalOutputs, inputs: dict[str, Any]) -> set[str]:
+    """Modules without children, with vectors for parameters, on which no output depends: seen by autograd."""
+    shapes = {
+        name: {parameter.ndim for parameter in module.parameters(recurse=False)}
+        for name, module in model.named_modules()
+        if not list(module.children())
+    }
+    names = {name for name, dimensions in shapes.items() if dimensions == {1}}
+    scales: list[tuple[str, Tensor]] = []
+
+    def scaled(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                names.discard(name)
+                return None
+            scales.append((name, torch.ones((), dtype=output.dtype, device=output.device, requires_grad=True)))
+            multiplied: Tensor = output * scales[-1][1]
+            return multiplied
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(scaled(name)) for name in names]
+    with torch.enable_grad(), hooked(handles):
+        # Some go on from a cache by changing it in place, which has no gradient; what they read is the same.
+        found = [replace(optional, goes_on=False).of(model)]
+        if optional.inputs is not inputs:
+            found.append(outputs(model, inputs))
+        read = [value.sum() for one in found for value in one.values() if value.requires_grad]
+    if not scales or not read:
+        return names
+    slopes = torch.autograd.grad(read, [scale for _, scale in scales], allow_unused=True)
+    return names - {name for (name, _), slope in zip(scales, slopes) if slope is not None}
+
+
+def _drop_norms_(model: PreTrainedModel, names: set[str], inputs: dict[str, Any]) -> tuple[str, ...]:
+    """Replace norms by identities in place, unless the model reads more of them; the paths of those that are gone."""
+    norms = {name: model.get_submodule(name) for name in sorted(names)}
+    config: Any = model.config
+    recipe = config.hf_sparse
+    _put_identities_(model, norms)
+    try:
+        outputs(model, inputs)
+    except FORWARD_ERRORS:
+        # Their dtype, for one, or their device.
+        for name, norm in norms.items():
+            model.set_submodule(name, norm)
+        config.hf_sparse = recipe
+        return ()
+    return tuple(norms)
+
+
+def _put_identities_(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Put identities in the place of norms, in the model and in its recipe."""
+    config: Any = model.config
+    prefix = f"{base_path(model)}." if base_path(model) else ""
+    for name in names:
+        model.set_submodule(name, nn.Identity())
+    gone = [*config.hf_sparse["identities"], *(name.removeprefix(prefix) for name in names)]
+    config.hf_sparse = {**config.hf_sparse, "identities": gone}
+
+
+# ---- Back to stock ----
+
+
+def _stock_form(model: PreTrainedModel, structure: ModelStructure, kept: dict[str, Tensor]) -> PreTrainedConfig | None:
+    """The stock config that says what the sizes of a pruned model are, where there is one."""
+    config: Any = model.config
+    if not config.model_type.startswith(MODEL_TYPE_PREFIX):
+        return None
+    if any(config.hf_sparse[key] for key in ("selections", "padded", "removed", "identities")):
+        return None
+    return stock_config(model, model.state_dict(), list(structure.blocks), kept)

@@ -1,0 +1,305 @@
+"""FSDP2: a sharded model is put together, changed, and sharded again; gates are whole on every process at all times.
+
+The first process puts it together, in the host's memory. The others then have its modules but no weights: parameters
+are on torch's meta device until shards of them come from the first process.
+
+Sharding cannot be undone through torch's public interface: this file, and no other, uses its private one.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend, fsdp2_prepare_model
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import GenerationMixin, PreTrainedModel
+
+from hf_sparse.errors import SparsityError
+from hf_sparse.gates.base import BANK, attached_gates
+from hf_sparse.runtime.processes import is_first, send_
+from hf_sparse.runtime.streaming import HOST, layers
+
+META = torch.device("meta")
+
+
+def prepare_sharding_(accelerator: Accelerator) -> None:
+    """Change accelerate's plugin in place, so that it leaves gates whole when it shards the model.
+
+    Raises:
+        SparsityError: settings of FSDP with which gates would not be exact.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    if not accelerator.is_fsdp2:
+        raise SparsityError("FSDP's first version flattens the weights that gates scale: set fsdp_version to 2")
+    if plugin.cpu_ram_efficient_loading:
+        raise SparsityError(
+            "fsdp_cpu_ram_efficient_loading has all tensors handed out as shards, of which gates are none: set it to "
+            "false"
+        )
+    if plugin.activation_checkpointing:
+        raise SparsityError(
+            "fsdp_activation_checkpointing wraps layers in others, under other names: set it to false and give "
+            "gradient_checkpointing to TrainingArguments"
+        )
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise SparsityError("fsdp_offload_params keeps shards where they cannot be put together: set it to false")
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise SparsityError("torch.compile and FSDP do not go together here: leave one of them out")
+    ignored = plugin.ignored_modules
+    if ignored is not None and not isinstance(ignored, str):
+        raise SparsityError("ignored_modules of FSDP are given as modules, which will change: give their names")
+    gates = rf"{BANK}(\..*)?"
+    if ignored is None or gates not in ignored:
+        plugin.ignored_modules = gates if ignored is None else f"{ignored}|{gates}"
+
+
+def require_whole(model: nn.Module) -> None:
+    """Refuse a model that was sharded before a Trainer has it.
+
+    Raises:
+        SparsityError: it has shards for parameters.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise SparsityError(
+            "the model is sharded already (tensor parallelism, or loaded in shards): load it whole, and let "
+            "`accelerate launch` shard it by FSDP2"
+        )
+
+
+def average_gradients_(gates: nn.Module, accelerator: Accelerator) -> None:
+    """Hook the parameters of gates, so that their gradients, once complete, become the average over all processes.
+
+    FSDP does that for what it shards. It has to be done before gradients are clipped, all together.
+    """
+
+    def average(parameter: Tensor) -> None:
+        if accelerator.sync_gradients and parameter.grad is not None:
+            parameter.grad.copy_(accelerator.reduce(parameter.grad, "mean"))
+
+    for parameter in gates.parameters():
+        parameter.register_post_accumulate_grad_hook(average)
+
+
+def shard_frozen_(model: PreTrainedModel, device: torch.device) -> None:
+    """Shard a model that the first process has, in place, layer by layer; from here on all processes run it together.
+
+    It must not be changed any more.
+    """
+
+    def shard() -> None:
+        for layer in layers(model):
+            fully_shard(layer)
+        fully_shard(model)
+
+    _shard_from_first_(model, device, shard, {})
+
+
+@contextmanager
+def whole(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterator[None]:
+    """Inside this context a sharded model is whole on the first process, in place, in the host's memory.
+
+    On the others it has no weights. One that is not sharded stays as it is. All processes must come here together.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    gather_(model, optimizer)
+    try:
+        yield
+    finally:
+        shard_(model, optimizer, accelerator)
+
+
+@contextmanager
+def put_together(model: nn.Module) -> Iterator[None]:
+    """Inside this context a sharded model is whole on the first process, as it is in `whole`, but must not be changed.
+
+    On leaving it the shards of before are there again: nothing has to be sent. All processes must come here together.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    from torch.distributed._composable_state import _module_state_mapping
+
+    states = {module: _module_state_mapping[module] for module in model.modules() if module in _module_state_mapping}
+    try:
+        with restored(model):
+            unshard_(model)
+            yield
+    finally:
+        _module_state_mapping.update(states)
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """On leaving this context the modules of a model have, in place, the classes, attributes and hooks of before."""
+    states = [(module, type(module), vars(module).copy()) for module in model.modules()]
+    hooks = [
+        {name: dict(value) for name, value in state.items() if "_hooks" in name and isinstance(value, dict)}
+        for *_, state in states
+    ]
+    try:
+        yield
+    finally:
+        for (module, kind, state), tables in zip(states, hooks):
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(state)
+            for name, table in tables.items():
+                state[name].clear()
+                state[name].update(table)
+
+
+def gather_(model: nn.Module, optimizer: Any) -> None:
+    """Make a sharded model whole in place on the first process, tensor by tensor; leave another as it is.
+
+    Devices need room for one tensor only, and `streamed` runs it from the host's memory. The optimizer's state stays in
+    shards: they are of use again to parameters that are the same afterwards.
+    """
+    if not isinstance(model, FSDPModule):
+        return
+    _train_(optimizer, unshard_(model))
+
+
+def _train_(optimizer: Any, others: Mapping[int, Tensor]) -> None:
+    """Let an optimizer train other parameters, in place, by the ids of those that it has, with their state."""
+    for group in optimizer.param_groups:
+        for index, parameter in enumerate(group["params"]):
+            other = group["params"][index] = others.get(id(parameter), parameter)
+            if other is not parameter and parameter in optimizer.state:
+                optimizer.state[other] = optimizer.state.pop(parameter)
+
+
+@torch.no_grad()
+def unshard_(model: nn.Module) -> dict[int, Tensor]:
+    """Make a sharded model whole in place on the first process; gives what is in the place of what, by its id."""
+    # Private names of torch: imported here, so that nobody depends on them who does not shard.
+    from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+    from torch.distributed._composable_state import _module_state_mapping
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    home = HOST if is_first() else META
+    shards = [shard for shard in model.parameters() if isinstance(shard, DTensor)]
+    wholes = unsharded(model)
+    wholes |= {id(shard): nn.Parameter(shard.full_tensor().to(home), shard.requires_grad) for shard in shards}
+    exchange_(model, wholes)
+    vars(model).pop("generate", None)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.__class__ = type(module).__bases__[1]
+            _module_state_mapping.pop(module, None)
+        for mark in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
+            vars(module).pop(mark, None)
+    remove_hooks_(model, "torch.distributed.fsdp")
+    return wholes
+
+
+def unsharded(model: nn.Module) -> dict[int, Tensor]:
+    """On the first process, in its host's memory, by their ids: buffers, and ignored parameters, all but the gates."""
+    bank = attached_gates(model)
+    gates = {id(tensor) for tensor in (() if bank is None else (*bank.parameters(), *bank.buffers()))}
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in gates]
+    return {id(tensor): on_device(tensor, HOST) for tensor in tensors if is_first() and not isinstance(tensor, DTensor)}
+
+
+@torch.no_grad()
+def spread_(model: nn.Module, device: torch.device) -> None:
+    """Put a model that `gather_` has made whole, in place, on a device of every process."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    there = {id(tensor): on_device(tensor, device) for tensor in tensors}
+    exchange_(model, there)
+    send_(there.values())
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A parameter or buffer on a device, with any values if it has none."""
+    there = torch.empty_like(tensor, device=device) if tensor.device == META else tensor.detach().to(device)
+    return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
+
+
+def exchange_(model: nn.Module, others: Mapping[int, Tensor]) -> None:
+    """Put other parameters and buffers in the place of those that a model has, by their ids; tied ones stay tied."""
+    for module in model.modules():
+        for kind in ("_parameters", "_buffers"):
+            # In new tables: the old ones may be of an engine's own kind, or wanted again.
+            table: dict[str, Any] = vars(module)[kind]
+            vars(module)[kind] = {name: others.get(id(tensor), tensor) for name, tensor in table.items()}
+
+
+def remove_hooks_(model: nn.Module, package: str) -> None:
+    """Take all hooks off a model and its modules, in place, whose functions are of a package."""
+    from torch.nn.modules.module import _WrappedHook
+
+    def is_of_package(hook: Any) -> bool:
+        function = hook.hook if isinstance(hook, _WrappedHook) else hook
+        return callable(function) and str(function.__module__).startswith(package)
+
+    for module in model.modules():
+        tables = [table for name, table in vars(module).items() if "_hooks" in name and isinstance(table, dict)]
+        theirs = {key for table in tables for key, hook in table.items() if is_of_package(hook)}
+        for table in tables:
+            for key in theirs & set(table):
+                del table[key]
+
+
+@torch.no_grad()
+def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
+    """Shard a model that the first process has, in place, as accelerate does by its plugin, tensor by tensor.
+
+    The optimizer gets its parameters back.
+    """
+    bank = attached_gates(model)
+    if bank is not None:
+        bank.forget_scales_()  # of whole parameters
+    before = {id(parameter): name for name, parameter in model.named_parameters()}
+    left_out = _ignored(model, accelerator)
+    _shard_from_first_(model, accelerator.device, lambda: fsdp2_prepare_model(accelerator, model), left_out)
+    send_(left_out.values())
+    after = dict(model.named_parameters())
+    _train_(optimizer, {key: after[name] for key, name in before.items()})
+    if isinstance(model, GenerationMixin):
+        register_fsdp_forward_method(model, "generate")
+
+
+def _ignored(model: nn.Module, accelerator: Accelerator) -> dict[int, Tensor]:
+    """The parameters that accelerate's plugin leaves whole, by their ids: gates, and what users name."""
+    names = re.compile(accelerator.state.fsdp_plugin.ignored_modules)
+    modules = [module for name, module in model.named_modules() if names.fullmatch(name)]
+    return {id(parameter): parameter for module in modules for parameter in module.parameters()}
+
+
+@torch.no_grad()
+def _shard_from_first_(
+    model: nn.Module, device: torch.device, shard: Callable[[], Any], left_out: Mapping[int, Tensor]
+) -> None:
+    """Shard a model in place, tensor by tensor, so that every process gets its shares from the first one.
+
+    Args:
+        model: whole on the first process; on the others its parameters may be on torch's meta device.
+        device: of this process.
+        shard: shards what has no values.
+        left_out: parameters that it leaves whole, by their ids.
+    """
+    wholes = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in left_out}
+    outlines = {
+        id(whole): nn.Parameter(torch.empty_like(whole, device=META), whole.requires_grad) for whole in wholes.values()
+    }
+    buffers = {id(buffer): on_device(buffer, device) for buffer in model.buffers()}
+    exchange_(model, {**outlines, **buffers})
+    send_(buffers.values())
+    shard()
+    after = dict(model.named_parameters())
+    shares: dict[int, Tensor] = {}
+    for name, whole in wholes.items():
+        outline: Any = after[name]
+        full = on_device(whole, device).detach().to(outline.dtype)
+        share = distribute_tensor(full, outline.device_mesh, outline.placements)  # sends each process its own
+        shares[id(outline)] = nn.Parameter(share, outline.requires_grad)
+    exchange_(model, shares)

@@ -1,0 +1,175 @@
+"""DeepSpeed ZeRO: it trains the weights, in engines that are built anew when the model changes; gates are left to us.
+
+ZeRO keeps flat copies of the parameters that it starts with, and steps inside of backward. So gates stay out of it:
+whole on every process, in float32, with an optimizer of their own. Nothing here imports deepspeed before it is in use.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from hf_sparse.engines.sharding import on_device, remove_hooks_
+from hf_sparse.engines.surgery import plain_forward, unchanged_random_state
+from hf_sparse.engines.zero3 import gather_partitions_, is_partitioned, partition_, set_float32_
+from hf_sparse.errors import SparsityError
+from hf_sparse.gates.base import BANK, SteeredGates, attached_gates
+from hf_sparse.runtime.processes import send_
+
+GATES = "gates.safetensors"
+"""Beside a checkpoint of DeepSpeed: gates in float32, and the state of their optimizer."""
+
+
+def check_zero(accelerator: Accelerator) -> None:
+    """Refuse what would not be exact, or could not be changed while it trains.
+
+    Raises:
+        SparsityError: what it is, and what to do instead.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    config, stage = plugin.deepspeed_config, plugin.zero_stage
+    if stage == 0:
+        raise SparsityError("ZeRO stage 0 is plain DDP: leave DeepSpeed out, or use stage 1, 2 or 3")
+    for section in ("optimizer", "scheduler"):
+        if section in config:
+            raise SparsityError(
+                f"the DeepSpeed config has a section {section!r}: leave it out and give TrainingArguments instead, so "
+                "that the learning rate follows the search"
+            )
+    for name in ("offload_optimizer", "offload_param"):
+        if config["zero_optimization"].get(name, {}).get("device", "none") != "none":
+            raise SparsityError(f"{name} is not supported: set its device to none")
+    if config["zero_optimization"].get("mics_shard_size", 0) > 0:
+        raise SparsityError("mics_shard_size has shards in several copies, which are not kept alike: leave it out")
+    if config.get("fp16", {}).get("enabled") is True:
+        raise SparsityError("fp16 in DeepSpeed scales the gradients of gates as well: use bf16")
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise SparsityError("torch.compile and DeepSpeed do not go together here: leave one of them out")
+
+
+@contextmanager
+def engine_surgery(
+    model: PreTrainedModel,
+    engine: Any,
+    wrapper: Any,
+    scheduler: Any,
+    fresh_optimizer: Callable[[], Optimizer],
+    accelerator: Accelerator,
+) -> Iterator[None]:
+    """Change parameters of a model inside this context; on leaving it, in place, a new engine trains those that it has.
+
+    The engine, the wrapper of its optimizer and the scheduler stay the same objects. Inside, weights are in float32, so
+    they lose nothing, and whole, after stage 3 on the first process only; all leave with those that it has. Moments of
+    the optimizer start anew, as ZeRO counts steps for all parameters at once.
+
+    Args:
+        model: the bare model.
+        engine: what DeepSpeed made of it.
+        wrapper: what accelerate made of its optimizer.
+        scheduler: of the learning rate.
+        fresh_optimizer: makes an optimizer of the weights that the model has then.
+        accelerator: that made them.
+    """
+    import deepspeed
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    partitioned = is_partitioned(model)
+    half = any(parameter.dtype != torch.float32 for parameter in _trained(model).values())
+    rates = [(group["lr"], group["initial_lr"]) for group in scheduler.optimizer.param_groups]
+    dismantle_(model, engine)
+    wrapper.optimizer = scheduler.optimizer = None
+    with plain_forward(model), unchanged_random_state(accelerator.device):
+        yield
+    weights = {name: parameter.detach() for name, parameter in _trained(model).items()} if half else {}
+    with without_gates(model):  # which it would cast
+        if partitioned:
+            for parameter in model.parameters() if half else ():
+                parameter.data = parameter.data.to(torch.bfloat16 if parameter.is_floating_point() else parameter.dtype)
+            partition_(model, accelerator.deepspeed_config, accelerator.device)
+        else:
+            send_([*model.parameters(), *model.buffers()])
+            weights = {name: weight.clone() for name, weight in weights.items()}
+        optimizer = fresh_optimizer()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"], group["initial_lr"] = rate
+        new, zero, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=accelerator.deepspeed_config)
+    for name, parameter in _trained(model).items() if half else ():
+        whole = on_device(weights[name], accelerator.device)
+        send_([whole])
+        (set_float32_ if partitioned else safe_set_full_fp32_param)(parameter, whole)
+    gates = attached_gates(model)
+    if gates is not None:
+        gates.to(accelerator.device)
+    engine.__dict__ = new.__dict__  # Trainer and accelerate hold on to the old one
+    wrapper.optimizer, scheduler.optimizer = zero, optimizer
+
+
+def dismantle_(model: nn.Module, engine: Any) -> None:
+    """End the engine of a model, which is left, in place, in float32; after stage 3 on the first process only."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if is_partitioned(model):
+        gather_partitions_(model)
+    else:
+        for parameter in _trained(model).values():
+            if parameter.dtype != torch.float32:
+                parameter.data = safe_get_full_fp32_param(parameter).clone()
+    engine.destroy()
+    remove_hooks_(model, "deepspeed")
+    vars(engine).clear()  # weights and moments; and what shares it must not be destroyed once more when it is collected
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that the engine trains, by name."""
+    named = model.named_parameters()
+    return {name: parameter for name, parameter in named if parameter.requires_grad and not name.startswith(BANK)}
+
+
+@contextmanager
+def without_gates(model: nn.Module) -> Iterator[None]:
+    """Inside this context the gates of a model are not among its submodules."""
+    gates = model._modules.pop(BANK, None)
+    try:
+        yield
+    finally:
+        if gates is not None:
+            model._modules[BANK] = gates
+
+
+def save_gates(gates: SteeredGates, optimizer: Optimizer, directory: Path) -> None:
+    """Write gates and the state of their optimizer to a checkpoint."""
+    named = [*gates.named_parameters(), *gates.named_buffers()]
+    states = {
+        f"optimizer.{name}.{key}": torch.as_tensor(value)
+        for name, parameter in gates.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+    save_file({**{name: tensor.detach().clone() for name, tensor in named}, **states}, directory / GATES)
+
+
+@torch.no_grad()
+def load_gates_(gates: SteeredGates, optimizer: Optimizer, directory: Path) -> None:
+    """Read back what `save_gates` wrote, into gates and optimizer, in place.
+
+    Raises:
+        SparsityError: a tensor is missing, or has another shape.
+    """
+    tensors = load_file(directory / GATES)
+    for name, tensor in [*gates.named_parameters(), *gates.named_buffers()]:
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            raise SparsityError(f"{directory / GATES} has no {name} of shape {tuple(tensor.shape)}")
+        tensor.copy_(tensors[name])
+    for name, parameter in gates.named_parameters():
+        start = f"optimizer.{name}."
+        state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        optimizer.state[parameter] = {  # torch counts steps on the host
+            key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+        }

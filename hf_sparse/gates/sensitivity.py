@@ -1,0 +1,37 @@
+"""How much the loss depends on every gate: the estimate that importances start from."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_sparse.gates.base import SteeredGates
+
+
+def sensitivities(
+    gates: SteeredGates, rows: Iterable[Mapping[str, Any]], loss_of: Callable[[Mapping[str, Any]], Tensor]
+) -> dict[str, Tensor]:
+    """Mean square of dL/dg for every gate g = 1: the diagonal of the empirical Fisher information.
+
+    Kwon et al., arXiv:2204.09656, equation 7. Squares are taken row by row, so that they do not depend on batches. All
+    forwards of a loss count, but for those without gradients.
+
+    Args:
+        gates: attached to a model.
+        rows: batches of one row each.
+        loss_of: the model's loss on one of them.
+
+    Returns:
+        By the names of the scales, each of the shape of its gates, in float32.
+    """
+    totals: dict[str, Tensor] = {}
+    count = 0
+    with gates.leaves() as scales, torch.enable_grad():
+        for row in rows:
+            count += 1
+            slopes = torch.autograd.grad(loss_of(row), list(scales.values()), materialize_grads=True)
+            for name, slope in zip(scales, slopes):
+                square = gates.pooled(name, slope.float()).square()
+                totals[name] = totals[name] + square if name in totals else square
+    return {name: total / count for name, total in totals.items()}

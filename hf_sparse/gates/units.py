@@ -1,0 +1,224 @@
+"""`GateBank`: the gates of a model, in groups that compete, and how dense they leave it."""
+
+import functools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hf_sparse.config import SparsityConfig
+from hf_sparse.costs.table import CostTable
+from hf_sparse.gates.base import SteeredGates, log_importances
+from hf_sparse.gates.controller import Controller
+from hf_sparse.gates.layout import uniform_counts
+from hf_sparse.gates.mathematics import GateGroup
+from hf_sparse.gates.objective import DENSITIES
+from hf_sparse.structure.blocks import Block, ModelStructure
+
+SUBLAYERS = "sublayers"
+"""Name of the group whose gates scale whole sublayers."""
+
+
+class GateBank(SteeredGates):
+    """The gates of heads and neurons, in groups that compete.
+
+    A unit's gate is its own, times that of its sublayer where those have gates, too. Densities are shares of
+    `costs.prunable`, so those of a model that was pruned before start below 1.
+
+    Args:
+        structure: the blocks to gate.
+        config: gate, group, cost and controller settings.
+        costs: of these blocks, or of those that they were cut from.
+        whole: these blocks among those without gates, which keep all of their units; by default there are no others.
+    """
+
+    config: SparsityConfig
+    tables: Tensor
+    fixed_shares: Tensor
+
+    def __init__(
+        self, structure: ModelStructure, config: SparsityConfig, costs: CostTable, whole: ModelStructure | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.structure = structure
+        self.whole = whole or structure
+        self.costs = costs
+        self.target = costs.target(config)
+        self.groups: dict[str, GateGroup] = {}
+        self.members: dict[str, list[Block]] = {}
+        for block in structure.blocks:
+            together = config.group == "kind" and config.layout == "free"
+            name = block.kind if together else block.name.replace(".", "-")
+            self.members.setdefault(name, []).append(block)
+        lines = {block.name: costs.line(block) for block in structure.blocks}
+        if not config.sublayer_gates:  # nothing else can be charged for what a sublayer costs beside its units
+            lines = {
+                block.name: (costs.blocks[block.name][block.units] / block.units, 0.0) for block in structure.blocks
+            }
+        self.unit_costs = {name: unit for name, (unit, _) in lines.items()}
+        for name, blocks in self.members.items():
+            share = torch.cat([torch.full((block.units,), self._share(block)) for block in blocks])
+            self.groups[name] = GateGroup(share, config.gate, config.t0)
+            self.add_module(name, self.groups[name])
+            places = torch.cat([torch.full((block.units,), structure.blocks.index(block)) for block in blocks])
+            self.register_buffer(f"{name}_blocks", places, persistent=False)
+        fixed = torch.tensor([lines[block.name][1] for block in structure.blocks]) / costs.prunable
+        self.register_buffer("fixed_shares", fixed, persistent=False)
+        if config.sublayer_gates:
+            self.add_module(SUBLAYERS, GateGroup(fixed, config.gate, config.t0))
+        widest = max(block.units for block in structure.blocks)
+        tables = torch.zeros(len(structure.blocks), widest + 1)
+        for table, block in zip(tables, structure.blocks):
+            table[: block.units + 1] = torch.tensor(costs.blocks[block.name][: block.units + 1]) / costs.prunable
+        self.register_buffer("tables", tables, persistent=False)
+        self.filling = self._expected_filling()
+        self.start_density = sum(costs.blocks[block.name][block.units] for block in structure.blocks) / costs.prunable
+        self.controller = Controller(config.controller_gain, *self._descent())
+
+    def _expected_filling(self) -> float:
+        """The density that closed units add which fill up a multiple, on average; 0 where gates are charged for it."""
+        added = 0.0
+        for block, table in zip(self.structure.blocks, self.tables):
+            counts = range(1, block.units + 1)
+            physical = torch.tensor([block.physical(count) for count in counts])
+            added += (table[physical] - table[1 : block.units + 1]).mean().item()
+        return added
+
+    def _share(self, block: Block) -> float:
+        return self.unit_costs[block.name] / self.costs.prunable
+
+    def _descent(self) -> tuple[Tensor, Tensor]:
+        """The densities to start from and to end at: those of the model, or in a uniform layout of every block."""
+        if self.config.layout == "free":
+            return torch.tensor([self.start_density]), torch.tensor([self.target_density])
+        density, blocks = 1.0 - self.target, self.structure.blocks
+        counts = uniform_counts(blocks, self.unit_costs, density / self.start_density)
+        ends = [counts[block.kind] / block.units for block in blocks]
+        return torch.ones(len(blocks)), torch.tensor(ends)
+
+    @property
+    def target_density(self) -> float:
+        """The density of open gates to end at, so that the model then has the one asked for.
+
+        That is less by what fills up multiples, or in a uniform layout the nearest to it that there is.
+        """
+        if self.config.layout == "free":
+            return 1.0 - self.target - self.filling
+        shares = [self._share(block) * block.units for block in self.structure.blocks]
+        return sum(share * end for share, end in zip(shares, self.controller.targets.tolist()))
+
+    @property
+    def _usual_warm_start(self) -> float:
+        """Measured in recipes/benchmark: where few units stay, it pays to trust the sensitivities more."""
+        return 0.5 if self.target <= 0.9 else 1.0
+
+    @functools.cached_property
+    def largest_unit(self) -> float:
+        """The largest share of the prunable cost that goes with one unit, or with as many as go together."""
+        return float(self.tables.diff(dim=1).max())
+
+    # ---- Gates ----
+
+    def group_gates(self) -> dict[str, Tensor]:
+        """The gates of every group's units, shape (units,)."""
+        gates = {name: group() for name, group in self.groups.items()}
+        if self.config.sublayer_gates:
+            sublayers = self._sublayer_gates()
+            gates = {name: gate * sublayers[self.get_buffer(f"{name}_blocks")] for name, gate in gates.items()}
+        return gates
+
+    def _sublayer_gates(self) -> Tensor:
+        """The gate of every block, shape (blocks,)."""
+        return self.get_submodule(SUBLAYERS)()
+
+    def start_from_(self, sensitivities: Mapping[str, Tensor], power: float) -> None:
+        """Set the importances in place to a power of what the loss loses with a unit; every gate stays exactly 1.
+
+        Args:
+            sensitivities: by block name, not negative, shape (units,).
+            power: 0 for all alike.
+        """
+        for name, group in self.groups.items():
+            scores = torch.cat([sensitivities[block.name] for block in self.members[name]])
+            if scores.any():
+                group.open_(log_importances(scores, power).to(group.alpha))
+
+    def pooled(self, name: str, values: Tensor) -> Tensor:
+        """Sums over the columns of every unit of a block, shape (units,)."""
+        return next(block for block in self.structure.blocks if block.name == name).column_sums(values)
+
+    def block_gates(self) -> dict[str, Tensor]:
+        """The gates of every block, shape (units,)."""
+        return self._by_block(self.group_gates())
+
+    def block_importances(self) -> dict[str, Tensor]:
+        """The logarithms of the importances of every block's units, shape (units,)."""
+        return self._by_block({name: group.alpha for name, group in self.groups.items()})
+
+    def _by_block(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {}
+        for name, of_group in values.items():
+            parts = of_group.split([block.units for block in self.members[name]])
+            found.update({block.name: part for block, part in zip(self.members[name], parts)})
+        return found
+
+    def scales(self) -> dict[str, Tensor]:
+        """What every block's output projection is scaled with."""
+        gates = self.block_gates()
+        return {
+            block.name: block.column_scale(gates[block.name], self._scales[block.name].ndim)
+            for block in self.structure.blocks
+        }
+
+    # ---- How dense they are ----
+
+    @torch.no_grad()
+    def counts(self, gates: dict[str, Tensor]) -> Tensor:
+        """Open gates of every block, shape (blocks,)."""
+        counts = torch.zeros(len(self.tables), dtype=torch.long, device=self.tables.device)
+        for name, gate in gates.items():
+            counts.index_add_(0, self.get_buffer(f"{name}_blocks"), (gate > 0).long())
+        return counts
+
+    @torch.no_grad()
+    def _block_densities(self, counts: Tensor) -> Tensor:
+        return self.tables.gather(1, counts.unsqueeze(1)).squeeze(1)
+
+    def densities(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Exact cost-weighted density of every group, 1 while all of its gates are open, shape ()."""
+        left = self._block_densities(self.counts(gates))
+        whole = self.tables.amax(1)
+        places = {name: self.get_buffer(f"{name}_blocks").unique() for name in gates}
+        return {name: left[place].sum() / whole[place].sum() for name, place in places.items()}
+
+    def density(self, gates: dict[str, Tensor]) -> Tensor:
+        """Exact cost-weighted density of the model, shape ().
+
+        In a uniform layout that of what will stay: as many units in every block of a kind as the widest of them has.
+        """
+        counts = self.counts(gates)
+        if self.config.layout == "uniform":
+            kinds = [block.kind for block in self.structure.blocks]
+            same = torch.tensor([[one == other for other in kinds] for one in kinds], device=counts.device)
+            counts = torch.where(same, counts, 0).amax(1)
+        return self._block_densities(counts).sum()
+
+    def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:
+        """What the controller holds to its schedule, shape (k,): the model's density, or every block's."""
+        if self.config.layout == "free":
+            return self.density(gates).unsqueeze(0)
+        return self._block_densities(self.counts(gates)) / self.tables.amax(1)
+
+    def penalties(self, gates: dict[str, Tensor]) -> Tensor:
+        """The parts of R that a lambda each is for, shape (k,): effective densities times their share of the cost."""
+        density = DENSITIES[self.config.gate]
+        parts = [
+            density(gates[name], group.weights, self.config.p) * group.share for name, group in self.groups.items()
+        ]
+        if self.config.layout == "uniform":
+            return torch.stack(parts)
+        if self.config.sublayer_gates:
+            sublayers = self._sublayer_gates()
+            parts.append(DENSITIES["relative"](sublayers, self.fixed_shares, self.config.p))
+        return torch.stack(parts).sum(0, keepdim=True)

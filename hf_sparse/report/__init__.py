@@ -1,0 +1,4 @@
+"""Measure what came of a run, and draw it.
+
+Open report.py first.
+"""

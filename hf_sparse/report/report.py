@@ -1,0 +1,232 @@
+"""The report of a pruning run: measured sizes, MACs, latencies and metrics, one schema for all tasks."""
+
+import functools
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import accelerate
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_sparse.compaction.compact import CompactionReport
+from hf_sparse.config import SparsityConfig
+from hf_sparse.costs.macs import count_macs
+from hf_sparse.costs.table import CostTable
+from hf_sparse.errors import SparsityError
+from hf_sparse.runtime.files import write_whole
+from hf_sparse.runtime.timing import device_name, shortest_ms
+from hf_sparse.structure.blocks import LayerSizes, ModelStructure, layer_sizes
+from hf_sparse.structure.example_inputs import main_input, shape_text
+from hf_sparse.version import __version__
+
+Metrics = Mapping[str, Mapping[str, float]]
+"""Results by name, by data split."""
+
+
+@dataclass(frozen=True)
+class ModelMeasurements:
+    """One model, measured.
+
+    Attributes:
+        parameters: number of parameters.
+        weight_bytes: size of its weights, tied ones counted once.
+        macs: multiply-accumulates of one forward of the measured batch.
+        latency_ms: shortest time of one forward of that batch among several, in milliseconds.
+        metrics: results by data split, as the recipe evaluated them.
+    """
+
+    parameters: int
+    weight_bytes: int
+    macs: int
+    latency_ms: float
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a pruned model was made from and how, for its card.
+
+    Attributes:
+        base_model: the model that was pruned, as an id on the Hub; None if it has none.
+        task: what it does, as the Hub calls it, such as "text-classification"; None if unknown.
+        dataset: what it was trained on, for people; None if unknown.
+        dataset_id: the id of that on the Hub; None if it has none.
+        command: what was run.
+    """
+
+    base_model: str | None = None
+    task: str | None = None
+    dataset: str | None = None
+    dataset_id: str | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a pruning run leaves to be read; `report.json` has these keys.
+
+    Attributes:
+        origin: what the model was made from.
+        target: fraction of the prunable cost asked to be removed.
+        achieved: fraction of the prunable cost removed.
+        cost: what the cost counts.
+        max_abs_diff: largest difference between gated and compact outputs on a real batch.
+        batch: shape of the input that MACs and latencies belong to, such as (rows, tokens).
+        dense: the model before pruning.
+        pruned: the model after pruning.
+        speedup: dense over pruned latency.
+        layers: what every sublayer kept.
+        sparsity: all settings of the run.
+        versions: of the libraries.
+        device: what latencies were measured on.
+        seed: of the run.
+        input: name of that input.
+    """
+
+    origin: Origin
+    target: float
+    achieved: float
+    cost: str
+    max_abs_diff: float
+    batch: tuple[int, ...]
+    dense: ModelMeasurements
+    pruned: ModelMeasurements
+    speedup: float
+    layers: tuple[LayerSizes, ...]
+    sparsity: SparsityConfig
+    versions: Mapping[str, str]
+    device: str
+    seed: int
+    input: str = "input_ids"
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON, whole or not at all."""
+        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Report":
+        """Read a report back.
+
+        Raises:
+            SparsityError: the file is not a report, or cannot be read.
+        """
+        try:
+            data = json.loads(path.read_text())
+            dense, pruned = (ModelMeasurements(**data[name]) for name in ("dense", "pruned"))
+            parts = {
+                "origin": Origin(**data["origin"]),
+                "batch": tuple(data["batch"]),
+                "layers": tuple(LayerSizes(**layer) for layer in data["layers"]),
+                "sparsity": SparsityConfig(**data["sparsity"]),
+            }
+            return cls(**{**data, **parts, "dense": dense, "pruned": pruned})
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SparsityError(f"{path} is not a report of a pruning run ({error!r})") from None
+
+    @property
+    def cost_text(self) -> str:
+        """What the cost counts, for people."""
+        return {"params": "parameters", "macs": "multiply-accumulates", "latency": "latency"}[self.cost]
+
+    @property
+    def batch_text(self) -> str:
+        """The batch for people: how many rows of how many tokens, or images of which size."""
+        return shape_text(self.input, self.batch)
+
+
+def make_report(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    structure: ModelStructure,
+    compaction: CompactionReport,
+    costs: CostTable,
+    sparsity: SparsityConfig,
+    inputs: Mapping[str, Tensor],
+    metrics: tuple[Metrics, Metrics],
+    origin: Origin,
+    seed: int,
+) -> Report:
+    """Measure a model before and after it was pruned.
+
+    Args:
+        dense: the model before.
+        pruned: the model after, on the same device.
+        structure: what could be pruned in the dense one.
+        compaction: what its compaction returned.
+        costs: of the dense one.
+        sparsity: settings of the run.
+        inputs: a batch to measure both on.
+        metrics: of the dense and of the pruned model, by data split; empty where they were not evaluated.
+        origin: what the model was made from.
+        seed: of the run.
+    """
+    name = main_input(dense, inputs)
+    latencies = latencies_ms([dense, pruned], inputs)
+    measured = [
+        ModelMeasurements(model.num_parameters(), weight_bytes(model), count_macs(model, inputs), latency, results)
+        for model, latency, results in zip((dense, pruned), latencies, metrics)
+    ]
+    return Report(
+        origin=origin,
+        target=costs.target(sparsity),
+        achieved=costs.removed({name: len(units) for name, units in compaction.plan.kept.items()}),
+        cost=sparsity.cost,
+        max_abs_diff=compaction.max_abs_diff,
+        batch=tuple(inputs[name].shape),
+        dense=measured[0],
+        pruned=measured[1],
+        speedup=latencies[0] / latencies[1],
+        layers=layer_sizes(structure, compaction.plan.kept),
+        sparsity=sparsity,
+        versions=versions(),
+        device=device_name(dense.device),
+        seed=seed,
+        input=name,
+    )
+
+
+def hub_id(model: PreTrainedModel) -> str | None:
+    """The repository that a model was loaded from; None if it is a directory, or was never on the Hub."""
+    name = str(model.config.name_or_path)
+    is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
+    return name if is_id and not Path(name).exists() else None
+
+
+def command_line() -> str:
+    """The command that this process was started by, without the tokens in it."""
+    script = Path(sys.argv[0])
+    words, hidden = ["accelerate", "launch"] if "WORLD_SIZE" in os.environ else ["python"], False
+    for word in [script.name if script.is_absolute() else str(script), *sys.argv[1:]]:
+        words.append("..." if hidden else re.sub(r"(?<=token=).+|\bhf_[A-Za-z0-9]{20,}", "...", word))
+        hidden = re.fullmatch(r"--[\w-]*token", word) is not None
+    return shlex.join(words)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that results depend on."""
+    return {
+        "hf_sparse": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+    }
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Size of the weights in bytes, tied ones counted once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def latencies_ms(models: Iterable[PreTrainedModel], inputs: Mapping[str, Tensor], repeats: int = 15) -> list[float]:
+    """Measure the shortest forward of each model in milliseconds; they take turns, so that noise meets all alike."""
+    models = [model.eval() for model in models]
+    return shortest_ms([functools.partial(model, **inputs) for model in models], models[0].device, repeats)

@@ -1,0 +1,4 @@
+"""Join everything into the Trainers that people use.
+
+Open trainer.py first.
+"""

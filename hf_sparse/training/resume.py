@@ -1,0 +1,226 @@
+"""Which checkpoint a run goes on from: the newest that was written to its end."""
+
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer import FSDP_MODEL_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+
+from hf_sparse.config import DistillationConfig, SearchConfig
+from hf_sparse.errors import SparsityError
+from hf_sparse.runtime.processes import once
+
+logger = logging.get_logger(__name__)
+
+STATE = "sparsity_state.json"
+"""Beside a checkpoint's weights: which stage it is in, and what earlier ones have removed."""
+
+PROCESSES = "processes"
+"""How many processes wrote a checkpoint, in the state of its stage: each has left its random numbers."""
+
+SETTINGS = "settings"
+"""How the run searches, there, too."""
+
+LATEST = "latest"
+"""Names the directory of DeepSpeed in a checkpoint, and is written last."""
+
+
+def defect(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be resumed from exactly: a file is missing, cut off or damaged. None if it is whole.
+
+    Nothing in it is unpickled. A Trainer without stages leaves no state of one.
+    """
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+        stage = json.loads((checkpoint / STATE).read_text()) if (checkpoint / STATE).is_file() else {}
+        for path in _weights(checkpoint):
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        processes = int(stage.get(PROCESSES, 1))
+        names = ["scheduler.pt", *_optimizer(checkpoint, processes)]
+        names += [f"rng_state_{rank}.pth" for rank in range(processes) if processes > 1]
+        named = [checkpoint / name for name in names]
+        for path in named:
+            if not path.is_file():
+                return f"{path.name} is missing"
+        for path in {*named, *checkpoint.glob("*.pt"), *checkpoint.glob("*.pth"), *checkpoint.glob("*.bin")}:
+            if path.suffix in (".pt", ".pth", ".bin") and path.name != "training_args.bin":
+                with zipfile.ZipFile(path) as archive:
+                    if archive.testzip() is not None:
+                        return f"{path.name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, zipfile.BadZipFile) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _weights(checkpoint: Path) -> Iterable[Path]:
+    """The safetensors of a checkpoint; none where an engine keeps its shards in another form."""
+    index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file():
+        return [checkpoint / name for name in set(json.loads(index.read_text())["weight_map"].values())]
+    sharded = checkpoint / f"{FSDP_MODEL_NAME}_0"
+    if sharded.is_dir():
+        (sharded / ".metadata").stat()  # written last
+        return []
+    if any(checkpoint.glob(f"*/{_share(0, 'model')}")):  # of ZeRO stage 3
+        return []
+    return [checkpoint / SAFE_WEIGHTS_NAME]
+
+
+def _optimizer(checkpoint: Path, processes: int) -> list[str]:
+    """Files that an optimizer's state needs."""
+    if (checkpoint / LATEST).is_file():  # of DeepSpeed
+        tag = Path((checkpoint / LATEST).read_text().strip()).name
+        half = "bf16_" if any((checkpoint / tag).glob("bf16_zero_*")) else ""
+        parts = [f"{half}{_share(rank, 'optim')}" for rank in range(processes)]
+        if (checkpoint / tag / _share(0, "model")).is_file():  # stage 3
+            parts += [_share(rank, "model") for rank in range(processes)]
+        else:
+            parts.append("mp_rank_00_model_states.pt")
+        return [f"{tag}/{name}" for name in parts]
+    if (checkpoint / "optimizer_0").is_dir():
+        return ["optimizer_0/.metadata"]
+    return ["optimizer.bin" if (checkpoint / "optimizer.bin").is_file() else "optimizer.pt"]
+
+
+def _share(rank: int, kind: str) -> str:
+    """What DeepSpeed calls the share of a process."""
+    return f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt"
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first."""
+    numbered = [(path.name.rpartition("-")[2], path) for path in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    return [path for _, path in sorted(((int(n), path) for n, path in numbered if n.isdecimal()), reverse=True)]
+
+
+def newest_whole_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint of a run that can be resumed from; warns of newer ones that cannot."""
+    for path in checkpoints(directory):
+        reason = defect(path)
+        if reason is None:
+            return path
+        logger.warning("%s is not whole (%s): going on from the one before.", path, reason)
+    return None
+
+
+def settings(config: SearchConfig) -> dict[str, Any]:
+    """Those that a run cannot go on with others of: how it searches, not how it learns from a teacher."""
+    learning = {option.name for option in fields(DistillationConfig)}
+    return {name: value for name, value in asdict(config).items() if name not in learning}
+
+
+def require_same_settings(checkpoint: Path, config: SearchConfig) -> None:
+    """Refuse a checkpoint of a run that searches in another way.
+
+    Raises:
+        SparsityError: it is one, or it does not say so.
+    """
+    try:
+        before = dict(json.loads((checkpoint / STATE).read_text())[SETTINGS])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SparsityError(f"{checkpoint / STATE} does not say how its run searches ({error!r})") from None
+    now = settings(config)
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        were = ", ".join(f"{name}={before.get(name)!r} (now {now[name]!r})" for name in changed)
+        raise SparsityError(f"{checkpoint} is of a run with {were}: go on with the same, or start anew")
+
+
+@contextmanager
+def _names_in_memory(model: PreTrainedModel) -> Iterator[None]:
+    """Inside this context a model is saved with the names that its tensors have now, by which Trainer loads them.
+
+    Otherwise transformers saves those that it has renamed while loading, such as of experts, under their older names.
+    """
+    own = vars(model)
+    before = own.get("_weight_conversions")
+    own["_weight_conversions"] = []
+    try:
+        yield
+    finally:
+        if before is None:
+            del own["_weight_conversions"]
+        else:
+            own["_weight_conversions"] = before
+
+
+class ResumingMixin(Trainer):
+    """Adds to a Trainer that it goes on from checkpoints that are whole, and says so when one could not be written."""
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> Any:
+        """Trainer's; `resume_from_checkpoint=True` takes the newest whole checkpoint of `output_dir`.
+
+        Raises:
+            SparsityError: the one that was given is not whole, or none is.
+        """
+        if resume_from_checkpoint:
+            wanted = None if resume_from_checkpoint is True else Path(resume_from_checkpoint)
+            resume_from_checkpoint = self._checked(wanted)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's; a checkpoint to resume from has the names by which it is loaded."""
+        with _names_in_memory(cast(PreTrainedModel, self.model)) if _internal_call else nullcontext():
+            super().save_model(output_dir, _internal_call)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that lacks tensors, or has others: Trainer would go on with those that it has.
+
+        Raises:
+            SparsityError: it does.
+        """
+        model, missing = cast(PreTrainedModel, self.model), set(load_result.missing_keys)
+        named = dict(model.named_parameters(remove_duplicate=False))
+        loaded = {id(parameter) for name, parameter in named.items() if name not in missing}  # some may be tied
+        lacking = sorted(name for name in missing if id(named.get(name)) not in loaded)
+        if lacking or load_result.unexpected_keys:
+            what = f"lacks {lacking[0]}" if lacking else f"also has {load_result.unexpected_keys[0]}"
+            raise SparsityError(f"the checkpoint is not of this model: it {what}")
+
+    def _checked(self, wanted: Path | None) -> str:
+        """A whole checkpoint, the newest by default; the first process chooses for all."""
+
+        def choose() -> Path | str | None:
+            if wanted is None:
+                return newest_whole_checkpoint(Path(str(self.args.output_dir)))
+            return defect(wanted) or wanted
+
+        path = once(choose)
+        if path is None:
+            raise SparsityError(f"no whole checkpoint in {self.args.output_dir}: start without resume_from_checkpoint")
+        if isinstance(path, str):
+            raise SparsityError(f"{wanted} is not a whole checkpoint ({path}): give another, or True for the newest")
+        return str(path)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        directory = Path(str(self.args.output_dir))
+        if self.args.should_save:
+            _order_times(checkpoints(directory))
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError, SparsityError) as error:
+            raise SparsityError(
+                f"the checkpoint of step {self.state.global_step} could not be written to {directory} "
+                f"({(str(error) or repr(error)).splitlines()[0]}): make room and resume; it goes on from the one before"
+            ) from error
+
+
+def _order_times(newest_first: list[Path]) -> None:
+    """Trainer deletes the oldest checkpoints by their times: let a clock that was set back not make a new one old."""
+    now = time.time()
+    for age, path in enumerate(newest_first, start=1):
+        if path.stat().st_mtime > now - age:
+            os.utime(path, (now - age, now - age))
