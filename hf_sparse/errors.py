@@ -7,3 +7,7 @@ class SparsityError(ValueError):
 
 class UnknownInputsError(SparsityError):
     """Example inputs cannot be made from a model's config: some of its data has to be passed."""
+
+
+class NonFiniteLossError(SparsityError):
+    """The loss has led to weights that are NaN or infinite; training has stopped before anything was overwritten."""

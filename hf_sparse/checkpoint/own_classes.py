@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_sparse.compaction.pruned_config import become_
 from hf_sparse.modeling_hf_sparse import LOADED_BY, check_recipe, model_class, resize_
 
 
@@ -31,6 +30,9 @@ class Replay(HfQuantizer):
         Raises:
             ValueError: the recipe is not one, or does not fit the model.
         """
+        # Not at the top, since whoever imports hf_sparse imports this file.
+        from hf_sparse.compaction.pruned_config import become_
+
         config: Any = model.config
         check_recipe(config.hf_sparse, config.to_dict())
         become_(model, model_class(type(model), config.base_model_type))

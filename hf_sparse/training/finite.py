@@ -7,11 +7,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from transformers import Trainer
 
-from hf_sparse.errors import SparsityError
-
-
-class NonFiniteLossError(SparsityError):
-    """The loss has led to weights that are NaN or infinite; training has stopped before anything was overwritten."""
+from hf_sparse.errors import NonFiniteLossError
 
 
 class FiniteWeightsMixin(Trainer):
