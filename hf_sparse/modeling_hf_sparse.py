@@ -967,6 +967,16 @@ class _PrunedModel:
         """That of the stock class, by which Trainer knows whose labels are shifted."""
         return self.stock_class.__name__
 
+    # Stock looks into the source of the file that a class is in.
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return bool(cls.stock_class._can_set_attn_implementation())
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return bool(cls.stock_class._can_set_experts_implementation())
+
     @classmethod
     def is_custom_code(cls) -> bool:
         """False: the modules are transformers' own, so what is not in files is to be computed as in their classes."""

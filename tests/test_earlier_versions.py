@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,12 @@ def test_a_model_that_was_saved_computes_what_it_did(name: str, tmp_path: Path) 
     compact(model, PruningPlan({}), inputs)  # what was discovered before is discovered in it
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(load_pruned(tmp_path)(**inputs).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_how_experts_are_computed_can_be_chosen_before_the_stock_class_was_asked() -> None:
+    code = "from transformers import AutoModelForCausalLM as A; import hf_sparse, sys\n"
+    code += "for how in ('eager', 'grouped_mm'): A.from_pretrained(sys.argv[1], experts_implementation=how)"
+    subprocess.run([sys.executable, "-c", code, str(SAVED / "experts")], check=True)
 
 
 def test_a_search_that_was_stopped_goes_on(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_sparse.inputs import example_inputs
+from hf_sparse.structure.example_inputs import example_inputs
 from zoo.species import VOCABULARY, Species, initialized
 
 # Sizes under all the names that configurations give them; each configuration takes those which it knows.
