@@ -19,7 +19,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
-from hf_sparse import SparseTrainer, SparseWeightsTrainer, SparsityConfig, WeightSparsityConfig, estimates, results
+from hf_sparse import SparseTrainer, SparseWeightsTrainer, SparsityConfig, WeightSparsityConfig
+from hf_sparse.training import estimates, results
 
 
 def _nan(model: nn.Module, rank: int) -> None:

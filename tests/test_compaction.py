@@ -6,18 +6,10 @@ import torch
 from conftest import MODELS, bert, gpt2, llama
 from transformers import BertModel, PreTrainedModel
 
-from hf_sparse import (
-    PruningPlan,
-    SparsityConfig,
-    SparsityError,
-    attach_gates,
-    compact,
-    compaction,
-    current_plan,
-    discover,
-    proof,
-)
+from hf_sparse import PruningPlan, SparsityConfig, SparsityError, attach_gates, compact, current_plan, discover
+from hf_sparse.compaction import compact as compaction
 from hf_sparse.modeling_hf_sparse import BiasOnly, RemovedAttention, RemovedFfn
+from hf_sparse.structure import proof
 from hf_sparse.structure.example_inputs import example_inputs
 
 

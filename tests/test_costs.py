@@ -11,7 +11,8 @@ from conftest import bert, llama, rows, training_arguments
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, attach_gates, compact, discover, latency
+from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, attach_gates, compact, discover
+from hf_sparse.costs import latency
 from hf_sparse.costs.latency import measured_costs
 from hf_sparse.costs.table import CostTable, cost_batch, enlarged, parameter_costs
 from hf_sparse.gates.attach import require_bank

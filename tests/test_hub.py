@@ -260,7 +260,8 @@ def test_what_cannot_be_inspected_or_pushed_is_one_line(tmp_path: Path, capsys: 
 def test_only_whole_models_are_pushed_by_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from conftest import bert, rows, training_arguments
 
-    from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, results
+    from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
+    from hf_sparse.training import results
 
     options = {"sparsity": SparsityConfig(), "train_dataset": rows(64)}
     trainer = SparseTrainer(model=bert(), args=training_arguments(tmp_path), **options)

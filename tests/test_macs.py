@@ -9,9 +9,10 @@ import torch
 from conftest import bert, rows, training_arguments
 from zoo import ZOO
 
-from hf_sparse import PruningPlan, SparseTrainer, SparsityConfig, attach_gates, compact, discover, patching
+from hf_sparse import PruningPlan, SparseTrainer, SparsityConfig, attach_gates, compact, discover
 from hf_sparse.costs.macs import count_macs, mac_costs
 from hf_sparse.costs.table import parameter_costs
+from hf_sparse.gates import attach as patching
 
 CONFIG = SparsityConfig(cost="macs", cost_batch_size=2)
 # Stages of several resolutions, windows, two lengths, shared keys and values, experts, projections that are padded.

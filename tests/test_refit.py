@@ -9,12 +9,13 @@ from conftest import MODELS, bert, rows, training_arguments
 from torch import nn
 from transformers import AlbertConfig, AlbertModel, LongformerConfig, LongformerModel, PreTrainedModel
 
-from hf_sparse import PruningPlan, SparseTrainer, SparsityConfig, compact, discover, estimates
+from hf_sparse import PruningPlan, SparseTrainer, SparsityConfig, compact, discover
 from hf_sparse.compaction.refit import RIDGE, refit_, refittable
 from hf_sparse.distillation.losses import hidden_distances
 from hf_sparse.modeling_hf_sparse import BiasOnly, padded_side
 from hf_sparse.runtime.contexts import hooked
 from hf_sparse.structure.example_inputs import example_inputs
+from hf_sparse.training import estimates
 
 BATCH = {"input_ids": torch.tensor([tokens for seed in range(4) for tokens in rows(32, seed=seed)["input_ids"]])}
 

@@ -12,8 +12,9 @@ from conftest import bert, rows, training_arguments
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 from zoo import ZOO
 
-from hf_sparse import SparseTrainer, SparsityConfig, load_pruned, results
+from hf_sparse import SparseTrainer, SparsityConfig, load_pruned
 from hf_sparse.structure.example_inputs import main_input, shape_text
+from hf_sparse.training import results
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

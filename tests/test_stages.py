@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend
 
-from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, load_pruned, results
+from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, load_pruned
 from hf_sparse.gates.attach import gate_bank
+from hf_sparse.training import results
 from hf_sparse.training.resume import STATE
 
 TARGETS = [0.3, 0.5, 0.7]

@@ -12,8 +12,9 @@ from conftest import MODELS, bert
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_sparse import PruningPlan, compact, discover, streaming
+from hf_sparse import PruningPlan, compact, discover
 from hf_sparse.compaction.refit import refit_, refittable
+from hf_sparse.runtime import streaming
 from hf_sparse.runtime.streaming import layers, streamed
 from hf_sparse.structure.example_inputs import example_inputs
 

@@ -70,3 +70,17 @@ def test_discovery_changes_nothing() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     discover(model)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_what_is_printed_fits_a_screen() -> None:
+    many = PruningPlan({f"layers.{i}.{name}": tuple(range(i, 3000, 2)) for i in range(80) for name in ("attn", "mlp")})
+    few = PruningPlan({"layers.0.mlp": (0, 1, 2, 3, 7, 9), "layers.1.mlp": ()})
+    assert str(few).splitlines() == ["block         kept  units", "layers.0.mlp     6  0-3, 7, 9", "layers.1.mlp     0"]
+    assert repr(few) == "PruningPlan(2 blocks: 6 units kept, 1 blocks removed)"
+    assert str(many).splitlines()[1].split(maxsplit=2)[2] == "1,461 to 1,500 in 80 blocks"
+    model = bert()
+    report = compact(model, PruningPlan({discover(model).blocks[0].name: ()}))
+    for shown in (many, few, report, discover(model)):
+        for text in (str(shown), repr(shown)):
+            assert len(text.splitlines()) <= 60 and len(text) <= 4000
+    assert f"{report.parameters_after:,} after" in str(report) and "blocks, " in repr(discover(model))

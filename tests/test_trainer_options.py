@@ -26,12 +26,12 @@ from hf_sparse import (
     WeightSparsityConfig,
     compact,
     load_pruned,
-    report,
 )
 from hf_sparse.checkpoint.inspection import inspect_checkpoint
 from hf_sparse.cli import main
 from hf_sparse.engines.surgery import copied
 from hf_sparse.gates.attach import attach_gates, require_bank
+from hf_sparse.report import report
 
 MASKS = SparsityConfig(target=0.4, sparsity_ramp=0.4, gate_learning_rate=0.1, warm_start=0.0)
 WEIGHTS = WeightSparsityConfig(target=0.4, sparsity_ramp=0.4, gate_learning_rate=0.1, warm_start=0.0)

@@ -59,6 +59,16 @@ class CompactionReport:
     identities: tuple[str, ...]
     stock: bool
 
+    def __str__(self) -> str:
+        """What was removed and how exact it is, above the table of the plan."""
+        share = 1 - self.parameters_after / self.parameters_before
+        return (
+            f"{self.parameters_before:,} parameters before, {self.parameters_after:,} after: {share:.1%} removed\n"
+            f"outputs differ from those of the gated model by at most {self.max_abs_diff:.3g}\n"
+            f"{len(self.removed)} sublayers and {len(self.identities)} norms removed as a whole"
+            f"{'; the model is one of the stock class' if self.stock else ''}\n\n{self.plan}"
+        )
+
     def then(self, later: "CompactionReport") -> "CompactionReport":
         """What this compaction and a later one of the same model did together."""
         return CompactionReport(

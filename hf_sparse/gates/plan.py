@@ -1,6 +1,7 @@
 """`PruningPlan`: what every block keeps, by original index; frozen, with a JSON round trip."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -8,8 +9,11 @@ from typing import Any
 
 from hf_sparse.errors import SparsityError
 
+_LINES, _RANGES = 50, 6
+"""What fits a screen: blocks below each other, and ranges of units in a line."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class PruningPlan:
     """Kept unit indices by block name; a block that is not named is kept whole, an empty tuple removes the block.
 
@@ -29,6 +33,26 @@ class PruningPlan:
                 )
             kept[name] = units
         object.__setattr__(self, "kept", MappingProxyType(kept))
+
+    def __repr__(self) -> str:
+        units = sum(map(len, self.kept.values()))
+        removed = sum(not units for units in self.kept.values())
+        return f"PruningPlan({len(self.kept)} blocks: {units:,} units kept, {removed} blocks removed)"
+
+    def __str__(self) -> str:
+        """A table that fits a screen: kept units of each block, or how many by name where there are many blocks."""
+        rows = [(name, f"{len(units):,}", _ranges(units)) for name, units in self.kept.items()]
+        if len(rows) > _LINES:
+            alike: dict[str, list[int]] = {}
+            for name, units in self.kept.items():
+                alike.setdefault(re.sub(r"\d+", "*", name), []).append(len(units))
+            rows = [
+                (pattern, f"{sum(counts):,}", f"{min(counts):,} to {max(counts):,} in {len(counts)} blocks")
+                for pattern, counts in alike.items()
+            ]
+        rows.insert(0, ("block", "kept", "units"))
+        first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
+        return "\n".join(f"{row[0]:<{first}}  {row[1]:>{second}}  {row[2]}".rstrip() for row in rows)
 
     def then(self, later: "PruningPlan") -> "PruningPlan":
         """The plan that does both: `later` counts the units that this one has kept."""
@@ -60,3 +84,15 @@ class PruningPlan:
     def __reduce__(self) -> tuple[Any, ...]:
         # The read-only view of the mapping cannot be pickled or copied; its contents can.
         return (type(self), (dict(self.kept),))
+
+
+def _ranges(units: tuple[int, ...]) -> str:
+    """Ascending indices as ranges, such as "0-3, 7"; the first few of many."""
+    found: list[list[int]] = []
+    for unit in units:
+        if found and found[-1][1] == unit - 1:
+            found[-1][1] = unit
+        else:
+            found.append([unit, unit])
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in found[:_RANGES]]
+    return ", ".join(texts) + (", ..." if len(found) > _RANGES else "")

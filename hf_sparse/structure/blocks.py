@@ -123,7 +123,7 @@ class Block:
         return scale.view([-1 if dim == self.weight.dim else 1 for dim in range(ndim)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelStructure:
     """The prunable blocks of a model, and those that cannot be pruned exactly with the reason; prints as a table."""
 
@@ -133,6 +133,13 @@ class ModelStructure:
     def rounded(self, multiple: int) -> "ModelStructure":
         """Round up what stays of every block, so that its output projection reads a multiple of channels."""
         return replace(self, blocks=tuple(block.rounded(multiple) for block in self.blocks))
+
+    def __repr__(self) -> str:
+        kinds = {block.kind: 0 for block in self.blocks}
+        for block in self.blocks:
+            kinds[block.kind] += block.units
+        units = "".join(f", {count:,} units of {kind}" for kind, count in kinds.items())
+        return f"ModelStructure({len(self.blocks)} blocks{units}, {len(self.refused)} refused)"
 
     def __str__(self) -> str:
         rows = [("block", "kind", "units", "parameters per unit", "parameters")]
