@@ -1,7 +1,6 @@
 """`compact(model, plan)`: slice what the plan drops, fold the gates in, and prove that nothing else changed."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,12 +10,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sparse.compaction.head_tables import renumber_heads_
 from hf_sparse.compaction.pruned_config import describe_, seal_
-from hf_sparse.errors import SparsityError, UnknownInputsError
+from hf_sparse.compaction.trial import computing_in, in_dtype, masked, small_batch, snapshot
+from hf_sparse.errors import SparsityError
 from hf_sparse.gates.attach import current_plan, detach_gates, gate_bank
 from hf_sparse.gates.plan import PruningPlan
-from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, configs_in, resize_
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, resize_
 from hf_sparse.runtime.contexts import hooked
-from hf_sparse.runtime.streaming import HOST, device_of
+from hf_sparse.runtime.streaming import HOST
 from hf_sparse.structure.blocks import Block, ModelStructure, layer_sizes
 from hf_sparse.structure.comparison import (
     DOUBTFUL,
@@ -33,8 +33,6 @@ from hf_sparse.structure.example_inputs import example_inputs, placed
 from hf_sparse.structure.prunable import require_prunable
 from hf_sparse.structure.slicing import base_path, physical_units, rebased, shrink
 from hf_sparse.structure.stock import computes_the_same, stock_config, to_stock_
-
-_SMALL = 1 << 13  # values in the tensors of a batch
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def _compacted(
     inputs = dict(inputs) if inputs is not None else example_inputs(model)
     if model.device != HOST:  # from which it can run elsewhere
         inputs = placed(inputs, model.device)
-    small = _in_dtype(_small_batch(model, inputs), dtype)
+    small = in_dtype(small_batch(model, inputs), dtype)
     structure = bank.whole if bank else discover(model, inputs)
     plan = plan or current_plan(model)
     kept = _kept_units(structure, plan)
@@ -135,14 +133,14 @@ def _compacted(
     removed = tuple(block.name for block in structure.blocks if not len(kept[block.name]))
     identities: tuple[str, ...] = ()
     modes = {module: module.training for module in model.modules()}
-    restore = _snapshot(model)
-    inputs = _in_dtype(inputs, dtype)
-    with _computing_in(dtype, model):
+    restore = snapshot(model)
+    inputs = in_dtype(inputs, dtype)
+    with computing_in(dtype, model):
         if bank:
             detach_gates(model)
         model.eval()
         try:
-            with _masked(model, structure, gates, kept):
+            with masked(model, structure, gates, kept):
                 reference = outputs(model, inputs)
                 optional, returned = optional_outputs(model, small)
             idle = _idle_norms(model, optional, inputs) if removed else set()
@@ -244,85 +242,6 @@ def _with_gates(structure: ModelStructure, gates: Mapping[str, Tensor]) -> list[
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-# ---- Comparing outputs ----
-
-
-def _small_batch(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """A batch of which all hidden states can be kept: the inputs, or one that is made up from the config."""
-    if sum(value.numel() for value in inputs.values() if isinstance(value, Tensor)) <= _SMALL:
-        return inputs
-    try:
-        return placed(example_inputs(model), device_of(inputs))
-    except UnknownInputsError:
-        return inputs
-
-
-@contextmanager
-def _masked(
-    model: PreTrainedModel, structure: ModelStructure, gates: dict[str, Tensor], kept: dict[str, Tensor]
-) -> Iterator[None]:
-    """Inside this context the gates of dropped units are at zero, those of others multiplied into the weights."""
-    masked = {}
-    for block in _with_gates(structure, gates):
-        weight = model.get_parameter(block.weight.parameter)
-        mask = torch.zeros(block.units).index_fill(0, kept[block.name], 1.0)
-        gate = gates[block.name].to(weight.device) * mask.to(weight.device)
-        masked[block.weight.parameter] = weight * block.column_scale(gate, weight.ndim)
-    for name, value in masked.items():
-        model.get_parameter(name).data, masked[name] = value, model.get_parameter(name).data
-    try:
-        yield
-    finally:
-        for name, value in masked.items():
-            model.get_parameter(name).data = value
-
-
-def _in_dtype(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Inputs with those in float32 in another dtype."""
-    wide = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dtype == torch.float32}
-    return {**inputs, **{name: value.to(dtype) for name, value in wide.items()}}
-
-
-@contextmanager
-def _computing_in(dtype: torch.dtype, model: nn.Module) -> Iterator[None]:
-    """Compute in float32 or float64, so that a difference is a mistake and not rounding."""
-    narrow = {torch.float16, torch.bfloat16, torch.float32} - {dtype}
-    before = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.dtype in narrow:
-            before[name] = tensor.dtype
-            tensor.data = tensor.data.to(dtype)
-    try:
-        yield
-    finally:
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name in before:
-                tensor.data = tensor.data.to(before[name])
-
-
-def _snapshot(model: nn.Module) -> Any:
-    """A function that undoes every change of modules, attributes, classes and parameters made after this call."""
-    modules = list(model.modules())
-    states = [(module, type(module), vars(module).copy()) for module in modules]
-    tables = [{key: value.copy() for key, value in state.items() if isinstance(value, dict)} for *_, state in states]
-    configs = [(config, type(config), vars(config).copy()) for config in configs_in(model.config)]
-
-    def restore() -> None:
-        for config, kind, entries in configs:
-            config.__class__ = kind
-            vars(config).clear()
-            vars(config).update(entries)
-        for (module, kind, state), table in zip(states, tables):
-            module.__class__ = kind
-            vars(module).clear()
-            vars(module).update(state)
-            for key, value in table.items():
-                vars(module)[key].clear()
-                vars(module)[key].update(value)
-
-    return restore
 
 
 # ---- Slicing ----

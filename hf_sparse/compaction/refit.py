@@ -23,7 +23,7 @@ RIDGE = 1e-2
 
 
 def refittable(model: nn.Module, teacher: nn.Module, projections: Sequence[str]) -> list[str]:
-    """Those of some paths where the model has a linear layer, or the bias left of one, and the teacher one as wide.
+    """The projections that can be refitted: linear in both models (or only a bias is left), and equally wide.
 
     Layers that are frozen stay as they are, and experts, who see the tokens that are sent to them, not the teacher's.
     """

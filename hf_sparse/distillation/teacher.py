@@ -127,7 +127,7 @@ class Teacher:
         self._declared = declared_outputs(model)
         self._proven = False
         self.sharded = sharded
-        # With a decoder, what is as long as the input may be of the output: padding stays where it is.
+        # With a decoder, a tensor as long as the input may belong to the output, so its padding is kept.
         padded = model.config.is_encoder_decoder
         self.class_counts = {count for count in class_counts(model).values() if count is not None}
         self._memory = RowMemory(self.ask, self.class_counts, padded, rows) if cached else None

@@ -65,7 +65,7 @@ def unchanged_random_state(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def unchanged_records(trainer: Any) -> Iterator[None]:
-    """What a Trainer notes in dictionaries while it computes a loss, as those of TRL do for their logs, is undone."""
+    """Restore the trainer's metric dictionaries on exit; TRL's trainers append to them whenever a loss is computed."""
     records = [(record, copy.deepcopy(record)) for record in vars(trainer).values() if _is_record(record)]
     try:
         yield

@@ -51,7 +51,7 @@ class SteeredGates(Scaler):
     @property
     @abstractmethod
     def _usual_warm_start(self) -> float:
-        """That power where the configuration leaves it open."""
+        """Default warm-start power."""
 
     @abstractmethod
     def group_gates(self) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ def widest_counts(kept: Mapping[str, Sequence[int]], blocks: Sequence[Block]) ->
 def filled(
     kept: Mapping[str, Sequence[int]], counts: Mapping[str, int], importances: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
-    """Units to keep, and of the closed ones the most important, as many as it takes to keep so many in every block."""
+    """Add the most important closed units to the open ones until every block keeps `counts[block]`."""
     plan = {}
     for name, units in kept.items():
         open_units, order = set(units), importances[name].argsort(descending=True, stable=True).tolist()

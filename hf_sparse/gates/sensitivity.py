@@ -1,4 +1,4 @@
-"""How much the loss depends on every gate: the estimate that importances start from."""
+"""Estimate how much the loss depends on every gate; importances start from it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

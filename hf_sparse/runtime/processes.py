@@ -1,4 +1,4 @@
-"""What one process does for all of them."""
+"""Do once, on the main process, what all processes need, and broadcast the result."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar

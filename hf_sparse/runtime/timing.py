@@ -1,4 +1,4 @@
-"""Measuring time: calls take turns in random order, so that what disturbs the machine meets all of them alike."""
+"""Measure times: calls take turns in random order, so that disturbances meet all of them alike."""
 
 import random
 import time

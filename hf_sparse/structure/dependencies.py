@@ -317,7 +317,7 @@ class Probe:
 
 
 def probe(model: PreTrainedModel, inputs: Mapping[str, Any], projections: set[str]) -> Probe:
-    """Run the model once, with noise for the outputs of its projections where it stands that.
+    """Run the model once, with noise for the outputs of its projections unless it cannot run on noise.
 
     Parameters have to require gradients.
     """

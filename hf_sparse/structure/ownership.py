@@ -112,7 +112,7 @@ def _along(mask: Tensor, dim: int) -> Tensor:
 
 
 def owners_by_bits(columns: int, reach: Callable[[Tensor], Reach]) -> OwnerTables:
-    """The owner of every position from 2 log2(columns) looks at what half of the columns reach."""
+    """Find the owner of every position with 2 log2(columns) probes, each of half of the columns."""
     tables, every = OwnerTables(), torch.arange(columns)
     for bit in range(max(1, (columns - 1).bit_length())):
         ones = (every >> bit) & 1 == 1
@@ -152,7 +152,7 @@ def _same(one: Reach, other: Reach) -> bool:
 
 
 def head_width(probe: Probe, path: str) -> int:
-    """Columns per query head: where the first column stops to have all of its queries in common with others.
+    """Columns per query head: the first column index that no longer shares all queries with column 0.
 
     Raises:
         CoupledError: heads of one width cannot be told apart.

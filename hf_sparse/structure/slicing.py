@@ -11,7 +11,7 @@ from hf_sparse.modeling_hf_sparse import empty_recipe, runs
 from hf_sparse.structure.blocks import Block
 
 BY_PATH = ("shapes", "attributes", "selections", "padded", "caches")
-"""The entries of a recipe that are tables by path and have no other paths in them."""
+"""Recipe entries that map paths to records without further paths."""
 
 
 def shrink(

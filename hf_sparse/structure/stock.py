@@ -42,7 +42,7 @@ OWN_ENTRIES = ("hf_sparse", "layer_sizes", "base_model_type", "base_architecture
 
 
 def expressible(model: PreTrainedModel, structure: ModelStructure) -> ModelStructure:
-    """The structure with only those blocks of whose kind the stock class can have fewer units, the same in every layer.
+    """The blocks whose kind can be shrunk uniformly within the stock class; all others are refused.
 
     Their `counts` are the numbers of units that its config accepts.
     """

@@ -31,7 +31,7 @@ def check_arguments(arguments: TrainingArguments, scheduler: Any, shards_weights
             "in TrainingArguments"
         )
     if shards_weights and arguments.save_on_each_node:
-        raise SparsityError("the first process alone puts shards together: leave out save_on_each_node")
+        raise SparsityError("the main process gathers the shards, so only it can save: leave out save_on_each_node")
     if arguments.fp16 and arguments.max_grad_norm <= 0:
         raise SparsityError("fp16 without gradient clipping leaves gradients scaled: set max_grad_norm or use bf16")
 

@@ -115,7 +115,7 @@ def newest_whole_checkpoint(directory: Path) -> Path | None:
 
 
 def settings(config: SearchConfig) -> dict[str, Any]:
-    """Those that a run cannot go on with others of: how it searches, not how it learns from a teacher."""
+    """The settings that must not change when a run is resumed: those of the search, not of the distillation."""
     learning = {option.name for option in fields(DistillationConfig)}
     return {name: value for name, value in asdict(config).items() if name not in learning}
 
