@@ -1,7 +1,7 @@
 """hf_sparse: pretrained transformers get smaller while they are fine-tuned, by gradient descent alone.
 
-Importing it lets `AutoModelForX.from_pretrained` load pruned checkpoints, and costs little more than transformers does:
-what needs the Trainer, plots or cards is imported when one of the names below is first used.
+Importing it lets `AutoModelForX.from_pretrained` load pruned checkpoints, and imports what loading any model does: what
+needs the Trainer, plots or cards is imported when one of the names below is first used.
 """
 
 import importlib

@@ -102,6 +102,17 @@ def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
 
+def _first_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, transformers.Cache)), None)
+
+
+def _part_of(cache: Any, cross: bool | None) -> Any:
+    """The cache of cross attention or of self attention, where a decoder's has both."""
+    if not isinstance(cache, transformers.EncoderDecoderCache):
+        return cache
+    return cache.cross_attention_cache if cross else cache.self_attention_cache
+
+
 class _Removed(nn.Module):
     """Stands in for a sublayer without units.
 
@@ -174,7 +185,7 @@ class RemovedAttention(_Removed):
         encoded = (kwargs.get("key_value_states"), kwargs.get("encoder_hidden_states"))
         source = next((states for states in encoded if states is not None), hidden_states)
         keys = source.shape[1]
-        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, transformers.Cache)), None)
+        cache = _first_cache(args, kwargs)
         if cache is not None and self.layer_idx is not None and (self.cross is not None or source is hidden_states):
             keys = self._write_zeros(cache, self.layer_idx, source if self.cross else hidden_states)
         output = self.constant(hidden_states)
@@ -197,7 +208,7 @@ class RemovedAttention(_Removed):
                 return states.shape[1]
             if self.cross:
                 cache.is_updated[index] = True
-            cache = cache.cross_attention_cache if self.cross else cache.self_attention_cache
+        cache = _part_of(cache, self.cross)
         shapes = [(self.kv_heads, self.head_dim)] * 2
         layer: Any = cache.layers[index] if index < len(cache.layers) else None
         if layer is not None and layer.is_initialized and layer.keys.ndim == 4:
@@ -588,12 +599,11 @@ class _KeptHeads:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Leave the heads that were kept in the cache among some arguments, in place."""
-        cache: Any = next((value for value in (*args, *kwargs.values()) if isinstance(value, transformers.Cache)), None)
+        cache = _first_cache(args, kwargs)
         if cache is None:
             return
-        both = isinstance(cache, transformers.EncoderDecoderCache)
         for index, cross, heads, kept in self.caches:
-            part = (cache.cross_attention_cache if cross else cache.self_attention_cache) if both else cache
+            part = _part_of(cache, cross)
             layer = part.layers[index] if index < len(part.layers) else None
             if layer is not None and layer.is_initialized and layer.keys.ndim == 4 and layer.keys.shape[1] == heads:
                 layer.keys, layer.values = _take(layer.keys, 1, kept), _take(layer.values, 1, kept)
@@ -650,8 +660,7 @@ def _position_bias(module: Any, selection: dict[str, Any], given: dict[str, Any]
     if isinstance(given.get("key_value_states"), Tensor):
         keys = given["key_value_states"].shape[1]
     elif cache is not None:
-        if isinstance(cache, transformers.EncoderDecoderCache):
-            cache = cache.self_attention_cache
+        cache = _part_of(cache, cross=False)
         past = cache.get_seq_length(module.layer_idx)
         keys, _ = cache.get_mask_sizes(length, module.layer_idx)
     if selection["method"] is None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import MODELS, gpt2, llama
 from peft import PrefixTuningConfig, get_peft_model
+from test_zoo import masked
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -145,29 +146,24 @@ def test_a_prefix_for_all_heads_is_read_at_those_that_stay(name: str, tmp_path: 
     dense, inputs = MODELS[name]().eval() if name in MODELS else ZOO[name].make(), ZOO[name].inputs()
     structure = discover(dense, inputs)
     attention = [block for block in structure.blocks if block.kind == "attention"]
-    first = {block.name: tuple(range(min(i, 1), block.units)) for i, block in enumerate(attention)}
-    then = {block.name: tuple(range(0, len(first[block.name]), 2)) for block in attention[1:]}
-    masked, model = copy.deepcopy(dense), copy.deepcopy(dense)
-    with torch.no_grad():
-        for block in attention:
-            kept = torch.tensor([first[block.name][unit] for unit in then.get(block.name, range(block.units))])
-            gone = torch.ones(block.units, dtype=torch.bool).index_fill(0, kept, False)
-            weight = masked.get_parameter(block.weight.parameter)
-            weight.mul_(block.column_scale((~gone).float(), weight.ndim))
-    compact(model, PruningPlan(first), inputs)
+    first = PruningPlan({block.name: tuple(range(min(i, 1), block.units)) for i, block in enumerate(attention)})
+    then = PruningPlan({block.name: tuple(range(0, len(first.kept[block.name]), 2)) for block in attention[1:]})
+    whole = PruningPlan({block.name: tuple(range(block.units)) for block in structure.blocks})
+    expected, model = masked(dense, structure, whole.then(first).then(then)), copy.deepcopy(dense)
+    compact(model, first, inputs)
     save_pruned(model, tmp_path / "once")
     model = load_pruned(tmp_path / "once")
-    compact(model, PruningPlan(then), inputs)
+    compact(model, then, inputs)
     save_pruned(model, tmp_path / "twice")
     model = load_pruned(tmp_path / "twice")
     task = "CAUSAL_LM" if ZOO[name].family == "decoder" else "SEQ_2_SEQ_LM"
     options = PrefixTuningConfig(task_type=task, num_virtual_tokens=3)
-    prefixed = [get_peft_model(one, options).eval() for one in (masked, model)]
+    prefixed = [get_peft_model(one, options).eval() for one in (expected, model)]
     prefixed[1].prompt_encoder.load_state_dict(prefixed[0].prompt_encoder.state_dict())
-    expected, got = (one(**inputs).logits for one in prefixed)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    reference, got = (one(**inputs).logits for one in prefixed)
+    torch.testing.assert_close(got, reference, atol=1e-5, rtol=1e-4)
     prefix = [one.prompt_encoder.default.embedding.weight for one in prefixed]
-    for one in (expected, got):
+    for one in (reference, got):
         one.square().mean().backward()
     torch.testing.assert_close(prefix[1].grad, prefix[0].grad, atol=1e-6, rtol=1e-3)
     assert prefix[1].grad.any()

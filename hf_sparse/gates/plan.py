@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from hf_sparse.errors import SparsityError
+from hf_sparse.modeling_hf_sparse import runs
+from hf_sparse.runtime.tables import table
 
 _LINES, _RANGES = 50, 6
 """What fits a screen: blocks below each other, and ranges of units in a line."""
@@ -51,8 +53,7 @@ class PruningPlan:
                 for pattern, counts in alike.items()
             ]
         rows.insert(0, ("block", "kept", "units"))
-        first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
-        return "\n".join(f"{row[0]:<{first}}  {row[1]:>{second}}  {row[2]}".rstrip() for row in rows)
+        return table(rows, left=(0, 2))
 
     def then(self, later: "PruningPlan") -> "PruningPlan":
         """The plan that does both: `later` counts the units that this one has kept."""
@@ -88,11 +89,6 @@ class PruningPlan:
 
 def _ranges(units: tuple[int, ...]) -> str:
     """Ascending indices as ranges, such as "0-3, 7"; the first few of many."""
-    found: list[list[int]] = []
-    for unit in units:
-        if found and found[-1][1] == unit - 1:
-            found[-1][1] = unit
-        else:
-            found.append([unit, unit])
-    texts = [str(first) if first == last else f"{first}-{last}" for first, last in found[:_RANGES]]
+    found = runs(list(units))
+    texts = [str(start) if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in found[:_RANGES]]
     return ", ".join(texts) + (", ..." if len(found) > _RANGES else "")

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hf_sparse.runtime.tables import table
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -147,13 +149,7 @@ class ModelStructure:
             (block.name, block.kind, f"{block.units:,}", f"{block.unit_cost:,}", f"{block.units * block.unit_cost:,}")
             for block in self.blocks
         ]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
-            )
-            for row in rows
-        ]
+        lines = [table(rows, left=(0, 1))]
         lines += [f"{name}: not pruned, {reason}" for name, reason in self.refused]
         return "\n".join(lines)
 

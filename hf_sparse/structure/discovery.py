@@ -153,7 +153,9 @@ class _Discovery:
 
     def _with_cache_of_its_own(self, block: Block) -> Block:
         """A block with the layer of the cache that it writes to, and not one that is alike."""
-        return block if block.cached is None else replace(block, cached=next(iter(self.calls[block.name].written)))
+        if block.cached is None:
+            return block
+        return replace(block, cached=next(iter(self.calls[block.name].written), None))
 
     # ---- One block ----
 

@@ -57,7 +57,7 @@ def prove(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Ca
     else:
         raise CoupledError(reasons[0])
     call = calls.get(attempt.name)
-    if call is not None and list(call.written.values()) == [attempt.units]:
+    if call is not None and attempt.units > 1 and list(call.written.values()) == [attempt.units]:
         attempt = replace(attempt, cached=trials[scope].cached(attempt))
     removed = replace(attempt, stand_in=_stand_in(attempt, call))
     # A module that runs several times may write to another layer of the cache each time, by what it is told.
@@ -160,7 +160,7 @@ class _Trial:
     @torch.no_grad()
     def cached(self, block: Block) -> tuple[bool, int] | None:
         """The layer of the cache that holds the kv heads of all units, if a smaller form writes those it kept there."""
-        kept = next(_choices(block.units), torch.tensor([0]))
+        kept = next(_choices(block.units))
         layers = []
         for module in (self.module, smaller_form(self.module, self.path, [block], {block.name: kept})):
             args, kwargs = fresh(self.args), fresh(self.kwargs)
