@@ -69,7 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--per_device_train_batch_size", type=int, default=8, help="sequences of one step")
     estimate.add_argument("--max_seq_length", type=int, default=512, help="tokens of a sequence")
     estimate.add_argument("--bf16", action="store_true", help="mixed precision")
-    estimate.add_argument("--gradient_checkpointing", action="store_true", help="keep inputs of layers only")
+    estimate.add_argument(
+        "--activation_checkpointing",
+        "--gradient_checkpointing",  # its name in older versions of transformers
+        action="store_true",
+        help="keep inputs of layers only",
+    )
     estimate.add_argument("--teacher_name_or_path", help="a dense teacher, such as the model itself")
     estimate.add_argument("--target", type=float, default=0.5, help="share of the prunable parameters to remove")
     estimate.set_defaults(run=_estimate)
@@ -94,7 +99,7 @@ def _estimate(given: argparse.Namespace) -> None:
         given.per_device_train_batch_size,
         given.max_seq_length,
         given.bf16,
-        given.gradient_checkpointing,
+        given.activation_checkpointing,
         load_config(given.teacher_name_or_path) if given.teacher_name_or_path else None,
         given.target,
     )
