@@ -1,14 +1,14 @@
 """hf_sparse: pretrained transformers get smaller while they are fine-tuned, by gradient descent alone.
 
-Importing it lets `AutoModelForX.from_pretrained` load pruned checkpoints, and imports what loading any model does: what
-needs the Trainer, plots or cards is imported when one of the names below is first used.
+Importing it lets `AutoModelForX.from_pretrained` load pruned checkpoints, and takes no longer than importing an auto
+class: everything else is imported when a model is loaded or one of the names below is first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hf_sparse.checkpoint.own_classes import register as _register_loader
 from hf_sparse.modeling_hf_sparse import register as _register
+from hf_sparse.runtime.importing import import_after as _import_after
 from hf_sparse.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -74,4 +74,4 @@ def __dir__() -> list[str]:
 
 
 _register()
-_register_loader()
+_import_after("hf_sparse.checkpoint.own_classes", "transformers.quantizers")

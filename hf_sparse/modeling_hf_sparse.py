@@ -25,6 +25,8 @@ Files may come from anyone. Nothing in them is run, every number is checked befo
 weights that do not fit the config raise an error instead of being made up.
 """
 
+from __future__ import annotations  # transformers.PreTrainedModel takes seconds to import, so annotations wait for it
+
 import copy
 import functools
 import hashlib
@@ -46,8 +48,7 @@ try:  # an older version would only say which name it cannot import
     from transformers.utils.versions import require_version
 
     require_version("transformers>=5.14")
-    from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-    from transformers.modeling_utils import load_state_dict
+    from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
     from transformers.pytorch_utils import Conv1D
@@ -893,7 +894,7 @@ def _no_endless_model(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _read_as_stock(config: PreTrainedConfig, stock: type[PreTrainedModel]) -> Iterator[None]:
+def _read_as_stock(config: PreTrainedConfig, stock: type[transformers.PreTrainedModel]) -> Iterator[None]:
     """Let a config be a stock one inside, for a class that is not of transformers.
 
     It may ask an auto class for the model inside it, which has no recipe of its own.
@@ -910,7 +911,7 @@ def _read_as_stock(config: PreTrainedConfig, stock: type[PreTrainedModel]) -> It
 class _PrunedModel:
     """Mixed into a stock model: builds the stock skeleton, then gives it the shapes of its config's recipe."""
 
-    stock_class: type[PreTrainedModel]
+    stock_class: type[transformers.PreTrainedModel]
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         check_recipe(config.hf_sparse, config.to_dict())
@@ -997,6 +998,8 @@ _HUB_OPTIONS = ("cache_dir", "local_files_only", "proxies", "revision", "subfold
 
 def _values_in_files(source: str | os.PathLike[str], options: dict[str, Any]) -> int:
     """How many values the weights of a checkpoint have, from the headers of its files."""
+    from transformers.modeling_utils import load_state_dict
+
     hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
     variant = f".{options['variant']}" if options.get("variant") else ""
     try:
@@ -1044,7 +1047,7 @@ def _require_whole(model: Any, info: dict[str, Any], source: str) -> None:
     architecture, whole = model.config.base_architecture, model
     if architecture != model.stock_class.__name__:
         saved: Any = getattr(transformers, str(architecture), None)
-        if not isinstance(saved, type) or not issubclass(saved, PreTrainedModel):
+        if not isinstance(saved, type) or not issubclass(saved, transformers.PreTrainedModel):
             raise ValueError(
                 f"{source} holds a {architecture!r}, which is not a class of transformers: give its class to "
                 "load_pruned(path, CLASS) of hf_sparse"
@@ -1071,7 +1074,7 @@ def _require_whole(model: Any, info: dict[str, Any], source: str) -> None:
 
 
 _configs: dict[tuple[type[PreTrainedConfig], str], type[PreTrainedConfig]] = {}
-_models: dict[tuple[type[PreTrainedModel], str], type[PreTrainedModel]] = {}
+_models: dict[tuple[type[transformers.PreTrainedModel], str], type[transformers.PreTrainedModel]] = {}
 
 
 def is_of_transformers(stock: type) -> bool:
@@ -1144,7 +1147,7 @@ def architectures(found: Any) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else tuple(found)
 
 
-def model_class(stock: type[PreTrainedModel], model_type: str) -> type[PreTrainedModel]:
+def model_class(stock: type[transformers.PreTrainedModel], model_type: str) -> type[transformers.PreTrainedModel]:
     """The class of pruned models of an architecture, made at the first call.
 
     Args:
@@ -1167,7 +1170,7 @@ def model_class(stock: type[PreTrainedModel], model_type: str) -> type[PreTraine
     return _models[stock, model_type]
 
 
-def _config_class_of(stock: type[PreTrainedModel], model_type: str) -> type[PreTrainedConfig] | None:
+def _config_class_of(stock: type[transformers.PreTrainedModel], model_type: str) -> type[PreTrainedConfig] | None:
     """The config class of a model class that is not of transformers; None if its config is one of transformers."""
     kind: Any = stock.config_class
     return None if kind is None or is_of_transformers(kind) or kind.model_type != model_type else kind
@@ -1183,7 +1186,7 @@ def _auto_names(architecture: str) -> list[str]:
     return names or ["AutoModel"]
 
 
-def auto_map(stock: type[PreTrainedModel], model_type: str) -> dict[str, str]:
+def auto_map(stock: type[transformers.PreTrainedModel], model_type: str) -> dict[str, str]:
     """`auto_map` of a checkpoint: the pruned class of a stock architecture under every auto class that loads it.
 
     Of other classes there are no names by which this file could make them.
@@ -1224,7 +1227,7 @@ def __getattr__(name: str) -> Any:
         stock: Any = getattr(transformers, stock_name, None)
         if isinstance(stock, type) and issubclass(stock, PreTrainedConfig):
             return config_class(model_type or stock.model_type)
-        if isinstance(stock, type) and issubclass(stock, PreTrainedModel):
+        if isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel):
             own: Any = stock.config_class
             return model_class(stock, model_type or own.model_type)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

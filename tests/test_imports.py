@@ -86,10 +86,22 @@ def test_the_guide_names_files_that_are_there() -> None:
         assert (ROOT / name).exists() or len(list(ROOT.rglob(name))) or (ROOT.parent / name).exists(), name
 
 
-def test_importing_the_package_brings_no_trainer() -> None:
+def printed_by(code: str) -> list[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_importing_the_package_brings_no_models_and_no_trainer() -> None:
     code = "import sys, hf_sparse; print(*sys.modules); assert set(hf_sparse.__all__) <= set(dir(hf_sparse))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"transformers.trainer", "peft", "datasets", "matplotlib"} & set(loaded)
+    heavy = {"transformers.modeling_utils", "transformers.quantizers", "transformers.trainer"}
+    assert not (heavy | {"peft", "datasets", "matplotlib"}) & set(printed_by(code))
+
+
+@pytest.mark.parametrize("before", ["", "from transformers import PreTrainedModel; "])
+def test_the_loader_of_other_classes_is_registered_once_there_are_models(before: str) -> None:
+    code = (
+        f"{before}import hf_sparse; from transformers import PreTrainedModel; import transformers.quantizers.auto as q"
+    )
+    assert printed_by(f"{code}; print(q.AUTO_QUANTIZER_MAPPING['hf_sparse'].__name__)") == ["Replay"]
 
 
 def test_every_public_name_is_imported_from_where_type_checkers_see_it() -> None:

@@ -5,15 +5,18 @@ may change a model between the making of its skeleton and the loading of its wei
 quantized here, and what is loaded is a plain model.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_sparse.modeling_hf_sparse import LOADED_BY, check_recipe, model_class, resize_
 
+if TYPE_CHECKING:  # which is being imported while this is
+    from transformers import PreTrainedModel
 
+
+@register_quantization_config(LOADED_BY["quant_method"])
 class ReplayConfig(QuantizationConfigMixin):
     """What config.json has to say for this: that the recipe in it is to be replayed."""
 
@@ -21,16 +24,17 @@ class ReplayConfig(QuantizationConfigMixin):
         self.quant_method: Any = quant_method
 
 
+@register_quantizer(LOADED_BY["quant_method"])
 class Replay(HfQuantizer):
     """Replays the recipe of a pruned model on the skeleton of its class."""
 
-    def preprocess_model(self, model: PreTrainedModel, dtype: Any = None, **kwargs: Any) -> None:
+    def preprocess_model(self, model: "PreTrainedModel", dtype: Any = None, **kwargs: Any) -> None:
         """Give a model without weights the shapes of its recipe, in place.
 
         Raises:
             ValueError: the recipe is not one, or does not fit the model.
         """
-        # Not at the top, since whoever imports hf_sparse imports this file.
+        # Not at the top, since that needs transformers' models, which need this file.
         from hf_sparse.compaction.pruned_config import become_
 
         config: Any = model.config
@@ -38,7 +42,7 @@ class Replay(HfQuantizer):
         become_(model, model_class(type(model), config.base_model_type))
         resize_(model.base_model, config.hf_sparse)
 
-    def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> None:
+    def postprocess_model(self, model: "PreTrainedModel", **kwargs: Any) -> None:
         """Leave nothing of this on the model, in place."""
         self.remove_quantization_config(model)
 
@@ -50,9 +54,3 @@ class Replay(HfQuantizer):
     def is_trainable(self) -> bool:
         """Whether the model may be trained."""
         return True
-
-
-def register() -> None:
-    """Let transformers know both, by what config.json says."""
-    register_quantization_config(LOADED_BY["quant_method"])(ReplayConfig)
-    register_quantizer(LOADED_BY["quant_method"])(Replay)
