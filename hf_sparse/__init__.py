@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_sparse.compaction.compact import CompactionReport as CompactionReport
     from hf_sparse.compaction.compact import compact as compact
     from hf_sparse.compaction.sparse_tensors import to_sparse_ as to_sparse_
+    from hf_sparse.config import DistillationConfig as DistillationConfig
     from hf_sparse.config import SparsityConfig as SparsityConfig
     from hf_sparse.config import WeightSparsityConfig as WeightSparsityConfig
     from hf_sparse.errors import NonFiniteLossError as NonFiniteLossError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from hf_sparse.structure.blocks import Block as Block
     from hf_sparse.structure.blocks import ModelStructure as ModelStructure
     from hf_sparse.structure.discovery import discover as discover
+    from hf_sparse.training.dense_trainer import DenseTrainer as DenseTrainer
+    from hf_sparse.training.dense_trainer import DenseTrainerMixin as DenseTrainerMixin
     from hf_sparse.training.trainer import SparseSeq2SeqTrainer as SparseSeq2SeqTrainer
     from hf_sparse.training.trainer import SparseTrainer as SparseTrainer
     from hf_sparse.training.trainer import SparseTrainerMixin as SparseTrainerMixin
@@ -46,12 +49,13 @@ _WHERE = {
     "checkpoint.save_load": ["load_pruned", "save_pruned"],
     "compaction.compact": ["CompactionReport", "compact"],
     "compaction.sparse_tensors": ["to_sparse_"],
-    "config": ["SparsityConfig", "WeightSparsityConfig"],
+    "config": ["DistillationConfig", "SparsityConfig", "WeightSparsityConfig"],
     "errors": ["NonFiniteLossError", "SparsityError"],
     "gates.attach": ["attach_gates", "current_plan", "detach_gates"],
     "gates.plan": ["PruningPlan"],
     "structure.blocks": ["Block", "ModelStructure"],
     "structure.discovery": ["discover"],
+    "training.dense_trainer": ["DenseTrainer", "DenseTrainerMixin"],
     "training.trainer": ["SparseSeq2SeqTrainer", "SparseTrainer", "SparseTrainerMixin"],
     "training.weight_trainer": ["SparseWeightsTrainer", "SparseWeightsTrainerMixin"],
 }

@@ -15,7 +15,6 @@ import dataclasses
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import transformers
 from common import (
@@ -42,12 +41,12 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     set_seed,
 )
 from transformers.integrations import unset_hf_deepspeed_config
 
 from hf_sparse import (
+    DenseTrainer,
     SparseTrainer,
     SparsityConfig,
     SparsityError,
@@ -57,36 +56,13 @@ from hf_sparse import (
     load_pruned,
     save_pruned,
 )
-from hf_sparse.engines.model import ModelMixin
-from hf_sparse.engines.sharding import prepare_sharding_, spread_
-from hf_sparse.engines.zero import check_zero
 from hf_sparse.report.family import FAMILY
 from hf_sparse.report.report import Origin, command_line
-from hf_sparse.training.finite import FiniteWeightsMixin
-from hf_sparse.training.preemption import PreemptionMixin
-from hf_sparse.training.resume import ResumingMixin
 
 MEASURED_BATCH = 32
 PREDICTIONS = "predict_results.txt"
 EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sparsity_ramp": 0.24}
 """Used with the embedded data unless flags say otherwise: there is little of it, and gates need steps to close."""
-
-
-class DenseTrainer(PreemptionMixin, ResumingMixin, FiniteWeightsMixin, ModelMixin):
-    """Trainer that stops at a NaN, saves at SIGTERM, and goes on from checkpoints that are whole."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # What the pruning would refuse is refused before hours are spent.
-        if self.is_fsdp_enabled:
-            prepare_sharding_(self.accelerator)
-        if self.is_deepspeed_enabled:
-            check_zero(self.accelerator)
-
-    def make_whole_(self) -> None:
-        """After the training, put the model, in place, as a whole on the device of every process."""
-        self._leave_engine_()
-        spread_(self._model, self.args.device)
 
 
 @dataclass(frozen=True)
@@ -300,9 +276,9 @@ def _evaluate(
         lr_scheduler_type="linear",  # which, unlike others, asks for nothing
     )
     changed.deepspeed_plugin = None  # that of the first Trainer
-    evaluator = Trainer(model=model, args=changed, processing_class=tokenizer, compute_metrics=classification_metrics())
-    evaluator.is_deepspeed_enabled = False  # which evaluates what it has trained, or what it shards
-    evaluator.model_wrapped = evaluator.accelerator.prepare_model(model, evaluation_mode=True)
+    evaluator = DenseTrainer(
+        model=model, args=changed, processing_class=tokenizer, compute_metrics=classification_metrics()
+    )
     return {split: scores(evaluator.evaluate(rows)) for split, rows in splits.items()}
 
 

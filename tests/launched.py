@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from hf_sparse import SparseTrainer, SparseWeightsTrainer, SparsityConfig, WeightSparsityConfig
-from hf_sparse.training import estimates, results
+from hf_sparse.training import borders, results, stages
 
 
 def _nan(model: nn.Module, rank: int) -> None:
@@ -40,22 +40,22 @@ SHARDED = os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACC
 """Whether the engine shards weights."""
 
 
-class Checked(SparseTrainer):
-    """Sees that weights are put together, models are compared, and outputs refitted on the first process alone."""
-
-    def _refit(self) -> None:
-        if SHARDED:
-            assert self._model.device == torch.device("cpu" if self.is_world_process_zero() else "meta")
-        super()._refit()
-
-
 @contextmanager
-def by_the_first(trainer: Checked | SparseWeightsTrainer) -> Iterator[None]:
-    """Inside this context the other processes fail if they compact."""
+def by_the_main_process(trainer: SparseTrainer | SparseWeightsTrainer) -> Iterator[None]:
+    """Inside this context weights are gathered on the main process, and the others fail if they compact or refit."""
+    refit = stages.refit_to_teacher_
+
+    def checked(trainer: Any, calls: Any, outputs: list[str]) -> None:
+        if SHARDED:
+            home = "cpu" if trainer.is_world_process_zero() else "meta"
+            assert trainer.bare_model.device == torch.device(home)
+        refit(trainer, calls, outputs)
+
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(stages, "refit_to_teacher_", checked))
         if not trainer.is_world_process_zero():
             stack.enter_context(mock.patch.object(results, "compact", side_effect=AssertionError("not here")))
-            stack.enter_context(mock.patch.object(estimates, "refit_", side_effect=AssertionError("not here")))
+            stack.enter_context(mock.patch.object(borders, "refit_", side_effect=AssertionError("not here")))
         yield
 
 
@@ -137,7 +137,7 @@ def main() -> None:
     if flags.model != "bert":
         teacher = MODELS[flags.model]()
         train, test = (data.map(lambda row: {"labels": row["input_ids"]}) for data in (train, test))
-    trainer: Any = Checked
+    trainer: Any = SparseTrainer
     sparsity: Any = SparsityConfig(targets=flags.targets, cost=flags.cost, cost_sequence_length=16)
     if flags.pattern:
         trainer, teacher = SparseWeightsTrainer, bert()
@@ -158,8 +158,8 @@ def main() -> None:
     if flags.pattern and flags.dtype == "float64":  # of thousands of gates, some would lie on the border in float32
         for tensor in (*run.model.sparsity_gates.parameters(), *run.model.sparsity_gates.buffers()):
             tensor.data = tensor.data.double()
-    assert isinstance(run.teacher.model, FSDPModule) == SHARDED
-    with by_the_first(run):
+    assert isinstance(run.distiller.teacher.model, FSDPModule) == SHARDED
+    with by_the_main_process(run):
         run.train(resume_from_checkpoint=flags.resume)
     if flags.pattern:
         run.save_model(str(flags.directory / "gated"))

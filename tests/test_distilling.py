@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import VOCABULARY, bart, bert, rows, training_arguments
 from datasets import Dataset
 from torch import nn
@@ -23,6 +24,10 @@ from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
 from hf_sparse.compaction.refit import depths
 from hf_sparse.distillation.losses import logit_distillation
 from hf_sparse.distillation.teacher import Teacher
+from hf_sparse.engines.base import Engine
+from hf_sparse.training.borders import refit_to_teacher_
+
+ENGINE = Engine(Accelerator(cpu=True))
 
 SEARCH = SparsityConfig(target=0.3, sparsity_ramp=0.3)
 
@@ -62,9 +67,9 @@ def test_models_that_make_the_input_of_their_decoder_from_labels_learn_from_a_te
         data = data.remove_columns("input_ids").add_column("input_features", sound)
     run = trainer(tmp_path, model, data, teacher=copy.deepcopy(model))
     batch = next(iter(run.get_train_dataloader()))
-    assert run.teacher is not None
+    assert run.distiller is not None
     with torch.no_grad():
-        taught = run.teacher(run._without_labels(batch))
+        taught = run.distiller.teacher(run.calls.without_labels(batch))
         torch.testing.assert_close(taught.logits, model.eval()(**batch).logits)
     run.train()
     assert run.compact().max_abs_diff <= 1e-4 and run.costs.removed(
@@ -77,7 +82,7 @@ def test_a_cached_teacher_of_sequences_says_the_same_again() -> None:
     mask = torch.ones_like(data["input_ids"])
     mask[:, 5:] = 0
     inputs = {"input_ids": data["input_ids"], "attention_mask": mask, "labels": data["labels"]}
-    cached, plain = (Teacher(bart(), bart(), torch.device("cpu"), True, cached) for cached in (True, False))
+    cached, plain = (Teacher(bart(), bart(), ENGINE, True, cached) for cached in (True, False))
     expected = plain(inputs)
     for taught in (cached(inputs), cached(inputs)):
         torch.testing.assert_close(taught.logits, expected.logits)
@@ -92,7 +97,7 @@ def test_inputs_of_one_number_a_row_are_cached() -> None:
             output.logits = output.logits * factor.unsqueeze(1)
             return output
 
-    teacher = Teacher(Scaled(bert().config), bert(), torch.device("cpu"), False, True)
+    teacher = Teacher(Scaled(bert().config), bert(), ENGINE, False, True)
     inputs = {"input_ids": torch.tensor(rows(4)["input_ids"]), "factor": torch.tensor([1.0, 2.0, 3.0, 4.0])}
     assert torch.equal(teacher(inputs).logits, teacher(inputs).logits)
 
@@ -104,7 +109,7 @@ def test_only_a_teacher_of_the_same_layers_is_refitted_to(tmp_path: Path) -> Non
     assert depths(deeper) != depths(bart()) and depths(bert()) == depths(bert())
     run = trainer(tmp_path, bart(), pairs(), teacher=deeper)
     before = copy.deepcopy(run.model.state_dict())
-    run._refit()
+    refit_to_teacher_(run, run.calls, [block.output for block in run.structure.blocks])
     assert all(torch.equal(tensor, before[name]) for name, tensor in run.model.state_dict().items())
 
 
@@ -180,4 +185,4 @@ def test_a_copy_of_shards_is_refused_as_a_teacher() -> None:
     for parameter in teacher.parameters():
         parameter.data = torch.empty(0)
     with pytest.raises(SparsityError, match="load it by from_pretrained"):
-        Teacher(copy.deepcopy(teacher), bert(), torch.device("cpu"), True, False)
+        Teacher(copy.deepcopy(teacher), bert(), ENGINE, True, False)

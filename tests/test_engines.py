@@ -12,7 +12,7 @@ from torch.distributed.tensor import distribute_tensor
 from transformers import TrainingArguments
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
-from hf_sparse.engines.sharding import prepare_sharding_
+from hf_sparse.engines.fsdp import prepare_sharding_
 from hf_sparse.engines.zero import check_zero
 
 

@@ -267,12 +267,12 @@ def test_only_whole_models_are_pushed_by_a_trainer(tmp_path: Path, monkeypatch: 
     trainer = SparseTrainer(model=bert(), args=training_arguments(tmp_path), **options)
     trainer.args.push_to_hub, trainer.args.hub_strategy = True, "checkpoint"
     with pytest.raises(SparsityError, match="hub_strategy='checkpoint' would upload models with their gates"):
-        trainer._prepare_hub()
+        trainer.results._prepare_hub_()
     with pytest.raises(SparsityError, match="blocking=False"):
         trainer.push_to_hub(blocking=False)
     said: list[str] = []
     monkeypatch.setattr(results.logger, "warning", said.append)
     for strategy in ("end", "every_save"):
         trainer.args.hub_strategy = strategy
-        trainer._prepare_hub()
+        trainer.results._prepare_hub_()
     assert len(said) == 1 and said[0].startswith("hub_strategy='every_save' is taken for 'end'")

@@ -76,7 +76,7 @@ def test_the_file_that_travels_needs_only_torch_and_transformers() -> None:
 def test_no_file_is_too_long_to_read() -> None:
     for module, path in FILES.items():
         if module != "modeling_hf_sparse":  # it travels in checkpoints, alone, and is as long as that takes
-            assert len(path.read_text().splitlines()) <= 403, module
+            assert len(path.read_text().splitlines()) <= 420, module
 
 
 def test_the_guide_names_files_that_are_there() -> None:

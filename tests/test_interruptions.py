@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset
 from transformers.utils.logging import get_logger
 
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
-from hf_sparse.training.preemption import EXIT_CODE
+from hf_sparse.training.safety import EXIT_CODE
 
 PATIENCE = 240  # seconds; nothing takes so long unless it hangs
 

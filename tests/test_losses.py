@@ -97,8 +97,8 @@ def test_the_model_is_proven_and_measured_on_what_the_loss_calls_it_with(base: A
     )
     run.train()
     assert min(spread) > 0.05  # they started from the loss, though its rows alone may have none
-    assert run._in_last_form and run.compact().max_abs_diff <= 1e-4
-    batch = run._verification_batch()
+    assert run.search.in_last_form and run.compact().max_abs_diff <= 1e-4
+    batch = run.calls.verification_batch()
     shapes = {name: tuple(value.shape) if isinstance(value, Tensor) else value for name, value in batch.items()}
     assert shapes == expected and run.measure().batch == expected[run.model.main_input_name]
     run.save_model(str(tmp_path / "out"))
@@ -121,7 +121,7 @@ def test_weights_of_the_loss_stay_in_the_optimizer(tmp_path: Path) -> None:
     given = {"optimizers": (optimizer, None), "sparsity": SEARCH, "train_dataset": rows(64)}
     run: Any = Mine(model=model, args=training_arguments(tmp_path, max_steps=20), **given)
     run.train()
-    assert run._in_last_form and int(run.optimizer.state[scale]["step"]) == 20
+    assert run.search.in_last_form and int(run.optimizer.state[scale]["step"]) == 20
     trained = {id(parameter) for parameter in run.optimizer.param_groups[0]["params"]}
     assert trained == {id(parameter) for parameter in (*run.model.parameters(), scale)}
 
@@ -144,9 +144,9 @@ def test_a_run_whose_batches_are_not_the_models_is_resumed(tmp_path: Path) -> No
 def test_batches_that_go_into_the_model_are_those_of_the_evaluation_data(tmp_path: Path) -> None:
     given = {"train_dataset": rows(64), "eval_dataset": rows(16, seed=1), "sparsity": SparsityConfig(warm_start=0.0)}
     run = SparseTrainer(model=bert(), args=training_arguments(tmp_path, max_steps=1), **given)
-    before = run._verification_batch()
+    before = run.calls.verification_batch()
     run.train()
-    after = run._verification_batch()
+    after = run.calls.verification_batch()
     assert before.keys() == after.keys() == {"input_ids"} and torch.equal(
         *(one["input_ids"] for one in (before, after))
     )
@@ -195,6 +195,6 @@ def test_whether_a_loss_counts_items_is_not_read_off_a_batch_without_labels(
         (torch.full_like(batch["labels"], -100), False, True),
         (batch["labels"], True, heeds),
     ]:
-        run._record_call({**batch, "labels": labels})
-        run._probe_loss()
-        assert (run._loss_is_probed, run.model_accepts_loss_kwargs) == (probed, accepts)
+        run.calls.record({**batch, "labels": labels})
+        run.calls.probe()
+        assert (run.calls.is_probed, run.model_accepts_loss_kwargs) == (probed, accepts)

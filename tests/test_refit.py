@@ -15,7 +15,7 @@ from hf_sparse.distillation.losses import hidden_distances
 from hf_sparse.modeling_hf_sparse import BiasOnly, padded_side
 from hf_sparse.runtime.contexts import hooked
 from hf_sparse.structure.example_inputs import example_inputs
-from hf_sparse.training import estimates
+from hf_sparse.training import stages
 
 BATCH = {"input_ids": torch.tensor([tokens for seed in range(4) for tokens in rows(32, seed=seed)["input_ids"]])}
 
@@ -147,7 +147,7 @@ def test_projections_that_are_padded_are_fitted_by_what_they_read() -> None:
 def test_the_trainer_refits_to_its_teacher_unless_it_is_late(
     refit: bool, latest: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimates, "LATEST_REFIT", latest)
+    monkeypatch.setattr(stages, "LATEST_REFIT", latest)
     weights = []
     for teacher in (None, bert()):
         # Without any weight for what the teacher says, only the refit can make a difference.

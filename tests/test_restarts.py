@@ -78,7 +78,7 @@ def test_a_search_that_begins_once_more_has_gates_as_at_first(cause: str, sparsi
     assert len(starts.found) == 2 and run.state.global_step == 20
     for found in starts.found:
         assert_same(gates(found), first)
-    assert attached_gates(run.model) is None and run._in_last_form
+    assert attached_gates(run.model) is None and run.search.in_last_form
     before = starts.found[1]["bert.encoder.layer.0.output.dense.weight"]
     assert not torch.equal(before, starts.found[0]["bert.encoder.layer.0.output.dense.weight"])  # as Trainer has it
 

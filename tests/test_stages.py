@@ -15,7 +15,7 @@ from transformers.trainer_utils import HPSearchBackend
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, load_pruned
 from hf_sparse.gates.attach import gate_bank
 from hf_sparse.training import results
-from hf_sparse.training.resume import STATE
+from hf_sparse.training.run import STATE
 
 TARGETS = [0.3, 0.5, 0.7]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import VOCABULARY, bert, llama, rows, training_arguments
 from datasets import Dataset
 from torch import Tensor, nn
@@ -35,14 +36,21 @@ from transformers import (
 )
 from transformers.utils.logging import get_logger
 
-from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
-from hf_sparse.config import DistillationConfig
+from hf_sparse import (
+    DenseTrainer,
+    DenseTrainerMixin,
+    DistillationConfig,
+    SparseTrainer,
+    SparsityConfig,
+    SparsityError,
+)
 from hf_sparse.distillation.answers import class_axis, token_mask
-from hf_sparse.distillation.distiller import DistillationMixin, DistillationTrainer
 from hf_sparse.distillation.losses import drawn_logits, logit_distillation
 from hf_sparse.distillation.teacher import Teacher
+from hf_sparse.engines.base import Engine
 
 ALONE = DistillationConfig(distillation_weight=1.0)
+ENGINE = Engine(Accelerator(cpu=True))
 
 
 @pytest.fixture
@@ -54,7 +62,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixt
     logger.removeHandler(caplog.handler)
 
 
-def pupil(model: PreTrainedModel, directory: Path, **options: Any) -> DistillationTrainer:
+def pupil(model: PreTrainedModel, directory: Path, **options: Any) -> DenseTrainer:
     """A trainer whose model does not drop anything out and learns from a copy of itself."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -64,14 +72,14 @@ def pupil(model: PreTrainedModel, directory: Path, **options: Any) -> Distillati
         for name in ("teacher", "distillation", "train_dataset", "data_collator", "compute_loss_func")
         if name in options
     }
-    return DistillationTrainer(model=model.train(), args=training_arguments(directory, **options), **given)
+    return DenseTrainer(model=model.train(), args=training_arguments(directory, **options), **given)
 
 
-def distances(trainer: DistillationTrainer, batch: dict[str, Any]) -> dict[str, float]:
+def distances(trainer: DenseTrainer, batch: dict[str, Any]) -> dict[str, float]:
     """What a batch adds to the losses that are logged."""
-    trainer._summed_losses = {}
+    trainer.distiller.logged()
     trainer.compute_loss(trainer.model, batch)
-    return {name: loss.item() for name, loss in trainer._summed_losses.items()}
+    return {name: loss.item() for name, loss in trainer.distiller.logged().items()}
 
 
 def tokens(*shape: int) -> Tensor:
@@ -131,7 +139,7 @@ def test_a_model_is_its_own_perfect_teacher_in_every_task(make: Any, tmp_path: P
     )
     assert all(abs(found[name]) < 1e-5 for name in ("logits_loss", "hidden_loss") if name in found)
     with torch.no_grad():
-        for parameter in trainer.teacher.model.parameters():  # type: ignore[union-attr]
+        for parameter in trainer.distiller.teacher.model.parameters():  # type: ignore[union-attr]
             parameter.add_(0.1 * torch.randn_like(parameter))
     assert all(distances(trainer, dict(batch))[name] > 1e-4 for name in found)
 
@@ -152,8 +160,8 @@ def test_a_model_is_its_own_perfect_teacher_of_all_batches_of_text(kind: str, tm
     if kind != "padded":
         starts = [*(batch["position_ids"][0] == 0).nonzero().flatten().tolist(), batch["input_ids"].shape[1]]
         examples = [batch["input_ids"][:, start:end] for start, end in itertools.pairwise(starts)]
-        assert trainer.teacher is not None and len(examples) == 8
-        taught = trainer.teacher(trainer._without_labels(batch)).logits
+        assert trainer.distiller is not None and len(examples) == 8
+        taught = trainer.distiller.teacher(trainer.calls.without_labels(batch)).logits
         torch.testing.assert_close(taught, torch.cat([llama()(example).logits for example in examples], 1))
 
 
@@ -222,9 +230,9 @@ def test_a_teacher_that_cannot_be_compared_is_refused_before_training(tmp_path: 
     }
     for words, (model, teacher) in refused.items():
         with pytest.raises(SparsityError, match=words):
-            DistillationTrainer(model, training_arguments(tmp_path), teacher=teacher, distillation=ALONE)
+            DenseTrainer(model, training_arguments(tmp_path), teacher=teacher, distillation=ALONE)
     with pytest.raises(SparsityError, match="BertModel has neither logits nor, unless hidden_distillation_weight is 0"):
-        Teacher(BertModel(bert().config), BertModel(bert().config), torch.device("cpu"), False, False)
+        Teacher(BertModel(bert().config), BertModel(bert().config), ENGINE, False, False)
     short = pupil(bert(3), tmp_path, teacher=bert(2), train_dataset=rows(8))
     with pytest.raises(SparsityError, match="3 hidden states for the 2 of its teacher"):
         short.train()
@@ -238,7 +246,7 @@ def test_rows_with_choices_and_tokens_that_are_classes_are_remembered() -> None:
         model, batch = make()
         inputs = {"input_ids": batch["input_ids"], "attention_mask": torch.ones_like(batch["input_ids"])}
         inputs["attention_mask"][1, ..., 5:] = 0
-        cached, plain = (Teacher(copy.deepcopy(model), model, torch.device("cpu"), True, on) for on in (True, False))
+        cached, plain = (Teacher(copy.deepcopy(model), model, ENGINE, True, on) for on in (True, False))
         for width in (0, 4, 0, 4):
             wider = {name: nn.functional.pad(values, (0, width)) for name, values in inputs.items()}
             found, expected = cached(wider), plain(wider)
@@ -249,7 +257,7 @@ def test_rows_with_choices_and_tokens_that_are_classes_are_remembered() -> None:
 
 
 def test_what_is_no_row_of_the_data_is_not_remembered() -> None:
-    teacher = Teacher(llama(), llama(), torch.device("cpu"), True, True)
+    teacher = Teacher(llama(), llama(), ENGINE, True, True)
     flat = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
     for collator in (flat, DataCollatorWithFlattening()):
         with pytest.raises(SparsityError, match="cache_teacher does not go with packed rows"):
@@ -263,13 +271,13 @@ def test_what_is_no_row_of_the_data_is_not_remembered() -> None:
             outputs.logits = outputs.logits - outputs.logits.mean(0)
             return outputs
 
-    teacher = Teacher(Contrasted(bert().config), bert(), torch.device("cpu"), True, True)
+    teacher = Teacher(Contrasted(bert().config), bert(), ENGINE, True, True)
     with pytest.raises(SparsityError, match="depends on the rows beside it"):
         teacher({"input_ids": tokens(2, 8)})
 
 
 def test_rows_that_are_new_in_every_epoch_are_said_and_not_remembered(warnings: pytest.LogCaptureFixture) -> None:
-    teacher, plain = (Teacher(bert(), bert(), torch.device("cpu"), False, on, rows=4) for on in (True, False))
+    teacher, plain = (Teacher(bert(), bert(), ENGINE, False, on, rows=4) for on in (True, False))
     for epoch in range(3):
         masked = {"input_ids": tokens(4, 8).index_fill(1, torch.tensor([epoch]), 1)}
         torch.testing.assert_close(teacher(masked).logits, plain(masked).logits)
@@ -289,7 +297,7 @@ def test_without_labels_a_model_learns_from_its_teacher_alone(tmp_path: Path) ->
         student = copy.deepcopy(teacher)
         trainer = SparseTrainer(model=student, teacher=teacher, sparsity=search, **given)
         importances: list[Tensor] = []
-        start = trainer._start_gates
+        start = trainer.search.start_gates_
 
         def started(
             inputs: Any, trainer: SparseTrainer = trainer, start: Any = start, found: list[Tensor] = importances
@@ -297,7 +305,7 @@ def test_without_labels_a_model_learns_from_its_teacher_alone(tmp_path: Path) ->
             start(inputs)
             found.extend(one.detach().clone() for one in trainer.bank.block_importances().values())
 
-        trainer._start_gates = started  # type: ignore[method-assign]
+        trainer.search.start_gates_ = started  # type: ignore[method-assign]
         trainer.train()
         # Also of a copy of the teacher, where the distance has no slope, some are more important than others.
         assert all(one.std() > 0.01 for one in importances) and len(importances) == 4
@@ -347,23 +355,25 @@ def test_every_forward_of_a_loss_is_compared(tmp_path: Path) -> None:
                 model(input_ids=inputs["other"][:, :1])
             return (loss, {}) if return_outputs else loss
 
-    class Mine(DistillationMixin, Contrastive):
+    class Mine(DenseTrainerMixin, Contrastive):
         pass
 
     trainer = Mine(model=bert().train(), args=training_arguments(tmp_path))
-    trainer._learn_from(bert(), ALONE)
+    trainer.learn_from_(bert(), ALONE)
     for module in trainer.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     asked: list[Tensor] = []
-    ask = trainer.teacher.ask
+    teacher = trainer.distiller.teacher
+    ask = teacher.ask
 
     def spy(inputs: Any) -> Any:
         asked.append(inputs["input_ids"])
         return ask(inputs)
 
-    trainer.teacher.ask, trainer.teacher._proven = spy, True
+    teacher.ask, teacher._proven = spy, True
     batch = {"anchor": tokens(2, 8), "other": tokens(4, 8)[2:]}
     trainer.compute_loss(trainer.model, dict(batch))
     assert [torch.equal(one, other) for one, other in zip(asked, batch.values(), strict=True)] == [True, True]
-    assert trainer._summed_losses["hidden_loss"].item() < 1e-6 < trainer._summed_losses["task_loss"].item()
+    losses = trainer.distiller.logged()
+    assert losses["hidden_loss"].item() < 1e-6 < losses["task_loss"].item()

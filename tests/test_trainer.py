@@ -156,17 +156,17 @@ def test_the_model_shrinks_as_soon_as_the_structure_is_found_and_goes_on_learnin
 def test_shrinking_changes_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = {"input_ids": torch.tensor(rows(4)["input_ids"])}
     run = trainer(tmp_path)
-    shrink, logits = run._shrink, []
+    shrink, logits = run.stages._shrink_, []
 
-    def compared() -> None:
+    def compared(search: Any) -> None:
         for step in (None, shrink):
             if step is not None:
-                step()
+                step(search)
             with torch.no_grad():
                 logits.append(run.model.eval()(**batch).logits)
         run.model.train()
 
-    monkeypatch.setattr(run, "_shrink", compared)
+    monkeypatch.setattr(run.stages, "_shrink_", compared)
     run.train()
     assert len(logits) == 2
     torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-6)

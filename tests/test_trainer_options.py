@@ -29,9 +29,9 @@ from hf_sparse import (
 )
 from hf_sparse.checkpoint.inspection import inspect_checkpoint
 from hf_sparse.cli import main
-from hf_sparse.engines.surgery import copied
 from hf_sparse.gates.attach import attach_gates, require_bank
 from hf_sparse.report import report
+from hf_sparse.runtime.copies import copied
 
 MASKS = SparsityConfig(target=0.4, sparsity_ramp=0.4, gate_learning_rate=0.1, warm_start=0.0)
 WEIGHTS = WeightSparsityConfig(target=0.4, sparsity_ramp=0.4, gate_learning_rate=0.1, warm_start=0.0)
@@ -169,7 +169,7 @@ def test_a_first_step_that_was_interrupted_is_begun_again(tmp_path: Path, monkey
         run.train()
     monkeypatch.undo()
     run.train()
-    assert run._layer_map is not None and len(run._layer_map) == 2
+    assert run.run.layer_map is not None and len(run.run.layer_map) == 2
     assert all(group.alpha.std() > 0 for group in require_bank(run.model).groups.values())
 
 
@@ -238,7 +238,7 @@ def test_where_all_weights_are_frozen_the_gates_alone_are_learnt(sparsity: Any, 
     arguments = training_arguments(tmp_path, max_steps=40)
     run = kind(model=model, args=arguments, sparsity=sparsity, train_dataset=rows(64), eval_dataset=rows(8))
     run.train()
-    assert run._in_last_form and run.state.global_step < 40
+    assert run.search.in_last_form and run.state.global_step < 40
     left, target = run._density_left()
     assert left == pytest.approx(target, abs=0.03)
     run.save_model(str(tmp_path / "out"))

@@ -125,8 +125,9 @@ def test_a_model_is_its_own_perfect_teacher(
     batch = next(iter(trainer.get_train_dataloader()))
     assert ("position_ids" in batch) == (rows != "padded")
     trainer.compute_loss(trainer.model.train(), dict(batch))
-    assert trainer._summed_losses["task_loss"] > 1
-    assert max(trainer._summed_losses[name].abs().item() for name in ("logits_loss", "hidden_loss")) < 1e-6
+    losses = trainer.distiller.logged()
+    assert losses["task_loss"] > 1
+    assert max(losses[name].abs().item() for name in ("logits_loss", "hidden_loss")) < 1e-6
 
 
 def test_direct_preference_optimization_finds_a_structure(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -162,5 +163,5 @@ def test_group_relative_policy_optimization_is_pruned_on_what_it_generates(
         sparsity=SparsityConfig(target=0.4, sparsity_ramp=0.5, gate_learning_rate=0.1),
     )
     trainer.train()
-    assert not trainer._metrics["eval"] and trainer._in_last_form
+    assert not trainer._metrics["eval"] and trainer.search.in_last_form
     assert trainer.compact().max_abs_diff <= 1e-4 and trainer.measure().batch[0] == 8

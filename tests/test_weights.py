@@ -208,7 +208,7 @@ def test_one_times_eight_is_four_times_two(pattern: str, tmp_path: Path) -> None
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulation,
         )
-        run.teacher.model.double()
+        run.distiller.teacher.model.double()
         gates = attached_gates(run.model)
         assert gates is not None
         for tensor in (*gates.parameters(), *gates.buffers()):

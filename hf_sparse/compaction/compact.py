@@ -1,5 +1,6 @@
 """`compact(model, plan)`: slice what the plan drops, fold the gates in, and prove that nothing else changed."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -77,6 +78,27 @@ class CompactionReport:
             self.removed + later.removed,
             self.identities + later.identities,
             later.stock,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in types that JSON has."""
+        return {**vars(self), "plan": json.loads(self.plan.to_json())}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> "CompactionReport":
+        """Read what `to_dict` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        return cls(
+            PruningPlan.from_json(json.dumps(entry["plan"])),
+            float(entry["max_abs_diff"]),
+            int(entry["parameters_before"]),
+            int(entry["parameters_after"]),
+            tuple(entry["removed"]),
+            tuple(entry["identities"]),
+            bool(entry["stock"]),
         )
 
 

@@ -1,13 +1,14 @@
 """What a loss asks of a model: the forwards that it runs, by the keyword arguments with which it runs them."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_sparse.runtime.contexts import hooked
 
@@ -50,3 +51,16 @@ def forwards(wrapped: nn.Module, model: nn.Module, options: Mapping[str, Any]) -
     ]
     with hooked(handles):
         yield heard
+
+
+def without_labels(model: PreTrainedModel, inputs: Mapping[str, Any], label_names: Iterable[str]) -> dict[str, Any]:
+    """What a model can be run on where its loss is not wanted; labels stay where a decoder is fed with nothing else.
+
+    Args:
+        model: bare.
+        inputs: keyword arguments of its forward.
+        label_names: of the Trainer, beside `labels`.
+    """
+    fed = model.config.is_encoder_decoder and not {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs)
+    left_out = {"labels", "num_items_in_batch", *label_names} - ({"labels"} if fed else set())
+    return {name: value for name, value in inputs.items() if name not in left_out}

@@ -11,8 +11,7 @@ from transformers.utils import logging
 
 from hf_sparse.distillation.answers import STACKS, Answers, alike, answers, class_counts, declared_outputs
 from hf_sparse.distillation.row_memory import RowMemory
-from hf_sparse.engines.sharding import shard_frozen_, spread_
-from hf_sparse.engines.zero3 import gather_partitions_, is_partitioned
+from hf_sparse.engines.base import Engine
 from hf_sparse.errors import SparsityError
 
 logger = logging.get_logger(__name__)
@@ -83,10 +82,9 @@ class Teacher:
     Args:
         model: the dense teacher; put in evaluation mode and frozen, and its config says whether it caches a past.
         student: the model that learns from it.
-        device: of the student.
+        engine: which trains the student; it may shard the teacher, which all processes then ask at the same time.
         hidden: whether hidden states are wanted.
         cached: whether to remember what it said about each row, as `RowMemory` does.
-        sharded: whether every process holds a share of it, by FSDP; all of them then ask it at the same time.
         rows: how many rows the training data have; None where that is not known.
 
     Raises:
@@ -97,36 +95,20 @@ class Teacher:
         self,
         model: PreTrainedModel,
         student: PreTrainedModel,
-        device: torch.device,
+        engine: Engine,
         hidden: bool,
         cached: bool,
-        sharded: bool = False,
         rows: int | None = None,
     ) -> None:
         if model is student:
             raise SparsityError("the teacher is the model that is pruned: give a copy, copy.deepcopy(model)")
         _require_same_task(model, student, hidden)
-        if any(parameter.shape == (0,) for parameter in model.parameters() if "ds_id" not in vars(parameter)):
-            raise SparsityError(
-                "the teacher is a copy of weights that ZeRO stage 3 has sharded, which has none: load it by "
-                "from_pretrained, as the model"
-            )
         self.model = model.eval().requires_grad_(False)
         _cache_as_(model.config, student.config)
-        in_shards = is_partitioned(model)
-        if in_shards:
-            gather_partitions_(model)
-        if sharded:
-            shard_frozen_(model, device)
-        elif in_shards:
-            spread_(model, device)
-        else:
-            # nn.Module's own: transformers wraps `to` in a way that hides its type.
-            nn.Module.to(model, device)
+        self.sharded = engine.freeze_(model, whole=cached)  # what a process has cached it does not ask for with others
         self.hidden = hidden
         self._declared = declared_outputs(model)
         self._proven = False
-        self.sharded = sharded
         # With a decoder, a tensor as long as the input may belong to the output, so its padding is kept.
         padded = model.config.is_encoder_decoder
         self.class_counts = {count for count in class_counts(model).values() if count is not None}

@@ -1,4 +1,4 @@
-"""Shard, gather and change a model under DDP, FSDP2 and DeepSpeed.
+"""Train a model on one device or many: the same operations under DDP, FSDP2 and DeepSpeed.
 
-Open sharding.py first.
+Open base.py first.
 """

@@ -4,8 +4,8 @@ ZeRO keeps flat copies of the parameters that it starts with, and steps inside o
 whole on every process, in float32, with an optimizer of their own. Nothing here imports deepspeed before it is in use.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from hf_sparse.engines.sharding import on_device, remove_hooks_
-from hf_sparse.engines.surgery import plain_forward, unchanged_random_state
-from hf_sparse.engines.zero3 import gather_partitions_, is_partitioned, partition_, set_float32_
+from hf_sparse.engines.base import Engine, Training, average_gradients_, evaluated_as_it_is
+from hf_sparse.engines.partitions import gather_partitions_, is_partitioned, partition_, set_float32_
+from hf_sparse.engines.tensors import on_device, remove_hooks_
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates.base import BANK, SteeredGates, attached_gates
+from hf_sparse.runtime.contexts import plain_forward, unchanged_random_state
 from hf_sparse.runtime.processes import send_
 
 GATES = "gates.safetensors"
@@ -55,32 +56,77 @@ def check_zero(accelerator: Accelerator) -> None:
         raise SparsityError("torch.compile and DeepSpeed do not go together here: leave one of them out")
 
 
+class ZeRO(Engine):
+    """Trains whole weights, with the optimizer's state in shards: stages 1 and 2."""
+
+    optimizes_gates = False
+    loads_when_prepared = True
+    evaluates_others = False
+
+    def check_(self) -> None:
+        """As `Engine.check_`."""
+        check_zero(self.accelerator)
+
+    def hidden_gates(self, model: nn.Module) -> AbstractContextManager[None]:
+        """As `Engine.hidden_gates`."""
+        return without_gates(model)
+
+    @contextmanager
+    def preparing(self, model: PreTrainedModel) -> Iterator[None]:
+        """As `Engine.preparing`; gates stay out of it."""
+        gates = attached_gates(model)
+        if gates is not None:
+            gates.to(self.accelerator.device)
+        with without_gates(model):
+            yield
+
+    def evaluating(self, trainer: Any) -> AbstractContextManager[None]:
+        """As `Engine.evaluating`."""
+        return evaluated_as_it_is(trainer)
+
+    @contextmanager
+    def editing(self, model: PreTrainedModel, training: Training) -> Iterator[None]:
+        """As `Engine.editing`, but moments of the optimizer start anew: ZeRO counts steps for all parameters at once.
+
+        The engine, the wrapper of its optimizer and the scheduler stay the same objects. Inside, weights are in
+        float32, so they lose nothing.
+        """
+        with _rebuilt(model, training, self.accelerator):
+            yield
+
+    def leave_(self, model: nn.Module, training: Training) -> None:
+        """As `Engine.leave_`."""
+        dismantle_(model, training.wrapped)
+
+    def average_gates_(self, gates: SteeredGates) -> None:
+        """As `Engine.average_gates_`: DeepSpeed does not know of gates."""
+        average_gradients_(gates, self.accelerator)
+
+    def save_gates(self, gates: SteeredGates, optimizer: Optimizer | None, directory: Path) -> None:
+        """As `Engine.save_gates`."""
+        if optimizer is not None:
+            save_gates(gates, optimizer, directory)
+
+    def load_gates_(self, gates: SteeredGates, optimizer: Optimizer | None, directory: Path) -> None:
+        """As `Engine.load_gates_`.
+
+        Raises:
+            SparsityError: a tensor is missing, or has another shape.
+        """
+        if optimizer is not None:
+            load_gates_(gates, optimizer, directory)
+
+
 @contextmanager
-def engine_surgery(
-    model: PreTrainedModel,
-    engine: Any,
-    wrapper: Any,
-    scheduler: Any,
-    fresh_optimizer: Callable[[], Optimizer],
-    accelerator: Accelerator,
-) -> Iterator[None]:
+def _rebuilt(model: PreTrainedModel, training: Training, accelerator: Accelerator) -> Iterator[None]:
     """Change parameters of a model inside this context; on leaving it, in place, a new engine trains those that it has.
 
-    The engine, the wrapper of its optimizer and the scheduler stay the same objects. Inside, weights are in float32, so
-    they lose nothing, and whole, after stage 3 on the first process only; all leave with those that it has. Moments of
-    the optimizer start anew, as ZeRO counts steps for all parameters at once.
-
-    Args:
-        model: the bare model.
-        engine: what DeepSpeed made of it.
-        wrapper: what accelerate made of its optimizer.
-        scheduler: of the learning rate.
-        fresh_optimizer: makes an optimizer of the weights that the model has then.
-        accelerator: that made them.
+    Weights are whole inside, after stage 3 on the main process only.
     """
     import deepspeed
     from deepspeed.utils import safe_set_full_fp32_param
 
+    engine, wrapper, scheduler = training.wrapped, training.optimizer, training.scheduler
     partitioned = is_partitioned(model)
     half = any(parameter.dtype != torch.float32 for parameter in _trained(model).values())
     rates = [(group["lr"], group["initial_lr"]) for group in scheduler.optimizer.param_groups]
@@ -97,7 +143,7 @@ def engine_surgery(
         else:
             send_([*model.parameters(), *model.buffers()])
             weights = {name: weight.clone() for name, weight in weights.items()}
-        optimizer = fresh_optimizer()
+        optimizer = training.fresh_optimizer()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"], group["initial_lr"] = rate
         new, zero, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=accelerator.deepspeed_config)
@@ -113,7 +159,7 @@ def engine_surgery(
 
 
 def dismantle_(model: nn.Module, engine: Any) -> None:
-    """End the engine of a model, which is left, in place, in float32; after stage 3 on the first process only."""
+    """End the engine of a model, which is left, in place, in float32; after stage 3 on the main process only."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     if is_partitioned(model):

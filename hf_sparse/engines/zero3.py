@@ -1,105 +1,70 @@
-"""ZeRO stage 3: the first process puts together what DeepSpeed has sharded, as for FSDP, and it is sharded again.
+"""DeepSpeed ZeRO stage 3: every process has a share of the weights only."""
 
-Nothing here imports deepspeed before it is in use.
-"""
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-import torch
-from torch import Tensor, distributed, nn
-from torch.nn import functional as F
-
-from hf_sparse.engines.sharding import META, exchange_, on_device, remove_hooks_, restored, unsharded
-from hf_sparse.runtime.processes import is_first, send_
-from hf_sparse.runtime.streaming import HOST
-
-MARKS = (
-    "_external_params",
-    "_original_parameters",
-    "all_parameters",
-    "applied_pre_backward_ref_cnt",
-    "pre_bwd_fn",
-    "post_bwd_fn",
-)
-"""What DeepSpeed sets on modules beside names that start with ds_; an engine would use the functions of another."""
+from hf_sparse.engines.fsdp import shard_frozen_
+from hf_sparse.engines.partitions import gather_partitions_, is_partitioned, partition_, partitions_together
+from hf_sparse.engines.tensors import spread_
+from hf_sparse.engines.zero import ZeRO
+from hf_sparse.errors import SparsityError
 
 
-def is_partitioned(model: nn.Module) -> bool:
-    """Whether stage 3 has the weights of a model in shards."""
-    return any("ds_id" in vars(parameter) for parameter in model.parameters())
+class ZeRO3(ZeRO):
+    """Trains shards of the weights, which may have been sharded while they were loaded."""
 
+    shards_weights = True
+    _shards_while_loading = False
 
-@contextmanager
-def partitions_together(model: nn.Module) -> Iterator[None]:
-    """Inside this context a model of stage 3 is whole on the first process, in place, in the host's memory.
+    def take_(self, model: PreTrainedModel) -> None:
+        """As `Engine.take_`; what shares weights while they are loaded does so again when the model is prepared."""
+        super().take_(model)
+        self._shards_while_loading = is_partitioned(model)
+        if self._shards_while_loading:
+            gather_partitions_(model)
 
-    On the others it has no weights. It must not be changed inside, and runs without the engine. Another model stays as
-    it is. All processes must come here together.
-    """
-    if not is_partitioned(model):
-        yield
-        return
-    with restored(model):
-        gather_partitions_(model)
-        yield
+    def is_in_shards(self, model: nn.Module) -> bool:
+        """As `Engine.is_in_shards`."""
+        return is_partitioned(model)
 
+    def share(self, parameter: Tensor) -> Tensor:
+        """As `Engine.share`."""
+        share: Tensor = vars(parameter).get("ds_tensor", parameter)
+        return share
 
-@torch.no_grad()
-def gather_partitions_(model: nn.Module) -> None:
-    """Make a model of stage 3 whole in place on the first process, tensor by tensor, and free of hooks.
+    @contextmanager
+    def preparing(self, model: PreTrainedModel) -> Iterator[None]:
+        """As `ZeRO.preparing`."""
+        with super().preparing(model):
+            if self._shards_while_loading and not is_partitioned(model):
+                partition_(model, self.accelerator.state.deepspeed_plugin.deepspeed_config, self.accelerator.device)
+            yield
 
-    On other processes its parameters are left without values. What an optimizer trains is in float32 afterwards.
-    """
-    home = HOST if is_first() else META
-    sharded = [parameter for parameter in model.parameters() if "ds_id" in vars(parameter)]
-    wholes = {id(shard): nn.Parameter(_whole(shard).to(home), shard.requires_grad) for shard in sharded}
-    exchange_(model, {**unsharded(model), **wholes})
-    for module in model.modules():
-        for mark in [name for name in vars(module) if name.startswith("ds_") or name in MARKS]:
-            del vars(module)[mark]
-    remove_hooks_(model, "deepspeed")
+    def gathered(self, model: nn.Module) -> AbstractContextManager[None]:
+        """As `Engine.gathered`."""
+        return partitions_together(model)
 
+    def freeze_(self, teacher: PreTrainedModel, whole: bool) -> bool:
+        """As `Engine.freeze_`; shards are those of FSDP, which needs no optimizer.
 
-def _whole(parameter: Any) -> Tensor:
-    """A parameter in float32 as its optimizer has it, or as it is if it has none, on the device of every process."""
-    from deepspeed.runtime.zero import GatheredParameters
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    if parameter.requires_grad and "_z3_optimizer" in vars(parameter):
-        trained: Tensor = safe_get_full_fp32_param(parameter)
-        return trained.view(parameter.ds_shape)
-    with GatheredParameters([parameter]):
-        return parameter.data.clone()
-
-
-@torch.no_grad()
-def partition_(model: nn.Module, config: Mapping[str, Any], device: torch.device) -> None:
-    """Shard a model that the first process has as stage 3 does, in place, tensor by tensor, for an engine to take over.
-
-    Args:
-        model: without gates.
-        config: of DeepSpeed.
-        device: of this process.
-    """
-    from deepspeed.runtime.zero import Init
-
-    buffers = {id(buffer): on_device(buffer, device) for buffer in model.buffers()}
-    send_(buffers.values())
-    # What has no values yet takes no memory before they are there: pages that nobody has written to.
-    rooms = {id(parameter): on_device(parameter, HOST) for parameter in model.parameters()}
-    exchange_(model, {**buffers, **rooms})
-    # Sizes of batches and buckets have nothing to do with it, and may not be known yet.
-    settings = {name: value for name, value in config["zero_optimization"].items() if value != "auto"}
-    Init(module=model, config_dict_or_path={"train_micro_batch_size_per_gpu": 1, "zero_optimization": settings})
-
-
-@torch.no_grad()
-def set_float32_(parameter: Any, values: Tensor) -> None:
-    """Give the optimizer of a sharded parameter, in place, the values of this process's share, in float32."""
-    from deepspeed.utils import safe_set_local_fp32_param
-
-    size = parameter.ds_tensor.numel()
-    share = values.flatten()[size * distributed.get_rank() :][:size]
-    safe_set_local_fp32_param(parameter, F.pad(share, (0, size - len(share))))  # the last ones are padded
+        Raises:
+            SparsityError: it is a copy of a model that was sharded while it was loaded.
+        """
+        if any(parameter.shape == (0,) and "ds_id" not in vars(parameter) for parameter in teacher.parameters()):
+            raise SparsityError(
+                "the teacher is a copy of weights that ZeRO stage 3 has sharded, which has none: load it by "
+                "from_pretrained, as the model"
+            )
+        in_shards = is_partitioned(teacher)
+        if in_shards:
+            gather_partitions_(teacher)
+        if not whole:
+            shard_frozen_(teacher, self.accelerator.device)
+            return True
+        if not in_shards:
+            return super().freeze_(teacher, whole)
+        spread_(teacher, self.accelerator.device)
+        return False

@@ -4,14 +4,15 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel, Trainer
+from torch import nn
+from transformers import PreTrainedModel
 from transformers.trainer import FSDP_MODEL_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
@@ -19,17 +20,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, loggi
 from hf_sparse.config import DistillationConfig, SearchConfig
 from hf_sparse.errors import SparsityError
 from hf_sparse.runtime.processes import once
+from hf_sparse.training.run import STATE, Run
 
 logger = logging.get_logger(__name__)
-
-STATE = "sparsity_state.json"
-"""Beside a checkpoint's weights: which stage it is in, and what earlier ones have removed."""
-
-PROCESSES = "processes"
-"""How many processes wrote a checkpoint, in the state of its stage: each has left its random numbers."""
-
-SETTINGS = "settings"
-"""How the run searches, there, too."""
 
 LATEST = "latest"
 """Names the directory of DeepSpeed in a checkpoint, and is written last."""
@@ -42,11 +35,10 @@ def defect(checkpoint: Path) -> str | None:
     """
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-        stage = json.loads((checkpoint / STATE).read_text()) if (checkpoint / STATE).is_file() else {}
+        processes = Run.read(checkpoint).processes if (checkpoint / STATE).is_file() else 1
         for path in _weights(checkpoint):
             with safe_open(path, framework="pt") as file:
                 file.keys()
-        processes = int(stage.get(PROCESSES, 1))
         names = ["scheduler.pt", *_optimizer(checkpoint, processes)]
         names += [f"rng_state_{rank}.pth" for rank in range(processes) if processes > 1]
         named = [checkpoint / name for name in names]
@@ -58,7 +50,16 @@ def defect(checkpoint: Path) -> str | None:
                 with zipfile.ZipFile(path) as archive:
                     if archive.testzip() is not None:
                         return f"{path.name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        SparsityError,
+        SafetensorError,
+        zipfile.BadZipFile,
+    ) as error:
         return str(error).splitlines()[0]
     return None
 
@@ -120,16 +121,17 @@ def settings(config: SearchConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in learning}
 
 
-def require_same_settings(checkpoint: Path, config: SearchConfig) -> None:
+def require_same_settings(checkpoint: Path, before: Mapping[str, Any], config: SearchConfig) -> None:
     """Refuse a checkpoint of a run that searches in another way.
 
+    Args:
+        checkpoint: for the message.
+        before: settings of its run.
+        config: of this run.
+
     Raises:
-        SparsityError: it is one, or it does not say so.
+        SparsityError: a setting differs.
     """
-    try:
-        before = dict(json.loads((checkpoint / STATE).read_text())[SETTINGS])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SparsityError(f"{checkpoint / STATE} does not say how its run searches ({error!r})") from None
     now = settings(config)
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
@@ -138,7 +140,7 @@ def require_same_settings(checkpoint: Path, config: SearchConfig) -> None:
 
 
 @contextmanager
-def _names_in_memory(model: PreTrainedModel) -> Iterator[None]:
+def names_in_memory(model: PreTrainedModel) -> Iterator[None]:
     """Inside this context a model is saved with the names that its tensors have now, by which Trainer loads them.
 
     Otherwise transformers saves those that it has renamed while loading, such as of experts, under their older names.
@@ -155,67 +157,71 @@ def _names_in_memory(model: PreTrainedModel) -> Iterator[None]:
             own["_weight_conversions"] = before
 
 
-class ResumingMixin(Trainer):
-    """Adds to a Trainer that it goes on from checkpoints that are whole, and says so when one could not be written."""
+def checked(wanted: Path | None, directory: Path) -> str:
+    """A whole checkpoint, the newest by default; the main process chooses for all.
 
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
-    ) -> Any:
-        """Trainer's; `resume_from_checkpoint=True` takes the newest whole checkpoint of `output_dir`.
+    Args:
+        wanted: that was asked for, or None for the newest.
+        directory: of the run.
 
-        Raises:
-            SparsityError: the one that was given is not whole, or none is.
-        """
-        if resume_from_checkpoint:
-            wanted = None if resume_from_checkpoint is True else Path(resume_from_checkpoint)
-            resume_from_checkpoint = self._checked(wanted)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+    Raises:
+        SparsityError: the one that was given is not whole, or none is.
+    """
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's; a checkpoint to resume from has the names by which it is loaded."""
-        with _names_in_memory(cast(PreTrainedModel, self.model)) if _internal_call else nullcontext():
-            super().save_model(output_dir, _internal_call)
+    def choose() -> Path | str | None:
+        if wanted is None:
+            return newest_whole_checkpoint(directory)
+        return defect(wanted) or wanted
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse a checkpoint that lacks tensors, or has others: Trainer would go on with those that it has.
+    path = once(choose)
+    if path is None:
+        raise SparsityError(f"no whole checkpoint in {directory}: start without resume_from_checkpoint")
+    if isinstance(path, str):
+        raise SparsityError(f"{wanted} is not a whole checkpoint ({path}): give another, or True for the newest")
+    return str(path)
 
-        Raises:
-            SparsityError: it does.
-        """
-        model, missing = cast(PreTrainedModel, self.model), set(load_result.missing_keys)
-        named = dict(model.named_parameters(remove_duplicate=False))
-        loaded = {id(parameter) for name, parameter in named.items() if name not in missing}  # some may be tied
-        lacking = sorted(name for name in missing if id(named.get(name)) not in loaded)
-        if lacking or load_result.unexpected_keys:
-            what = f"lacks {lacking[0]}" if lacking else f"also has {load_result.unexpected_keys[0]}"
-            raise SparsityError(f"the checkpoint is not of this model: it {what}")
 
-    def _checked(self, wanted: Path | None) -> str:
-        """A whole checkpoint, the newest by default; the first process chooses for all."""
+def require_all_loaded(model: nn.Module, missing: Iterable[str], unexpected: Sequence[str]) -> None:
+    """Refuse a checkpoint that lacks tensors, or has others: Trainer would go on with those that it has.
 
-        def choose() -> Path | str | None:
-            if wanted is None:
-                return newest_whole_checkpoint(Path(str(self.args.output_dir)))
-            return defect(wanted) or wanted
+    Args:
+        model: that it was loaded into.
+        missing: names of its tensors that the checkpoint lacks.
+        unexpected: names of those that the checkpoint has beside.
 
-        path = once(choose)
-        if path is None:
-            raise SparsityError(f"no whole checkpoint in {self.args.output_dir}: start without resume_from_checkpoint")
-        if isinstance(path, str):
-            raise SparsityError(f"{wanted} is not a whole checkpoint ({path}): give another, or True for the newest")
-        return str(path)
+    Raises:
+        SparsityError: there are some.
+    """
+    without = set(missing)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    loaded = {id(parameter) for name, parameter in named.items() if name not in without}  # some may be tied
+    lacking = sorted(name for name in without if id(named.get(name)) not in loaded)
+    if lacking or unexpected:
+        what = f"lacks {lacking[0]}" if lacking else f"also has {unexpected[0]}"
+        raise SparsityError(f"the checkpoint is not of this model: it {what}")
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        directory = Path(str(self.args.output_dir))
-        if self.args.should_save:
-            _order_times(checkpoints(directory))
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-        except (OSError, RuntimeError, SafetensorError, SparsityError) as error:
-            raise SparsityError(
-                f"the checkpoint of step {self.state.global_step} could not be written to {directory} "
-                f"({(str(error) or repr(error)).splitlines()[0]}): make room and resume; it goes on from the one before"
-            ) from error
+
+@contextmanager
+def writing(directory: Path, step: int, is_writer: bool) -> Iterator[None]:
+    """Write a checkpoint inside this context.
+
+    Args:
+        directory: of the run.
+        step: optimizer steps that are over.
+        is_writer: whether this process writes it.
+
+    Raises:
+        SparsityError: it could not be written.
+    """
+    if is_writer:
+        _order_times(checkpoints(directory))
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, SparsityError) as error:
+        raise SparsityError(
+            f"the checkpoint of step {step} could not be written to {directory} "
+            f"({(str(error) or repr(error)).splitlines()[0]}): make room and resume; it goes on from the one before"
+        ) from error
 
 
 def _order_times(newest_first: list[Path]) -> None:

@@ -1,278 +1,188 @@
-"""The search for what goes, as a Trainer runs it: the gates' optimizer group, penalty, schedule and landing."""
+"""The search for a structure, as a Trainer runs it: the gates' optimizer group, penalty, schedule and landing."""
 
-import json
+import copy
 import math
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from hf_sparse.config import SearchConfig
-from hf_sparse.engines.sharding import average_gradients_
-from hf_sparse.engines.surgery import surgery, trains
-from hf_sparse.engines.zero import check_zero, engine_surgery, load_gates_, save_gates, without_gates
-from hf_sparse.engines.zero3 import is_partitioned, partition_
+from hf_sparse.engines.base import trains
 from hf_sparse.errors import SparsityError
-from hf_sparse.gates.base import attached_gates
+from hf_sparse.gates.base import SteeredGates, attached_gates
 from hf_sparse.gates.controller import Schedule
 from hf_sparse.gates.landing import Descent
-from hf_sparse.runtime.files import write_whole
-from hf_sparse.training.finite import FiniteWeightsMixin
-from hf_sparse.training.preemption import PreemptionMixin
+from hf_sparse.gates.sensitivity import sensitivities
+from hf_sparse.runtime.contexts import unchanged_random_state
+from hf_sparse.training.base import BaseTrainer
+from hf_sparse.training.calls import LossCalls
 from hf_sparse.training.refusals import check_arguments, check_checkpointing
-from hf_sparse.training.resume import PROCESSES, SETTINGS, STATE, ResumingMixin, require_same_settings, settings
-from hf_sparse.training.scheduling import after_the_searches
-from hf_sparse.training.starting import StartingMixin
+from hf_sparse.training.resume import require_same_settings, settings
+from hf_sparse.training.run import Run
+from hf_sparse.training.schedule import after_the_searches
 
 logger = logging.get_logger(__name__)
 
 MOST_LOGGED_GROUPS = 4
 """Groups whose densities are logged one by one; more would drown the rest."""
 
+SENSITIVITY_ROWS = 128
+"""Rows that sensitivities are estimated on."""
 
-class _SearchCallback(TrainerCallback):
-    """Adds lambda * dR to the gates' gradients, once per optimizer step, and lets stages follow each other.
 
-    Not through the loss: there it would be counted once per micro-batch and process, and clipped with the task's
-    gradients. Here the trajectory does not depend on how a batch is split.
+class Form(ABC):
+    """What a search makes of the model: which units or weights it removes, and how."""
+
+    def begin_(self) -> None:  # noqa: B027
+        """Forget, in place, what was known of the model before this training."""
+
+    def seen_(self) -> None:  # noqa: B027
+        """Find out, in place, what the first batch of a run can tell."""
+
+    @abstractmethod
+    def end_step_(self, search: "Search", structure_found: bool) -> None:
+        """Change the model in place where a step has ended the search, or a stage."""
+
+    def finish_(self, search: "Search") -> None:  # noqa: B027
+        """End the last stage of a training, in place."""
+
+    @abstractmethod
+    def take_(self, run: Run, checkpoint: Path) -> None:
+        """Give the model the form it had at a checkpoint, in place: its gates and sizes, not its weights.
+
+        Args:
+            run: of the checkpoint.
+            checkpoint: its directory.
+
+        Raises:
+            SparsityError: it cannot have that form.
+        """
+
+    @abstractmethod
+    def density_left(self) -> tuple[float, float]:
+        """The density of a model whose structure is found, and the one that was asked for."""
+
+
+class Search(TrainerCallback):
+    """Steers gates to the structure that was asked for; its form then removes what they have closed.
+
+    Lambda times the slope of R is added to the gates' gradients once per optimizer step. Not through the loss: there it
+    would be counted once per micro-batch and process, and clipped with the task's gradients. Here the trajectory does
+    not depend on how a batch is split.
+
+    Args:
+        trainer: which trains the model; its model has no gates yet, or those of `config`.
+        config: of gates and controller.
+        calls: how its loss calls the model.
+        form: what the search makes of the model.
+
+    Raises:
+        SparsityError: the Trainer has settings with which gates would not be exact.
     """
 
-    def __init__(self, trainer: "SearchingMixin") -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: BaseTrainer, config: SearchConfig, calls: LossCalls, form: Form) -> None:
+        check_arguments(trainer.args, trainer.lr_scheduler, trainer.engine.shards_weights)
+        trainer.engine.check_()
+        self.trainer, self.config, self.calls, self.form = trainer, config, calls, form
+        self.schedules: tuple[Schedule, ...] = ()
+        self.gate_optimizer: Optimizer | None = None  # where the engine does not train gates
+        self._has_gate_group = False
+        self._gates_are_due = False  # whether gates are to start in the step that has begun
+        self._descent: Descent | None = None
+        trainer.add_callback(self)
+
+    @property
+    def bank(self) -> SteeredGates | None:
+        """The gates of the model, or None if it has none any more."""
+        return attached_gates(self.trainer.bare_model)
+
+    @property
+    def schedule(self) -> Schedule:
+        """That of the stage that the run is in."""
+        return self.schedules[self.trainer.run.stage]
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether no further target follows."""
+        return self.trainer.run.stage == len(self.config.descent) - 1
+
+    @property
+    def in_last_form(self) -> bool:
+        """Whether the model has the structure that the run ends with."""
+        return self.bank is None and self.is_last_stage
+
+    # ---- Events of a training ----
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        check_checkpointing(self.trainer._model)
-        if not trains(self.trainer._model):
+        """Refuse what would not be exact, and open the gates in place where a training begins."""
+        check_checkpointing(self.trainer.bare_model)
+        if not trains(self.trainer.bare_model):
             raise SparsityError("nothing trains: the model has no gates and is frozen, so save it, or unfreeze a part")
         if state.global_step == 0:  # also where training begins once more, after an error or by another train()
-            self.trainer._open_gates()
+            self._open_gates_()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        gated = attached_gates(self.trainer._model) is not None
-        self.trainer._gates_are_due = gated and state.global_step == self.trainer._schedule.start
+        """See whether gates start in this step."""
+        self._gates_are_due = self.bank is not None and state.global_step == self.schedule.start
+
+    def before_step(self, inputs: dict[str, Any]) -> None:
+        """Find out on the inputs of a step what is not known yet, and start the gates in place if that is due."""
+        if self.calls.is_probed and not self._gates_are_due:
+            return
+        self.trainer.bare_model.train()  # a Trainer may prepare inputs in another way where it evaluates
+        with unchanged_random_state(self.trainer.args.device), unchanged_records(self.trainer):
+            prepared = self.trainer.prepared(inputs)
+            if not self.calls.is_probed:
+                self.calls.record(prepared)
+                self.form.seen_()
+                self.calls.probe()
+            if self._gates_are_due:
+                self.start_gates_(prepared)
+        self._gates_are_due = False
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer._penalize(state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        descent, self.trainer._descent = self.trainer._descent, None
-        structure_found = descent is not None and descent.settle_()
-        self.trainer._end_step(structure_found)
-        if structure_found and not trains(self.trainer._model):  # all weights are frozen, so none has to recover
-            control.should_training_stop = True
-
-
-class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteWeightsMixin, StartingMixin, ABC):
-    """Adds to a Trainer that gates on its model find out what goes; subclasses say what, and then take it out."""
-
-    sparsity: SearchConfig
-    _schedules: tuple[Schedule, ...] = ()
-    _stage: int = 0
-    _has_gate_group = False
-    _is_loaded = False
-    """Whether the model has just been loaded from a checkpoint."""
-    _was_in_shards = False
-    """Whether ZeRO stage 3 has sharded the weights as soon as they were loaded."""
-    _descent: Descent | None = None
-
-    # ---- What subclasses say ----
-
-    @abstractmethod
-    def _end_step(self, structure_found: bool) -> None:
-        """Change the model in place where a step has ended the search, or a stage."""
-
-    @abstractmethod
-    def _state(self) -> dict[str, Any]:
-        """What a checkpoint has to say beside the weights, as JSON."""
-
-    @abstractmethod
-    def _take_form_of_(self, checkpoint: Path) -> None:
-        """Give the model the form it had at a checkpoint, in place: its gates and sizes, not its weights."""
-
-    @abstractmethod
-    def _density_left(self) -> tuple[float, float]:
-        """The density of a model whose structure is found, and the one that was asked for."""
-
-    @property
-    def _in_last_form(self) -> bool:
-        """Whether the model has the structure that the run ends with."""
-        return attached_gates(self._model) is None and self._stage == len(self.sparsity.descent) - 1
-
-    def _start_search(self) -> None:
-        """Check what would not be exact, once the Trainer is there, and listen to its steps.
-
-        Raises:
-            SparsityError: what it found.
-        """
-        check_arguments(self.args, self.lr_scheduler, self._shards_weights)
-        if self.is_deepspeed_enabled:
-            check_zero(self.accelerator)
-        self.add_callback(_SearchCallback(self))
-
-    # ---- Optimizer, schedule, multiplier ----
-
-    @property
-    def _schedule(self) -> Schedule:
-        return self._schedules[self._stage]
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Trainer's optimizer, with the gates in a parameter group of their own, last, if there are any."""
-        if self.is_deepspeed_enabled:
-            return self.optimizer or self._optimizer_of_weights(model)
-        if self.optimizer is not None and self._has_gate_group:
-            self._train_gates()
-            return self.optimizer
-        optimizer = self._optimizer_of_weights(model)
-        optimizer.add_param_group({"params": [], "lr": self.sparsity.gate_learning_rate, "weight_decay": 0.0})
-        self._has_gate_group = True
-        self._train_gates()
-        return optimizer
-
-    def _optimizer_of_weights(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        bank = attached_gates(self._model)
-        gates = list(bank.parameters()) if bank is not None else []
-        for parameter in gates:
-            parameter.requires_grad_(False)
-        try:
-            return super().create_optimizer(model)
-        finally:
-            for parameter in gates:
-                parameter.requires_grad_(True)
-
-    def _fresh_optimizer_of_weights(self) -> torch.optim.Optimizer:
-        wrapper, self.optimizer = self.optimizer, None
-        try:
-            return self._optimizer_of_weights()
-        finally:
-            self.optimizer = wrapper
-
-    def _train_gates(self) -> None:
-        """Let the optimizer train the gates that the model has now; its last group is theirs, or it is their own."""
-        bank = attached_gates(self._model)
-        gates = list(bank.parameters()) if bank is not None else []
-        if self.is_deepspeed_enabled:
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self._model)
-            options |= {"lr": self.sparsity.gate_learning_rate, "weight_decay": 0.0}
-            self._gate_optimizer = kind(gates, **options) if gates else None
-        else:
-            assert self.optimizer is not None
-            self.optimizer.param_groups[-1]["params"] = gates
-        if bank is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            average_gradients_(bank, self.accelerator)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        """Trainer's scheduler stretched over the recovery; before it, warm-up and a constant learning rate."""
-        self._schedules = Schedule.stages(self.sparsity, num_training_steps)
-        steps = self._schedules[0].ramp_end - self._schedules[0].warmup_end
-        # Importances start at or above the mean, log(1 / t0) above the threshold; Adam moves them by its learning rate.
-        needed = math.log(1 / self.sparsity.t0) / self.sparsity.gate_learning_rate
-        if steps < needed and attached_gates(self._model) is not None:
-            longer = min(0.3, self.sparsity.sparsity_ramp * needed / steps)
-            logger.warning(
-                "The density descends over %d steps, in which gates can hardly close, so the structure may be found "
-                "late: train for more steps%s.",
-                steps,
-                f", or set sparsity_ramp to {longer:.2f}" if longer > self.sparsity.sparsity_ramp else "",
-            )
-        created = self.lr_scheduler is None
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if not created:
-            return scheduler
-        if not isinstance(scheduler, LambdaLR):
-            raise SparsityError(
-                f"{type(scheduler).__name__} would also slow the gates down, which then do not close: give an "
-                "lr_scheduler_type whose rate depends on the step alone, such as linear or cosine"
-            )
-        self.lr_scheduler = after_the_searches(scheduler, self._schedules, self.args, not self.is_deepspeed_enabled)
-        return self.lr_scheduler
-
-    def _penalize(self, step: int) -> None:
         """Steer lambda and add its share to the gradients of the gates, in place."""
-        bank, schedule = attached_gates(self._model), self._schedule
+        bank, schedule, step = self.bank, self.schedule, state.global_step
         if bank is None:
             return
         bank.penalize_(step, schedule)
         # Reads the device only while the structure is searched, never in the long recovery.
         scheduled = bank.scheduled_density(schedule.progress_at(step + 1))
         self._descent = Descent(bank, scheduled) if step >= schedule.warmup_end else None
-        if self._gate_optimizer is not None:
-            self._gate_optimizer.step()
+        if self.gate_optimizer is not None:
+            self.gate_optimizer.step()
 
-    # ---- The model ----
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Let the form change the model in place, once its structure is found or its stage is over."""
+        descent, self._descent = self._descent, None
+        structure_found = descent is not None and descent.settle_()
+        self.form.end_step_(self, structure_found)
+        if structure_found and not trains(self.trainer.bare_model):  # all weights are frozen, so none has to recover
+            control.should_training_stop = True
 
-    def _surgery(self) -> AbstractContextManager[None]:
-        if self.is_deepspeed_enabled:
-            make = self._fresh_optimizer_of_weights
-            return engine_surgery(
-                self._model, self.model_wrapped, self.optimizer, self.lr_scheduler, make, self.accelerator
-            )
-        return surgery(self._model, self.model_wrapped, self.optimizer, self.accelerator)
-
-    # ---- Loss ----
-
-    def training_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor | Any],
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """Trainer's step; before it, what has to be found out on data."""
-        self._before_step(inputs)
-        with self._out_of_the_engine():
-            return super().training_step(model, inputs, num_items_in_batch)
-
-    # ---- Logging, evaluation ----
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's log, with densities and lambda beside the training loss."""
-        if "loss" in logs and self._schedules:
-            bank, progress = attached_gates(self._model), self._schedule.progress_at(self.state.global_step)
-            if bank is None:
-                logs["density"], logs["target_density"] = self._density_left()
-            else:
-                with torch.no_grad():
-                    gates = bank.group_gates()
-                    densities = bank.densities(gates)
-                    logs["density"] = bank.density(gates).item()
-                    logs["effective_density"] = bank.penalty(gates).item()
-                    logs["target_density"] = bank.scheduled_density(progress)
-                    logs["lambda"] = bank.controller.multiplier.mean().item()
-                    if len(densities) <= MOST_LOGGED_GROUPS:
-                        logs.update({f"density_{name}": value.item() for name, value in densities.items()})
-        super().log(logs, start_time)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's; data of unknown length that have come to their end also end the training."""
-        try:
-            super()._run_epoch(*args, **kwargs)
-        except ValueError as error:
-            if "does not contain any data" not in str(error):  # accelerate's words for an empty iterator
-                raise
-            logger.warning(
-                "The training data have ended at step %d of %d, and with them the training.",
-                self.state.global_step,
-                self.state.max_steps,
-            )
-            self.control.should_training_stop = True
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        output = super()._finalize_training(*args, **kwargs)
-        if not self._in_last_form:
-            bank = attached_gates(self._model)
-            target = self._density_left()[1] if bank is None else bank.target_density
-            left = self._density_left()[0] if bank is None else bank.density(bank.group_gates()).item()
+    def finish_(self) -> None:
+        """End the last stage, in place, and warn if its structure was not found."""
+        if not self.in_last_form:
+            bank = self.bank
+            target = self.form.density_left()[1] if bank is None else bank.target_density
+            left = self.form.density_left()[0] if bank is None else bank.density(bank.group_gates()).item()
             logger.warning(
                 "The structure was not found: the density is %.3f, its target %.3f. Train for more steps, or raise "
                 "sparsity_ramp%s.",
@@ -280,72 +190,174 @@ class SearchingMixin(PreemptionMixin, ResumingMixin, FiniteWeightsMixin, Startin
                 target,
                 " or gate_learning_rate" if left > target else ", or lower gate_learning_rate",
             )
-        return output
+        self.form.finish_(self)
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Trainer's, but a model counts as best only once it has the size asked for.
+    # ---- Optimizer and schedule ----
 
-        Early stopping has no best metric to fall behind until then, so it waits too.
+    def optimizer_with_gates(self, model: nn.Module | None) -> Optimizer:
+        """The optimizer of the weights, with the gates in a parameter group of their own, last."""
+        trainer = self.trainer
+        if not trainer.engine.optimizes_gates:
+            return trainer.optimizer or trainer.optimizer_of_weights(model)
+        if trainer.optimizer is not None and self._has_gate_group:
+            self.train_gates_()
+            return trainer.optimizer
+        optimizer = trainer.optimizer_of_weights(model)
+        optimizer.add_param_group({"params": [], "lr": self.config.gate_learning_rate, "weight_decay": 0.0})
+        self._has_gate_group = True
+        self.train_gates_()
+        return optimizer
+
+    def train_gates_(self) -> None:
+        """Let an optimizer train the gates that the model has now, in place: its last group, or one of their own."""
+        trainer, bank = self.trainer, self.bank
+        gates = list(bank.parameters()) if bank is not None else []
+        if trainer.engine.optimizes_gates:
+            assert trainer.optimizer is not None
+            trainer.optimizer.param_groups[-1]["params"] = gates
+        else:
+            kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.bare_model)
+            options |= {"lr": self.config.gate_learning_rate, "weight_decay": 0.0}
+            self.gate_optimizer = kind(gates, **options) if gates else None
+        if bank is not None:
+            trainer.engine.average_gates_(bank)
+
+    def prepared_(self, checkpoint: Path | None) -> None:
+        """Train gates, in place, beside an engine that does not; from where they were at a checkpoint, if any."""
+        engine, bank = self.trainer.engine, self.bank
+        if engine.optimizes_gates:
+            return
+        self.train_gates_()
+        if bank is not None and checkpoint is not None:
+            engine.load_gates_(bank, self.gate_optimizer, checkpoint)
+
+    def plan_(self, steps: int) -> None:
+        """Lay out the stages of a training of so many optimizer steps, in place."""
+        self.form.begin_()
+        self.schedules = Schedule.stages(self.config, steps)
+        ramp = self.schedules[0].ramp_end - self.schedules[0].warmup_end
+        # Importances start at or above the mean, log(1 / t0) above the threshold; Adam moves them by its learning rate.
+        needed = math.log(1 / self.config.t0) / self.config.gate_learning_rate
+        if ramp < needed and self.bank is not None:
+            longer = min(0.3, self.config.sparsity_ramp * needed / ramp)
+            logger.warning(
+                "The density descends over %d steps, in which gates can hardly close, so the structure may be found "
+                "late: train for more steps%s.",
+                ramp,
+                f", or set sparsity_ramp to {longer:.2f}" if longer > self.config.sparsity_ramp else "",
+            )
+
+    def stretched(self, scheduler: LRScheduler) -> LambdaLR:
+        """The stock scheduler over the recovery of every stage; before it, warm-up and a constant learning rate.
+
+        Raises:
+            SparsityError: its rate depends on more than the step.
         """
-        wanted = self.args.metric_for_best_model
-        unknown = wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics  # Trainer then says so
-        return (self._in_last_form or unknown) and super()._determine_best_metric(metrics, trial)
+        if not isinstance(scheduler, LambdaLR):
+            raise SparsityError(
+                f"{type(scheduler).__name__} would also slow the gates down, which then do not close: give an "
+                "lr_scheduler_type whose rate depends on the step alone, such as linear or cosine"
+            )
+        with_gates = self.trainer.engine.optimizes_gates
+        return after_the_searches(scheduler, self.schedules, self.trainer.args, with_gates)
 
-    # ---- Checkpoints to resume from ----
+    # ---- Gates ----
 
-    def _forget_scales(self) -> None:
-        """FSDP reads parameters as attributes, when it starts and when it saves: shards, which have no scale."""
-        bank = attached_gates(self._model)
+    def _open_gates_(self) -> None:
+        """Let a search begin anew, in place: with open gates, none more important than another, and lambda at zero."""
+        bank = self.bank
+        if bank is None:
+            return
+        bank.reopen_()
+        state = cast(Optimizer, self.gate_optimizer or self.trainer.optimizer).state
+        for parameter in bank.parameters():
+            state.pop(parameter, None)
+
+    def start_gates_(self, inputs: Mapping[str, Any]) -> None:
+        """Let importances start, in place, from sensitivities on some rows of the training data; gates stay at 1.
+
+        A row alone may have no loss, where that makes pairs of the rows of a batch, or generates what it judges. Then
+        the batch of the step counts as a whole.
+        """
+        self._open_gates_()
+        bank = self.bank
+        if bank is None or bank.warm_start == 0:
+            return
+        found: dict[str, Tensor] = {}
+        with self.calls.estimating():
+            if self.calls.takes_batches:
+                rows = self.calls.training_rows(SENSITIVITY_ROWS, 1)
+                found = broadcast(sensitivities(bank, rows, self.trainer.loss_of))
+            if not any(scores.any() for scores in found.values()):
+                found = broadcast(sensitivities(bank, [inputs], self.trainer.loss_of))
+        bank.start_from_(found, bank.warm_start)
+
+    # ---- Logs and checkpoints ----
+
+    def logged(self) -> dict[str, float]:
+        """Densities and lambda, while the structure is searched; then the density that is left."""
+        bank = self.bank
+        if bank is None:
+            density, target = self.form.density_left()
+            return {"density": density, "target_density": target}
+        with torch.no_grad():
+            gates = bank.group_gates()
+            densities = bank.densities(gates)
+            logs = {
+                "density": bank.density(gates).item(),
+                "effective_density": bank.penalty(gates).item(),
+                "target_density": bank.scheduled_density(
+                    self.schedule.progress_at(self.trainer.state.global_step),
+                ),
+                "lambda": bank.controller.multiplier.mean().item(),
+            }
+            if len(densities) <= MOST_LOGGED_GROUPS:
+                logs |= {f"density_{name}": value.item() for name, value in densities.items()}
+        return logs
+
+    def state(self) -> Run:
+        """The run as a checkpoint has it."""
+        return replace(
+            self.trainer.run,
+            searching=self.bank is not None,
+            processes=self.trainer.args.world_size,
+            settings=settings(self.config),
+        )
+
+    def go_on_from_(self, checkpoint: Path) -> None:
+        """Give the model the form that it had at a checkpoint of a run like this one, in place.
+
+        Raises:
+            SparsityError: that is of another run.
+        """
+        run = Run.read(checkpoint)
+        require_same_settings(checkpoint, run.settings, self.config)
+        self.form.take_(run, checkpoint)
+
+    def save_gates(self, checkpoint: Path) -> None:
+        """Write what the engine does not write of gates."""
+        bank = self.bank
         if bank is not None:
-            bank.forget_scales_()
+            self.trainer.engine.save_gates(bank, self.gate_optimizer, checkpoint)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the result; a checkpoint to resume from also gets the state of the search."""
-        self._forget_scales()
-        super().save_model(output_dir, _internal_call)
-        if _internal_call and self.args.should_save and self._schedules:
-            state = {PROCESSES: self.args.world_size, SETTINGS: settings(self.sparsity), **self._state()}
-            Path(str(output_dir)).mkdir(parents=True, exist_ok=True)  # shards are written into it later
-            write_whole(Path(str(output_dir)) / STATE, json.dumps(state))
 
-    def _go_on_from_(self, checkpoint: Path) -> None:
-        """Give the model the form it had at a checkpoint of a run like this one, in place."""
-        require_same_settings(checkpoint, self.sparsity)
-        self._take_form_of_(checkpoint)
+@contextmanager
+def unchanged_records(trainer: Any) -> Iterator[None]:
+    """Restore the trainer's metric dictionaries on exit; TRL's trainers append to them whenever a loss is computed."""
+    records = [(record, copy.deepcopy(record)) for record in vars(trainer).values() if _is_record(record)]
+    try:
+        yield
+    finally:
+        for record, before in records:
+            record.clear()
+            record.update(before)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Give the model the form it had at a checkpoint, in place, then load the weights."""
-        if not self.is_fsdp_enabled:
-            self._go_on_from_(Path(resume_from_checkpoint))
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._is_loaded = True
 
-    def _prepare_for_training(self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if sharded and resume_from_checkpoint is not None:  # they load weights once they have sharded them
-            self._go_on_from_(Path(resume_from_checkpoint))
-        elif resume_from_checkpoint is not None and not self._is_loaded:  # training begins once more, after an error
-            self._load_from_checkpoint(resume_from_checkpoint)
-        self._is_loaded = False
-        self._forget_scales()
-        if not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        bank = attached_gates(self._model)
-        if bank is not None:
-            bank.to(self.args.device)
-        with without_gates(self._model):
-            if self._was_in_shards and not is_partitioned(self._model):
-                plugin = self.accelerator.state.deepspeed_plugin
-                partition_(self._model, plugin.deepspeed_config, self.args.device)
-            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        self._train_gates()
-        if bank is not None and self._gate_optimizer is not None and resume_from_checkpoint is not None:
-            load_gates_(bank, self._gate_optimizer, Path(resume_from_checkpoint))
-        return prepared
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_noted, value.values()))
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with self._out_of_the_engine():
-            super()._save_optimizer_and_scheduler(output_dir)
-        bank = attached_gates(self._model)
-        if bank is not None and self._gate_optimizer is not None and self.args.should_save:
-            save_gates(bank, self._gate_optimizer, Path(output_dir))
+
+def _is_noted(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_noted, value))
+    return _is_record(value) or isinstance(value, int | float | str)

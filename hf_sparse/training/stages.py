@@ -1,201 +1,171 @@
-"""The stages of a run: search, shrink, recover, and on to the next target; and what a checkpoint needs to go on.
+"""The stages of a run: search, shrink, recover, and on to the next target.
 
 Each stage finds the structure for its target, makes the model physically smaller on the spot, so that its recovery
 trains only what is left, and leaves a whole model behind where there are several targets.
 """
 
-import json
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sparse.checkpoint.card import REPORT
-from hf_sparse.compaction.compact import CompactionReport, compact_alike_
+from hf_sparse.compaction.compact import compact_alike_
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs.table import CostTable
-from hf_sparse.engines.surgery import plain_forward, trains
-from hf_sparse.errors import SparsityError, UnknownInputsError
-from hf_sparse.gates.attach import attach_gates, detach_gates, gate_bank
-from hf_sparse.gates.plan import PruningPlan
+from hf_sparse.engines.base import trains
+from hf_sparse.errors import SparsityError
+from hf_sparse.gates.attach import detach_gates, gate_bank
 from hf_sparse.gates.units import GateBank
 from hf_sparse.report.family import write_family
 from hf_sparse.report.report import Report
-from hf_sparse.runtime.processes import once
-from hf_sparse.structure.blocks import ModelStructure
-from hf_sparse.structure.dependencies import FORWARD_ERRORS
-from hf_sparse.structure.discovery import discover
-from hf_sparse.structure.example_inputs import undisturbed
-from hf_sparse.training.estimates import EstimatesMixin
-from hf_sparse.training.resume import STATE
+from hf_sparse.runtime.contexts import plain_forward
+from hf_sparse.training.base import BaseTrainer
+from hf_sparse.training.borders import matched_layers, refit_to_teacher_
+from hf_sparse.training.calls import LossCalls
+from hf_sparse.training.results import Results
+from hf_sparse.training.run import Run
+from hf_sparse.training.search import Form, Search
+from hf_sparse.training.start import attach_found_gates, discovered
 
 logger = logging.get_logger(__name__)
 
+LATEST_REFIT = 0.1
+"""Share of the recovery after which nothing is refitted any more.
 
-class StagesMixin(EstimatesMixin):
-    """Adds to a Trainer that its model shrinks while it is trained, target by target."""
+It would undo what sublayers have learnt together, and little is left of the learning rate to make up for it
+(recipes/benchmark).
+"""
 
-    _members: dict[str, Report]
+
+class Stages(Form):
+    """Makes a model physically smaller once its structure is found, target by target.
+
+    Args:
+        trainer: which trains the model.
+        config: of the whole run.
+        calls: how its loss calls the model.
+        results: what the run leaves.
+    """
+
+    def __init__(self, trainer: BaseTrainer, config: SparsityConfig, calls: LossCalls, results: Results) -> None:
+        self.trainer, self.config, self.calls, self.results = trainer, config, calls, results
 
     @property
-    def _stage_config(self) -> SparsityConfig:  # type: ignore[override]
-        return self.sparsity.stage(self._stage)
+    def _model(self) -> PreTrainedModel:
+        return self.trainer.bare_model
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        """As above; a report, and metrics, that were there are of a model that is trained on from here."""
-        self.report, self._evaluated = None, (0, {})
-        return super().create_scheduler(num_training_steps, optimizer)
+    def attach_gates(self, model: PreTrainedModel, costs: CostTable | None = None) -> GateBank:
+        """Put gates for the target of the stage on a model, in place.
 
-    def _record_call(self, inputs: Mapping[str, Any]) -> None:
-        """Remember what the loss calls the model with, and find out on such a batch which layers learn from which."""
-        super()._record_call(inputs)
-        if self._layer_map is None:
-            self._match_layers()
+        Args:
+            model: without gates.
+            costs: of the model that the run began with; taken now by default.
+        """
+        return attach_found_gates(model, self.config.stage(self.trainer.run.stage), self.calls, costs)
 
-    def _end_step(self, structure_found: bool) -> None:
+    def begin_(self) -> None:
+        """Forget the report and metrics, in place, of a model that is trained on from here."""
+        self.results.forget_()
+
+    def seen_(self) -> None:
+        """Find out, in place, which layers learn from which."""
+        if self.trainer.run.layer_map is None:
+            self._match_layers_()
+
+    def _match_layers_(self) -> None:
+        structure, plan = self.results.structure, self.results.plan()
+        self.trainer.run.layer_map = matched_layers(self.trainer, self.calls, structure, plan)
+
+    def end_step_(self, search: Search, structure_found: bool) -> None:
         """Shrink the model in place once its structure is found; at the end of a stage, go on to the next."""
         if structure_found:
-            self._require_finite()  # else it would be the shrinking that looks wrong
-            self._shrink()
-        recovered = self.state.global_step >= self._schedule.end or (structure_found and not trains(self._model))
-        if recovered and self._stage < len(self._schedules) - 1:
-            self._require_finite()
+            self.trainer.require_finite()  # else it would be the shrinking that looks wrong
+            self._shrink_(search)
+        state = self.trainer.state
+        recovered = state.global_step >= search.schedule.end or (structure_found and not trains(self._model))
+        if recovered and not search.is_last_stage:
+            self.trainer.require_finite()
             if gate_bank(self._model) is not None:
-                logger.warning("The structure for target %s was not found in time.", self._stage_config.target)
-                self._shrink()
-            self._finish_stage()
-            self._stage += 1
-            with self._surgery():
-                self._attach_gates(self._model, self.costs)
-            self._train_gates()
+                logger.warning("The structure for target %s was not found in time.", self._target)
+                self._shrink_(search)
+            self._finish_stage_()
+            self.trainer.run.stage += 1
+            with self.trainer.editing():
+                self.attach_gates(self._model, self.results.costs)
+            search.train_gates_()
 
-    def _discovered(self, model: PreTrainedModel) -> ModelStructure:
-        """What can be pruned in a model, found by a batch of the data if no other input can be made up."""
-        try:
-            return once(lambda: discover(model))
-        except UnknownInputsError:
-            if not self._has_data:
-                raise
-            batch = self._verification_batch()
-            return once(lambda: discover(model, batch))
-
-    def _attach_gates(self, model: PreTrainedModel, costs: CostTable | None = None) -> GateBank:
-        """Put gates on a model, in place."""
-        with plain_forward(model):
-            structure = self._discovered(model)
-            inputs = self._cost_batch(model) if costs is None else None
-            return attach_gates(model, self._stage_config, inputs, costs, structure)
+    def _shrink_(self, search: Search) -> None:
+        """Make the model physically smaller in place, and go on training what is left."""
+        with self.trainer.editing():
+            self.results.compact_together_()
+            if self.config.refit and search.schedule.recovery_at(self.trainer.state.global_step) <= LATEST_REFIT:
+                gated = self.results.costs.blocks
+                outputs = [block.output for block in self.results.structure.blocks if block.name in gated]
+                refit_to_teacher_(self.trainer, self.calls, outputs)
+        self._match_layers_()
 
     @property
-    def _has_data(self) -> bool:
-        return self.eval_dataset is not None or self.train_dataset is not None
-
-    def _cost_batch(self, model: PreTrainedModel) -> dict[str, Any] | None:
-        """A batch of the data to count or time costs on; None to do so on one that is made up."""
-        if self.sparsity.cost == "params" or not self._has_data:
-            return None
-        batch = self._verification_batch(self.sparsity.cost_batch_size)
-
-        def runs() -> bool:
-            with undisturbed(model), suppress(*FORWARD_ERRORS):
-                model(**batch)
-                return True
-            return False
-
-        if once(runs):
-            return batch
-        logger.warning("The model cannot be run on a batch of the data alone: costs are those of a made-up batch.")
-        return None
-
-    def _shrink(self) -> None:
-        """Make the model physically smaller in place, and go on training what is left."""
-        with self._surgery():
-            self._compact_together()
-            self._refit()
-        self._match_layers()
+    def _target(self) -> float:
+        return self.config.stage(self.trainer.run.stage).target
 
     def _member_path(self, target: float) -> Path:
-        """Where the model of a stage goes; trials of a hyperparameter search have a directory each."""
-        trial = None if self.hp_search_backend is None else self._trial
-        return Path(self._get_output_dir(trial)) / f"removed-{target:g}"
+        """Where the model of a stage goes."""
+        return self.trainer.run_directory() / f"removed-{target:g}"
 
-    def _finish_stage(self) -> None:
+    def _finish_stage_(self) -> None:
         """Evaluate, measure and save the model of this stage, where there are several."""
-        if self.eval_dataset is not None:
-            due = self.control.should_log, self.control.should_evaluate
-            self.evaluate()
-            self.control.should_log, self.control.should_evaluate = due
-        path = self._member_path(self._stage_config.target)
-        with self._whole():
-            report = self._measured_if_possible() if self.is_world_process_zero() else None
+        trainer = self.trainer
+        if trainer.eval_dataset is not None:
+            due = trainer.control.should_log, trainer.control.should_evaluate
+            trainer.evaluate()
+            trainer.control.should_log, trainer.control.should_evaluate = due
+        path = self._member_path(self._target)
+        with trainer.engine.gathered(self._model):
+            report = self.results.measured_if_possible() if trainer.is_world_process_zero() else None
             if report is not None:
-                self._members[path.name] = report
-            self._save_result(path)
-        self.report = None
-        if self.args.should_save and self._members:
-            write_family(path.parent, self._members)
+                trainer.run.members[path.name] = report
+            self.results.save(path)
+        self.results.report = None
+        if trainer.args.should_save and trainer.run.members:
+            write_family(path.parent, trainer.run.members)
 
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        output = super()._finalize_training(*args, **kwargs)
-        if len(self._schedules) > 1 and (self._in_last_form or self.state.global_step == self._schedules[-1].end):
+    def finish_(self, search: Search) -> None:
+        """End the last stage, in place, where there are several: its model is saved as those before."""
+        is_over = search.in_last_form or self.trainer.state.global_step == search.schedules[-1].end
+        if len(search.schedules) > 1 and is_over:
             if gate_bank(self._model) is not None:  # the structure was not found in time
-                self.compact()
-            self._finish_stage()
-        return output
+                self.results.compact_()
+            self._finish_stage_()
 
-    # ---- Checkpoints ----
+    def density_left(self) -> tuple[float, float]:
+        """The density of a model that has been made smaller, and the one that was asked for."""
+        kept = {name: len(kept) for name, kept in self.results.plan().kept.items()}
+        stage, costs = self.config.stage(self.trainer.run.stage), self.results.costs
+        return 1 - costs.removed(kept), 1 - costs.target(stage)
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "stage": self._stage,
-            "searching": gate_bank(self._model) is not None,
-            "gated": list(self.costs.blocks),
-            "compactions": [
-                {**vars(report), "plan": json.loads(report.plan.to_json())} for report in self._compactions
-            ],
-            "layer_map": self._layer_map,
-        }
+    def take_(self, run: Run, checkpoint: Path) -> None:
+        """Give the model the form it had at a checkpoint, in place: its gates and sizes, not its weights.
 
-    def _take_form_of_(self, checkpoint: Path) -> None:
-        """Give the model the form it had at a checkpoint, in place: its gates and sizes, not its weights."""
-        path = checkpoint / STATE
-        try:
-            state = json.loads(path.read_text())
-            reports = [
-                CompactionReport(
-                    PruningPlan.from_json(json.dumps(entry["plan"])),
-                    float(entry["max_abs_diff"]),
-                    int(entry["parameters_before"]),
-                    int(entry["parameters_after"]),
-                    tuple(entry["removed"]),
-                    tuple(entry["identities"]),
-                    bool(entry["stock"]),
-                )
-                for entry in state["compactions"]
-            ]
-            stage, searching, pairs = int(state["stage"]), bool(state["searching"]), state["layer_map"]
-            self._layer_map = None if pairs is None else tuple((int(i), int(j)) for i, j in pairs)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SparsityError(f"{path} does not say which stage this checkpoint is in ({error!r})") from None
-        if not 0 <= stage < len(self.sparsity.descent):
-            raise SparsityError(f"{path} is in stage {stage}, of which this run has {len(self.sparsity.descent)}")
-        if state.get("gated", gated := list(self.costs.blocks)) != gated:
-            raise SparsityError(f"{path.parent} is of a run with gates on other blocks: freeze the same ones as then")
-        done = [report.plan for report in self._compactions]
-        if done != [report.plan for report in reports[: len(done)]]:
-            raise SparsityError(f"the model is smaller than it was at {path.parent}: resume with a new trainer")
+        Raises:
+            SparsityError: the checkpoint is of a run with other stages or gates, or the model is smaller already.
+        """
+        own, results = self.trainer.run, self.results
+        if not 0 <= run.stage < len(self.config.descent):
+            count = len(self.config.descent)
+            raise SparsityError(f"{checkpoint} is in stage {run.stage}, of which this run has {count}")
+        if run.gated not in (None, own.gated):
+            raise SparsityError(f"{checkpoint} is of a run with gates on other blocks: freeze the same ones as then")
+        done = len(own.compactions)
+        if [report.plan for report in own.compactions] != [report.plan for report in run.compactions[:done]]:
+            raise SparsityError(f"the model is smaller than it was at {checkpoint}: resume with a new trainer")
         with plain_forward(self._model):
-            if gate_bank(self._model) is not None and (reports[len(done) :] or not searching):
+            if gate_bank(self._model) is not None and (run.compactions[done:] or not run.searching):
                 detach_gates(self._model)
-            for report in reports[len(done) :]:  # weights are loaded afterwards
-                compact_alike_(self._model, self._discovered(self._model), report)
-            self._compactions, self._stage = reports, stage
-            finished = [self._member_path(target) for target in self.sparsity.descent[:stage]]
-            self._members = {path.name: Report.read(path / REPORT) for path in finished if (path / REPORT).is_file()}
-            if searching and gate_bank(self._model) is None:
-                self._attach_gates(self._model, self.costs)
+            for report in run.compactions[done:]:  # weights are loaded afterwards
+                compact_alike_(self._model, discovered(self._model, self.calls), report)
+            own.compactions, own.stage, own.layer_map = run.compactions, run.stage, run.layer_map
+            finished = [self._member_path(target) for target in self.config.descent[: own.stage]]
+            own.members = {path.name: Report.read(path / REPORT) for path in finished if (path / REPORT).is_file()}
+            if run.searching and gate_bank(self._model) is None:
+                self.attach_gates(self._model, results.costs)

@@ -1,22 +1,33 @@
 """`SparseTrainer`: a thin `Trainer` that learns which heads and neurons to remove while it fine-tunes."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
+from huggingface_hub import CommitInfo
+from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 
+from hf_sparse.compaction.compact import CompactionReport
 from hf_sparse.config import SparsityConfig
-from hf_sparse.engines.sharding import META, prepare_sharding_, require_whole
-from hf_sparse.engines.surgery import skeleton
-from hf_sparse.engines.zero3 import gather_partitions_, is_partitioned
+from hf_sparse.costs.table import CostTable
+from hf_sparse.engines.tensors import META
 from hf_sparse.errors import SparsityError
-from hf_sparse.gates.attach import detach_gates, gate_bank, require_bank
+from hf_sparse.gates.attach import gate_bank, require_bank
+from hf_sparse.gates.plan import PruningPlan
 from hf_sparse.gates.units import GateBank
+from hf_sparse.report.report import Metrics, Origin, Report
+from hf_sparse.structure.blocks import ModelStructure
 from hf_sparse.structure.prunable import require_prunable
-from hf_sparse.training.stages import StagesMixin
+from hf_sparse.training.base import BaseTrainer
+from hf_sparse.training.calls import LossCalls
+from hf_sparse.training.card_text import CardText, Words
+from hf_sparse.training.results import Results
+from hf_sparse.training.search import Search
+from hf_sparse.training.stages import Stages
 
 
-class SparseTrainerMixin(StagesMixin):
+class SparseTrainerMixin(BaseTrainer):
     """What `SparseTrainer` adds to `Trainer`, for any other subclass of it: `class Mine(SparseTrainerMixin, Base)`.
 
     The constructor attaches gates to the model in place. During the search for the structure the learning rate stays
@@ -34,7 +45,8 @@ class SparseTrainerMixin(StagesMixin):
             another number of labels, or an engine is in use that would not give exact results.
     """
 
-    _is_constructed = False
+    results: Results | None = None  # until the constructor of Trainer has run
+    stages: Stages
 
     # The arguments are those of whichever Trainer this is mixed into, so they cannot be spelt out here.
     def __init__(
@@ -43,25 +55,50 @@ class SparseTrainerMixin(StagesMixin):
         if not isinstance(sparsity, SparsityConfig):
             raise SparsityError(f"sparsity is {sparsity!r}: give a SparsityConfig, such as SparsityConfig(target=0.5)")
         self.sparsity = sparsity
-        self._compactions, self._members = [], {}
         super().__init__(*args, **kwargs)
-        require_prunable(self._model)
-        self._prepare_hub()
-        self._start_search()
-        require_whole(self._model)
-        if self.is_fsdp_enabled:
-            prepare_sharding_(self.accelerator)
-        self._was_in_shards = is_partitioned(self._model)
-        if self._was_in_shards:  # as from_pretrained leaves them; to find heads, the first process has to have them
-            gather_partitions_(self._model)
-        self._place_to_measure(self._model)
-        bank = gate_bank(self._model) or self._attach_gates(self._model)
+        model = self.bare_model
+        require_prunable(model)
+        self.calls = LossCalls(self)
+        results = Results(self, sparsity, self.calls)
+        self.stages = Stages(self, sparsity, self.calls, results)
+        self.search = Search(self, sparsity, self.calls, self.stages)
+        self.engine.take_(model)  # as from_pretrained leaves it; to find heads, the main process has to have it whole
+        self._place_to_measure_(model)
+        bank = gate_bank(model) or self.stages.attach_gates(model)
         if bank.config != sparsity.stage(0):
             raise SparsityError("the model has gates of another SparsityConfig: call detach_gates(model) first")
-        self._begin_with(self._model, bank)
+        results.begin_with_(model, bank)
         if teacher is not None:
-            self._learn_from(teacher, sparsity)
-        self._is_constructed = True
+            self.learn_from_(teacher, sparsity)
+        self.results = results
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A fresh model from `model_init`; with gates attached, unless the constructor, which does that, is at work."""
+        model = cast(PreTrainedModel, super().call_model_init(trial))
+        if self.engine.is_in_shards(model):
+            raise SparsityError("ZeRO stage 3 shards what model_init loads: give a model instead")
+        if self.results is not None:
+            self.calls.is_probed = False
+            self._place_to_measure_(model)
+            self.results.begin_with_(model, self.stages.attach_gates(model))
+        return model
+
+    def _place_to_measure_(self, model: PreTrainedModel) -> None:
+        """Move a model, in place, to the device that costs are taken on; Trainer may do so only later.
+
+        One that is to be sharded need not fit that, so it is counted where it is.
+        """
+        cost = self.sparsity.cost
+        wanted = cost == "latency" or (cost == "macs" and not self.engine.shards_weights)
+        if wanted and model.device != META:
+            nn.Module.to(model, self.args.device)
+
+    # ---- What the run knows ----
+
+    @property
+    def _results(self) -> Results:
+        assert self.results is not None
+        return self.results
 
     @property
     def bank(self) -> GateBank:
@@ -70,38 +107,157 @@ class SparseTrainerMixin(StagesMixin):
         Raises:
             SparsityError: the model has none (any more).
         """
-        return require_bank(self._model)
+        return require_bank(self.bare_model)
 
-    def _place_to_measure(self, model: PreTrainedModel) -> None:
-        """Move a model, in place, to the device that costs are taken on; Trainer may do so only later.
+    @property
+    def structure(self) -> ModelStructure:
+        """What could be pruned in the model that the run began with."""
+        return self._results.structure
 
-        One that is to be sharded need not fit that, so it is counted where it is.
+    @property
+    def costs(self) -> CostTable:
+        """What the prunable units of that model cost."""
+        return self._results.costs
+
+    @property
+    def report(self) -> Report | None:
+        """The report of the run, once it is measured or set: what is saved and pushed then carries it."""
+        return self._results.report
+
+    @report.setter
+    def report(self, report: Report | None) -> None:
+        self._results.report = report
+
+    def plan(self) -> PruningPlan:
+        """What is kept now, in units of the model that the run began with."""
+        return self._results.plan()
+
+    # ---- What comes of it ----
+
+    def compact(self) -> CompactionReport:
+        """Replace a model that still has gates by the smaller one it has become, in place, checked on a batch of data.
+
+        Where its weights are in shards, all processes have to call this, and all have it whole afterwards.
+
+        Returns:
+            What was removed in the whole run, in units of the model that it began with.
+
+        Raises:
+            SparsityError: there never were gates, or the compact model would compute something else.
         """
-        wanted = self.sparsity.cost == "latency" or (self.sparsity.cost == "macs" and not self._shards_weights)
-        if wanted and model.device != META:
-            nn.Module.to(model, self.args.device)
+        return self._results.compact_()
 
-    def _begin_with(self, model: PreTrainedModel, bank: GateBank) -> None:
-        """Remember what the run begins with, for its report."""
-        self.structure, self.costs = bank.whole, bank.costs
-        self._dense = skeleton(model)
-        detach_gates(self._dense)
+    # The arguments are those of whichever Trainer this is mixed into, of which Seq2SeqTrainer takes more.
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Trainer's evaluation; the first of the evaluation data also evaluates a teacher that is the dense model."""
+        found = super().evaluate(*args, **kwargs)
+        self._results.evaluations.remember_(found)
+        if (args[0] if args else kwargs.get("eval_dataset")) is None:
+            self._results.evaluations.add_(found)
+        return found
 
-    def _density_left(self) -> tuple[float, float]:
-        kept = {name: len(kept) for name, kept in self.plan().kept.items()}
-        return 1 - self.costs.removed(kept), 1 - self.costs.target(self._stage_config)
+    def measure(
+        self,
+        inputs: Mapping[str, Tensor] | None = None,
+        metrics: tuple[Metrics, Metrics] | None = None,
+        origin: Origin | None = None,
+    ) -> Report:
+        """Measure the model before and after pruning, and keep that as `report`; gates, if any, stay on the model.
 
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        """A fresh model from `model_init`; with gates attached, unless the constructor, which does that, is at work."""
-        model = cast(PreTrainedModel, super().call_model_init(trial))
-        if is_partitioned(model):
-            raise SparsityError("ZeRO stage 3 shards what model_init loads: give a model instead")
-        self._stage, self._compactions, self._members, self._layer_map = 0, [], {}, None
-        self._loss_is_probed, self._dense_evaluated = False, {}
-        if self._is_constructed:
-            self._place_to_measure(model)
-            self._begin_with(model, self._attach_gates(model))
-        return model
+        One process is enough, unless its weights are in shards: then all have to call this, or `compact()` before.
+
+        Args:
+            inputs: a batch to measure both on; of the evaluation data by default.
+            metrics: of the model before and after, by data split; by default those of the last evaluation, and those of
+                the dense model where it was evaluated: before the training, or as the teacher.
+            origin: what it was made from; by default what can be known here.
+
+        Raises:
+            SparsityError: there never were gates, or the compact model would compute something else.
+        """
+        return self._results.measure(inputs, metrics, origin)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the physically smaller model with its card, report.json and structure.png, measured where it is not yet.
+
+        Checkpoints that Trainer resumes from keep model and gates. What is saved during a training has a report only
+        if there is one. Trainer's pickled arguments are left out.
+        """
+        if _internal_call and gate_bank(self.bare_model) is not None:
+            super().save_model(output_dir, _internal_call)
+            return
+        path, home = Path(output_dir or str(self.args.output_dir)), self._results.home
+        pushing = self.args.push_to_hub and not _internal_call
+        if not pushing or path.resolve() != home.resolve():
+            self._results.save(path, to_resume=_internal_call)
+        if _internal_call:
+            self.write_run(path)
+        if pushing:
+            self.push_to_hub(commit_message="Model save")
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: Words = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: Words = None,
+        dataset_tags: Words = None,
+        dataset: Words = None,
+        dataset_args: Words = None,
+        dataset_name: str | None = None,
+    ) -> None:
+        """Save the physically smaller model to `output_dir`, with a card that has this beside what is measured.
+
+        The arguments are described in `CardText`.
+        """
+        if self.is_saving_checkpoint:  # TRL asks for a card each time, beside which there is no result yet
+            return
+        text = CardText(
+            language,
+            license,
+            tags,
+            model_name,
+            finetuned_from,
+            tasks,
+            dataset_tags,
+            dataset,
+            dataset_args,
+            dataset_name,
+        )
+        self._results.describe_(text)
+        self._results.save(self._results.home)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **text: Any,
+    ) -> CommitInfo | None:
+        """Upload the physically smaller model with its card to `hub_model_id`; measured, where it is not yet.
+
+        Args:
+            commit_message: of the commit.
+            blocking: must be True: only then can a failure be told.
+            token: to write with; `hub_token`, or that of `hf auth login`, by default.
+            revision: branch to write to; `hub_revision` by default.
+            private: whether a new repository is private; `hub_private_repo` by default.
+            text: for the card, as in `CardText`.
+
+        Returns:
+            The commit; None on all processes but the main one.
+
+        Raises:
+            SparsityError: the upload failed; the model is in `output_dir`, and the message says how to go on.
+        """
+        if not blocking:
+            raise SparsityError("blocking=False would hide a failed upload: push in the foreground")
+        self._results.describe_(CardText(**text))
+        return self._results.push(commit_message, token, revision, private)
 
 
 class SparseTrainer(SparseTrainerMixin, Trainer):

@@ -22,15 +22,54 @@ from hf_sparse.gates.weights import (
     parameter_shapes,
     weight_densities,
 )
+from hf_sparse.runtime.copies import copy_in_place
 from hf_sparse.runtime.files import replaced_directory
-from hf_sparse.training.resume import STATE
-from hf_sparse.training.search import SearchingMixin
+from hf_sparse.training.base import BaseTrainer
+from hf_sparse.training.calls import LossCalls
+from hf_sparse.training.run import Run
+from hf_sparse.training.search import Form, Search
 
 DENSITIES = "sparsity.json"
 """Beside a saved model: its pattern and how dense every linear layer is."""
 
 
-class SparseWeightsTrainerMixin(SearchingMixin):
+class Zeros(Form):
+    """Multiplies gates into the weights once as many are closed as were asked for; closed ones stay at zero."""
+
+    def __init__(self, trainer: BaseTrainer, config: WeightSparsityConfig) -> None:
+        self.trainer, self.config = trainer, config
+
+    def end_step_(self, search: Search, structure_found: bool) -> None:
+        """Fix the weights in place once their structure is found."""
+        if structure_found:
+            self.trainer.require_finite()
+            with self.trainer.editing():
+                fix_weights_(self.trainer.bare_model)
+
+    def density_left(self) -> tuple[float, float]:
+        """The density of a model whose zeros are fixed, and the one that was asked for."""
+        masks = self.trainer.bare_model._modules.get(MASKS)
+        scales = list(masks.scales().values()) if isinstance(masks, WeightMasks) else []
+        left = sum(mask.count_nonzero().item() for mask in scales) / max(1, sum(mask.numel() for mask in scales))
+        return left, 1 - self.config.target
+
+    def take_(self, run: Run, checkpoint: Path) -> None:
+        """Put masks in the place of gates, in place, if the search was over; they are loaded right after this.
+
+        Raises:
+            SparsityError: the search was still on at the checkpoint, but is over in this Trainer.
+        """
+        model = self.trainer.bare_model
+        bank = attached_gates(model)
+        if run.searching and bank is None:
+            raise SparsityError(f"the search was still on at {checkpoint}: resume with a new trainer")
+        if not run.searching and isinstance(bank, WeightGates):
+            masks = {name: torch.ones_like(mask) for name, mask in bank.masks().items()}
+            detach_scaler_(model, BANK)
+            attach_masks(model, masks)
+
+
+class SparseWeightsTrainerMixin(BaseTrainer):
     """What `SparseWeightsTrainer` adds to `Trainer`, for any other subclass of it.
 
     The constructor attaches gates to the weights of the model's linear layers, in place. Once as many are closed as
@@ -47,8 +86,6 @@ class SparseWeightsTrainerMixin(SearchingMixin):
             not give exact results.
     """
 
-    sparsity: WeightSparsityConfig
-
     # The arguments are those of whichever Trainer this is mixed into, so they cannot be spelt out here.
     def __init__(
         self, *args: Any, sparsity: WeightSparsityConfig, teacher: PreTrainedModel | None = None, **kwargs: Any
@@ -57,24 +94,19 @@ class SparseWeightsTrainerMixin(SearchingMixin):
             raise SparsityError(f"sparsity is {sparsity!r}: give a WeightSparsityConfig")
         self.sparsity = sparsity
         super().__init__(*args, **kwargs)
-        self._start_search()
-        if self._shards_weights:
+        if self.engine.shards_weights:
             raise SparsityError(
                 "gates on single weights are as large as the weights and would be whole on every process, unlike what "
                 "FSDP and ZeRO stage 3 are for: use DDP, or remove heads and neurons with SparseTrainer"
             )
-        bank = attached_gates(self._model) or attach_weight_gates(self._model, sparsity)
+        self.calls = LossCalls(self)
+        self.search = Search(self, sparsity, self.calls, Zeros(self, sparsity))
+        bank = attached_gates(self.bare_model) or attach_weight_gates(self.bare_model, sparsity)
         if bank.config != sparsity:
             raise SparsityError("the model has gates of another configuration: load it anew")
         if teacher is not None:
-            sizes, others = (parameter_shapes(one) for one in (self._model, teacher))
-            if sizes != others and sparsity.hidden_distillation_weight > 0:
-                name = next(name for name in sizes | others if sizes.get(name) != others.get(name))
-                raise SparsityError(
-                    f"the teacher has another shape than the model ({name} is {others.get(name)} for "
-                    f"{sizes.get(name)}): set hidden_distillation_weight to 0, which leaves the logits"
-                )
-            self._learn_from(teacher, sparsity)
+            _require_same_shape(self.bare_model, teacher, sparsity)
+            self.learn_from_(teacher, sparsity)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Refuse `push_to_hub`, before a repository is made.
@@ -89,21 +121,10 @@ class SparseWeightsTrainerMixin(SearchingMixin):
     def call_model_init(self, trial: Any = None) -> Any:
         """A fresh model from `model_init`, with gates attached."""
         model = cast(PreTrainedModel, super().call_model_init(trial))
-        self._loss_is_probed = False
         attach_weight_gates(model, self.sparsity)
+        if self.search is not None:  # the constructor of Trainer has run
+            self.calls.is_probed = False
         return model
-
-    def _end_step(self, structure_found: bool) -> None:
-        if structure_found:
-            self._require_finite()
-            with self._surgery():
-                fix_weights_(self._model)
-
-    def _density_left(self) -> tuple[float, float]:
-        masks = self._model._modules.get(MASKS)
-        scales = list(masks.scales().values()) if isinstance(masks, WeightMasks) else []
-        left = sum(mask.count_nonzero().item() for mask in scales) / max(1, sum(mask.numel() for mask in scales))
-        return left, 1 - self.sparsity.target
 
     # ---- What is left ----
 
@@ -113,43 +134,42 @@ class SparseWeightsTrainerMixin(SearchingMixin):
         Returns:
             The share of weights left in every linear layer, by its path.
         """
-        fold_weights_(self._model)
-        self.model_wrapped = self._model
-        self.optimizer = self.lr_scheduler = None
-        return weight_densities(self._model)
+        fold_weights_(self.bare_model)
+        self.leave_training_()
+        return weight_densities(self.bare_model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the stock model with zeros, and beside it how dense its layers are (sparsity.json).
 
         Checkpoints that Trainer resumes from keep gates and masks.
         """
-        if _internal_call and (attached_gates(self._model) is not None or MASKS in self._model._modules):
+        model = self.bare_model
+        if _internal_call and (attached_gates(model) is not None or MASKS in model._modules):
             super().save_model(output_dir, _internal_call)
             return
         if not self.args.should_save:
             return
-        with self._with_a_copy(), replaced_directory(Path(output_dir or str(self.args.output_dir))) as directory:
-            fold_weights_(self._model)
-            self._save_into(directory)
+        with copy_in_place(self), replaced_directory(Path(output_dir or str(self.args.output_dir))) as directory:
+            fold_weights_(self.bare_model)
+            self.save_into(directory)
             about = {"pattern": self.sparsity.pattern, "target": self.sparsity.target}
-            text = json.dumps({**about, "density": weight_densities(self._model)}, indent=2)
+            text = json.dumps({**about, "density": weight_densities(self.bare_model)}, indent=2)
             (directory / DENSITIES).write_text(text + "\n")
 
-    def _state(self) -> dict[str, Any]:
-        return {"searching": attached_gates(self._model) is not None}
 
-    def _take_form_of_(self, checkpoint: Path) -> None:
-        try:
-            searching = bool(json.loads((checkpoint / STATE).read_text())["searching"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SparsityError(f"{checkpoint / STATE} does not say where the search is ({error!r})") from None
-        bank = attached_gates(self._model)
-        if searching and bank is None:
-            raise SparsityError(f"the search was still on at {checkpoint}: resume with a new trainer")
-        if not searching and isinstance(bank, WeightGates):
-            masks = {name: torch.ones_like(mask) for name, mask in bank.masks().items()}  # loaded right after this
-            detach_scaler_(self._model, BANK)
-            attach_masks(self._model, masks)
+def _require_same_shape(model: PreTrainedModel, teacher: PreTrainedModel, sparsity: WeightSparsityConfig) -> None:
+    """Refuse a teacher whose hidden states cannot be compared with those of the model.
+
+    Raises:
+        SparsityError: it has another shape.
+    """
+    sizes, others = (parameter_shapes(one) for one in (model, teacher))
+    if sizes != others and sparsity.hidden_distillation_weight > 0:
+        name = next(name for name in sizes | others if sizes.get(name) != others.get(name))
+        raise SparsityError(
+            f"the teacher has another shape than the model ({name} is {others.get(name)} for "
+            f"{sizes.get(name)}): set hidden_distillation_weight to 0, which leaves the logits"
+        )
 
 
 class SparseWeightsTrainer(SparseWeightsTrainerMixin, Trainer):

@@ -37,11 +37,10 @@ from transformers import (
     set_seed,
 )
 
-from hf_sparse import SparseTrainer, SparsityConfig, compact, load_pruned, save_pruned
+from hf_sparse import DenseTrainer, SparseTrainer, SparsityConfig, compact, load_pruned, save_pruned
 from hf_sparse.costs.table import parameter_costs
-from hf_sparse.distillation.distiller import DistillationTrainer
-from hf_sparse.engines.surgery import plain_forward
 from hf_sparse.report.report import Report, command_line, versions
+from hf_sparse.runtime.contexts import plain_forward
 from hf_sparse.runtime.timing import device_name
 from hf_sparse.structure.discovery import discover
 
@@ -141,7 +140,7 @@ def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[d
         plan = trainer.compact().plan
     elif cell["method"] == "hard-concrete":
         gates = HardConcreteGates(model, structure, costs).to(arguments.device)
-        trainer = DistillationTrainer(**bench.options(model, arguments), **shared)
+        trainer = DenseTrainer(**bench.options(model, arguments), **shared)
         steps = math.ceil(len(bench.splits["train"]) / 32) * cell["epochs"]
         search = round(SEARCH_SHARE * steps)
         constant_learning_rate(trainer)
@@ -153,7 +152,7 @@ def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[d
         with plain_forward(model):
             compact(model, plan)
         rest = bench.arguments(cell["epochs"] * (1 - SEARCH_SHARE), cell["learning_rate"], cell["seed"] + 1000)
-        trainer = DistillationTrainer(**bench.options(model, rest), **shared)
+        trainer = DenseTrainer(**bench.options(model, rest), **shared)
         _train(trainer)
     else:
         plan = None
@@ -161,7 +160,7 @@ def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[d
             batches = bench.batches(cell["seed"], arguments.device)
             plan = plan_by_rank(cell["method"], model, batches, cell["target"], cell["seed"])
             compact(model, plan)
-        trainer = DistillationTrainer(**bench.options(model, arguments), **shared)
+        trainer = DenseTrainer(**bench.options(model, arguments), **shared)
         _train(trainer)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     spent = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}

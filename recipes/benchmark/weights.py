@@ -18,12 +18,11 @@ from compare import Bench, begin, is_recorded, record
 from compare import parser as compare_parser
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
-from hf_sparse import SparseWeightsTrainer, SparsityError, WeightSparsityConfig, to_sparse_
-from hf_sparse.distillation.distiller import DistillationTrainer
-from hf_sparse.engines.surgery import plain_forward
+from hf_sparse import DenseTrainer, SparseWeightsTrainer, SparsityError, WeightSparsityConfig, to_sparse_
 from hf_sparse.gates.patterns import KEPT, largest, pattern_of
 from hf_sparse.gates.weights import attach_masks, fold_weights_, matrices, weight_densities
 from hf_sparse.report.report import latencies_ms
+from hf_sparse.runtime.contexts import plain_forward
 
 CELLS = [("unstructured", 0.9), ("unstructured", 0.95), ("block", 0.75), ("block", 0.9), ("2:4", 0.5)]
 LAYOUTS: dict[str, Literal["csr", "bsr", "2:4"]] = {"unstructured": "csr", "block": "bsr", "2:4": "2:4"}
@@ -61,7 +60,7 @@ def run(bench: Bench, cell: dict[str, Any]) -> dict[str, Any]:
         trainer = SparseWeightsTrainer(**bench.options(model, arguments), teacher=dense, sparsity=sparsity)
     else:
         attach_masks(model, magnitude_masks(model, sparsity))
-        trainer = DistillationTrainer(**bench.options(model, arguments), teacher=dense, distillation=sparsity)
+        trainer = DenseTrainer(**bench.options(model, arguments), teacher=dense, distillation=sparsity)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     seconds = time.process_time() - began

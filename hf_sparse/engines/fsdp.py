@@ -1,14 +1,14 @@
 """FSDP2: a sharded model is put together, changed, and sharded again; gates are whole on every process at all times.
 
-The first process puts it together, in the host's memory. The others then have its modules but no weights: parameters
-are on torch's meta device until shards of them come from the first process.
+The main process puts it together, in the host's memory. The others then have its modules but no weights: parameters
+are on torch's meta device until shards of them come from the main process.
 
 Sharding cannot be undone through torch's public interface: this file, and no other, uses its private one.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,12 +19,61 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard, re
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import GenerationMixin, PreTrainedModel
 
+from hf_sparse.engines.base import Engine, Training, average_gradients_, evaluated_as_it_is
+from hf_sparse.engines.tensors import META, exchange_, on_device, remove_hooks_, restored, unsharded
 from hf_sparse.errors import SparsityError
-from hf_sparse.gates.base import BANK, attached_gates
+from hf_sparse.gates.base import BANK, SteeredGates, attached_gates
 from hf_sparse.runtime.processes import is_first, send_
 from hf_sparse.runtime.streaming import HOST, layers
 
-META = torch.device("meta")
+
+class FSDP2(Engine):
+    """Trains shards of the weights, layer by layer."""
+
+    shards_weights = True
+    loads_when_prepared = True
+    evaluates_others = False
+
+    def check_(self) -> None:
+        """As `Engine.check_`; changes accelerate's plugin in place, so that it leaves gates whole."""
+        prepare_sharding_(self.accelerator)
+
+    def is_in_shards(self, model: nn.Module) -> bool:
+        """As `Engine.is_in_shards`."""
+        return isinstance(model, FSDPModule)
+
+    def share(self, parameter: Tensor) -> Tensor:
+        """As `Engine.share`."""
+        return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+    def gathered(self, model: nn.Module) -> AbstractContextManager[None]:
+        """As `Engine.gathered`."""
+        return put_together(model)
+
+    def evaluating(self, trainer: Any) -> AbstractContextManager[None]:
+        """As `Engine.evaluating`."""
+        return evaluated_as_it_is(trainer)
+
+    @contextmanager
+    def editing(self, model: PreTrainedModel, training: Training) -> Iterator[None]:
+        """As `Engine.editing`; shards of what the main process has are distributed afterwards."""
+        with whole(model, training.optimizer, self.accelerator), super().editing(model, training):
+            yield
+
+    def leave_(self, model: nn.Module, training: Training) -> None:
+        """As `Engine.leave_`."""
+        gather_(model, training.optimizer)
+
+    def average_gates_(self, gates: SteeredGates) -> None:
+        """As `Engine.average_gates_`: FSDP averages only what it shards."""
+        average_gradients_(gates, self.accelerator)
+
+    def freeze_(self, teacher: PreTrainedModel, whole: bool) -> bool:
+        """As `Engine.freeze_`; layer by layer, from the main process."""
+        if whole:
+            return super().freeze_(teacher, whole)
+        shard_frozen_(teacher, self.accelerator.device)
+        return True
 
 
 def prepare_sharding_(accelerator: Accelerator) -> None:
@@ -58,35 +107,8 @@ def prepare_sharding_(accelerator: Accelerator) -> None:
         plugin.ignored_modules = gates if ignored is None else f"{ignored}|{gates}"
 
 
-def require_whole(model: nn.Module) -> None:
-    """Refuse a model that was sharded before a Trainer has it.
-
-    Raises:
-        SparsityError: it has shards for parameters.
-    """
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        raise SparsityError(
-            "the model is sharded already (tensor parallelism, or loaded in shards): load it whole, and let "
-            "`accelerate launch` shard it by FSDP2"
-        )
-
-
-def average_gradients_(gates: nn.Module, accelerator: Accelerator) -> None:
-    """Hook the parameters of gates, so that their gradients, once complete, become the average over all processes.
-
-    FSDP does that for what it shards. It has to be done before gradients are clipped, all together.
-    """
-
-    def average(parameter: Tensor) -> None:
-        if accelerator.sync_gradients and parameter.grad is not None:
-            parameter.grad.copy_(accelerator.reduce(parameter.grad, "mean"))
-
-    for parameter in gates.parameters():
-        parameter.register_post_accumulate_grad_hook(average)
-
-
 def shard_frozen_(model: PreTrainedModel, device: torch.device) -> None:
-    """Shard a model that the first process has, in place, layer by layer; from here on all processes run it together.
+    """Shard a model that the main process has, in place, layer by layer; from here on all processes run it together.
 
     It must not be changed any more.
     """
@@ -101,7 +123,7 @@ def shard_frozen_(model: PreTrainedModel, device: torch.device) -> None:
 
 @contextmanager
 def whole(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterator[None]:
-    """Inside this context a sharded model is whole on the first process, in place, in the host's memory.
+    """Inside this context a sharded model is whole on the main process, in place, in the host's memory.
 
     On the others it has no weights. One that is not sharded stays as it is. All processes must come here together.
     """
@@ -117,7 +139,7 @@ def whole(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> Iterato
 
 @contextmanager
 def put_together(model: nn.Module) -> Iterator[None]:
-    """Inside this context a sharded model is whole on the first process, as it is in `whole`, but must not be changed.
+    """Inside this context a sharded model is whole on the main process, as it is in `whole`, but must not be changed.
 
     On leaving it the shards of before are there again: nothing has to be sent. All processes must come here together.
     """
@@ -135,28 +157,8 @@ def put_together(model: nn.Module) -> Iterator[None]:
         _module_state_mapping.update(states)
 
 
-@contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """On leaving this context the modules of a model have, in place, the classes, attributes and hooks of before."""
-    states = [(module, type(module), vars(module).copy()) for module in model.modules()]
-    hooks = [
-        {name: dict(value) for name, value in state.items() if "_hooks" in name and isinstance(value, dict)}
-        for *_, state in states
-    ]
-    try:
-        yield
-    finally:
-        for (module, kind, state), tables in zip(states, hooks):
-            module.__class__ = kind
-            vars(module).clear()
-            vars(module).update(state)
-            for name, table in tables.items():
-                state[name].clear()
-                state[name].update(table)
-
-
 def gather_(model: nn.Module, optimizer: Any) -> None:
-    """Make a sharded model whole in place on the first process, tensor by tensor; leave another as it is.
+    """Make a sharded model whole in place on the main process, tensor by tensor; leave another as it is.
 
     Devices need room for one tensor only, and `streamed` runs it from the host's memory. The optimizer's state stays in
     shards: they are of use again to parameters that are the same afterwards.
@@ -177,7 +179,7 @@ def _train_(optimizer: Any, others: Mapping[int, Tensor]) -> None:
 
 @torch.no_grad()
 def unshard_(model: nn.Module) -> dict[int, Tensor]:
-    """Make a sharded model whole in place on the first process; gives what is in the place of what, by its id."""
+    """Make a sharded model whole in place on the main process; gives what is in the place of what, by its id."""
     # Private names of torch: imported here, so that nobody depends on them who does not shard.
     from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
     from torch.distributed._composable_state import _module_state_mapping
@@ -201,57 +203,9 @@ def unshard_(model: nn.Module) -> dict[int, Tensor]:
     return wholes
 
 
-def unsharded(model: nn.Module) -> dict[int, Tensor]:
-    """On the first process, in its host's memory, by their ids: buffers, and ignored parameters, all but the gates."""
-    bank = attached_gates(model)
-    gates = {id(tensor) for tensor in (() if bank is None else (*bank.parameters(), *bank.buffers()))}
-    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in gates]
-    return {id(tensor): on_device(tensor, HOST) for tensor in tensors if is_first() and not isinstance(tensor, DTensor)}
-
-
-@torch.no_grad()
-def spread_(model: nn.Module, device: torch.device) -> None:
-    """Put a model that `gather_` has made whole, in place, on a device of every process."""
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    there = {id(tensor): on_device(tensor, device) for tensor in tensors}
-    exchange_(model, there)
-    send_(there.values())
-
-
-def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A parameter or buffer on a device, with any values if it has none."""
-    there = torch.empty_like(tensor, device=device) if tensor.device == META else tensor.detach().to(device)
-    return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
-
-
-def exchange_(model: nn.Module, others: Mapping[int, Tensor]) -> None:
-    """Put other parameters and buffers in the place of those that a model has, by their ids; tied ones stay tied."""
-    for module in model.modules():
-        for kind in ("_parameters", "_buffers"):
-            # In new tables: the old ones may be of an engine's own kind, or wanted again.
-            table: dict[str, Any] = vars(module)[kind]
-            vars(module)[kind] = {name: others.get(id(tensor), tensor) for name, tensor in table.items()}
-
-
-def remove_hooks_(model: nn.Module, package: str) -> None:
-    """Take all hooks off a model and its modules, in place, whose functions are of a package."""
-    from torch.nn.modules.module import _WrappedHook
-
-    def is_of_package(hook: Any) -> bool:
-        function = hook.hook if isinstance(hook, _WrappedHook) else hook
-        return callable(function) and str(function.__module__).startswith(package)
-
-    for module in model.modules():
-        tables = [table for name, table in vars(module).items() if "_hooks" in name and isinstance(table, dict)]
-        theirs = {key for table in tables for key, hook in table.items() if is_of_package(hook)}
-        for table in tables:
-            for key in theirs & set(table):
-                del table[key]
-
-
 @torch.no_grad()
 def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
-    """Shard a model that the first process has, in place, as accelerate does by its plugin, tensor by tensor.
+    """Shard a model that the main process has, in place, as accelerate does by its plugin, tensor by tensor.
 
     The optimizer gets its parameters back.
     """
@@ -282,7 +236,7 @@ def _shard_from_first_(
     """Shard a model in place, tensor by tensor, so that every process gets its shares from the first one.
 
     Args:
-        model: whole on the first process; on the others its parameters may be on torch's meta device.
+        model: whole on the main process; on the others its parameters may be on torch's meta device.
         device: of this process.
         shard: shards what has no values.
         left_out: parameters that it leaves whole, by their ids.

@@ -1,0 +1,72 @@
+"""Copy models: without weights, with random ones, or just after they were trained."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_sparse.runtime.contexts import plain_forward
+
+
+def skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy a model that will be changed, without its weights, so that the copy takes no memory."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    with plain_forward(model):
+        return copied(model, memo)
+
+
+def copied(model: PreTrainedModel, memo: dict[int, Any] | None = None) -> PreTrainedModel:
+    """Copy a model that may have just been trained.
+
+    States that modules keep of their latest forward, as recurrent ones do, are copied without their graph, which torch
+    would refuse to copy.
+
+    Args:
+        model: with or without gates.
+        memo: as for `copy.deepcopy`.
+    """
+    states = [state for module in model.modules() for state in _states(vars(module))]
+    return copy.deepcopy(model, {id(state): state.detach().clone() for state in states} | (memo or {}))
+
+
+def _states(value: Any) -> Iterator[Tensor]:
+    """The tensors with a graph in a value, and in the containers within it."""
+    if isinstance(value, Tensor):
+        if value.grad_fn is not None:
+            yield value
+    elif isinstance(value, dict | list | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _states(one)
+
+
+def with_random_weights_(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Give a skeleton weights in place, for measuring: small random ones, as speed does not depend on which."""
+    generator = torch.Generator(device).manual_seed(0)
+    made: dict[int, nn.Parameter] = {}  # tied weights stay tied
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if id(parameter) not in made:
+            values = torch.empty(parameter.shape, dtype=torch.float32, device=device)
+            values = values.normal_(0, 0.02, generator=generator).to(parameter.dtype)
+            made[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
+        module, _, key = name.rpartition(".")
+        model.get_submodule(module).register_parameter(key, made[id(parameter)])
+    nn.Module.to(model, device)  # its buffers; transformers wraps `to` in a way that hides its type
+    return model
+
+
+@contextmanager
+def copy_in_place(trainer: Any) -> Iterator[PreTrainedModel]:
+    """Put a copy in the place of a Trainer's bare model inside this context, to be changed."""
+    model = trainer.model
+    try:
+        trainer.model = copied(model)
+        yield trainer.model
+    finally:
+        trainer.model = model
