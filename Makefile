@@ -3,13 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: prune test coverage cards check lint install format clean
+.PHONY: prune test oldest coverage cards check lint install format clean
 
 prune: install  ## fine-tune and prune MiniLM on docstrings of installed libraries, into runs/quickstart
 	$(BIN)/python recipes/text_classification.py --overwrite_output_dir
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# What other versions of transformers can break: its private names, training, stages, checkpoints, a slice of all models.
+OLDEST := .venv-oldest
+OLDEST_TESTS := $(addprefix tests/test_,seam.py trainer.py stages.py checkpoint.py earlier_versions.py fresh_processes.py)
+
+oldest: $(OLDEST)/installed  ## run the tests that matter most with the oldest transformers that is supported
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup tests/test_zoo.py -k "bert or llama or mistral or gpt2 or vit"
 
 coverage: install  ## print what can be pruned in every model type that is tested
 	$(BIN)/python tests/coverage.py
@@ -46,5 +54,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target $(VENV)/deepspeed $(DEEPSPEED)
 	touch $@
 
+$(OLDEST)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(OLDEST)/bin/pip install --quiet --editable ".[dev]" "transformers==5.14.*"
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(OLDEST) runs
