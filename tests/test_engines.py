@@ -51,7 +51,7 @@ def test_settings_of_deepspeed_that_would_not_be_exact_are_refused(config: dict[
         ({"fsdp_version": 1}, "set fsdp_version to 2"),
         ({"cpu_ram_efficient_loading": True}, "set it to false"),
         ({"ignored_modules": [nn.Linear(1, 1)]}, "give their names"),
-        ({"activation_checkpointing": True}, "give gradient_checkpointing to TrainingArguments"),
+        ({"activation_checkpointing": True}, "give activation_checkpointing to TrainingArguments"),
         ({"cpu_offload": True}, "fsdp_offload_params"),
         ({"dynamo": DynamoBackend.EAGER}, "torch.compile and FSDP"),
     ],

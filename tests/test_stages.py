@@ -73,9 +73,9 @@ def test_a_run_leaves_a_whole_model_at_every_target(unbroken: SparseTrainer) -> 
 
 def test_trials_of_a_search_leave_their_models_apart(tmp_path: Path) -> None:
     run = run_of(tmp_path)
-    assert run._member_path(0.5) == tmp_path / "removed-0.5"
+    assert run.stages._member_path(0.5) == tmp_path / "removed-0.5"
     run.hp_search_backend, run._trial = HPSearchBackend.OPTUNA, SimpleNamespace(number=3)
-    assert run._member_path(0.5) == tmp_path / "run-3/removed-0.5"
+    assert run.stages._member_path(0.5) == tmp_path / "run-3/removed-0.5"
 
 
 def test_models_that_do_not_fit_beside_each_other_are_saved_unmeasured(

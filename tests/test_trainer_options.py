@@ -239,7 +239,7 @@ def test_where_all_weights_are_frozen_the_gates_alone_are_learnt(sparsity: Any, 
     run = kind(model=model, args=arguments, sparsity=sparsity, train_dataset=rows(64), eval_dataset=rows(8))
     run.train()
     assert run.search.in_last_form and run.state.global_step < 40
-    left, target = run._density_left()
+    left, target = run.stages.density_left()
     assert left == pytest.approx(target, abs=0.03)
     run.save_model(str(tmp_path / "out"))
     if kind is SparseTrainer:

@@ -93,7 +93,7 @@ def prepare_sharding_(accelerator: Accelerator) -> None:
     if plugin.activation_checkpointing:
         raise SparsityError(
             "fsdp_activation_checkpointing wraps layers in others, under other names: set it to false and give "
-            "gradient_checkpointing to TrainingArguments"
+            "activation_checkpointing to TrainingArguments (gradient_checkpointing before transformers 5.23)"
         )
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise SparsityError("fsdp_offload_params keeps shards where they cannot be put together: set it to false")
