@@ -30,11 +30,16 @@ if TYPE_CHECKING:
     from hf_sparse.gates.attach import current_plan as current_plan
     from hf_sparse.gates.attach import detach_gates as detach_gates
     from hf_sparse.gates.plan import PruningPlan as PruningPlan
+    from hf_sparse.report.report import ModelMeasurements as ModelMeasurements
+    from hf_sparse.report.report import Origin as Origin
+    from hf_sparse.report.report import Report as Report
     from hf_sparse.structure.blocks import Block as Block
     from hf_sparse.structure.blocks import ModelStructure as ModelStructure
     from hf_sparse.structure.discovery import discover as discover
     from hf_sparse.training.dense_trainer import DenseTrainer as DenseTrainer
     from hf_sparse.training.dense_trainer import DenseTrainerMixin as DenseTrainerMixin
+    from hf_sparse.training.resume import checkpoint_defect as checkpoint_defect
+    from hf_sparse.training.resume import newest_whole_checkpoint as newest_whole_checkpoint
     from hf_sparse.training.trainer import SparseSeq2SeqTrainer as SparseSeq2SeqTrainer
     from hf_sparse.training.trainer import SparseTrainer as SparseTrainer
     from hf_sparse.training.trainer import SparseTrainerMixin as SparseTrainerMixin
@@ -55,7 +60,9 @@ _WHERE = {
     "gates.plan": ["PruningPlan"],
     "structure.blocks": ["Block", "ModelStructure"],
     "structure.discovery": ["discover"],
+    "report.report": ["ModelMeasurements", "Origin", "Report"],
     "training.dense_trainer": ["DenseTrainer", "DenseTrainerMixin"],
+    "training.resume": ["checkpoint_defect", "newest_whole_checkpoint"],
     "training.trainer": ["SparseSeq2SeqTrainer", "SparseTrainer", "SparseTrainerMixin"],
     "training.weight_trainer": ["SparseWeightsTrainer", "SparseWeightsTrainerMixin"],
 }

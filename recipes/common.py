@@ -17,11 +17,7 @@ from huggingface_hub import HfApi
 from transformers import EvalPrediction, HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_sparse import SparsityError
-from hf_sparse.report.family import FAMILY
-from hf_sparse.report.report import ModelMeasurements, Report
-from hf_sparse.runtime.processes import once
-from hf_sparse.training.resume import defect, newest_whole_checkpoint
+from hf_sparse import ModelMeasurements, Report, SparsityError, checkpoint_defect, newest_whole_checkpoint
 
 METRICS = Path(__file__).parent / "metrics"
 MISSED = 0.03
@@ -135,19 +131,16 @@ def check_hub(arguments: RecipeArguments) -> None:
     Raises:
         SparsityError: it is not, or does not.
     """
-
-    def ask() -> None:
-        try:
-            HfApi(token=arguments.hub_token).whoami()
-        except Exception as error:  # a server can fail in any way
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SparsityError(
-                f"--push_to_hub: the Hub does not say who you are ({reason}): run `hf auth login`, give --hub_token or "
-                "leave it out, and `hf-sparse push` the result later"
-            ) from None
-
-    if arguments.push_to_hub:
-        once(ask)
+    if not arguments.push_to_hub:
+        return
+    try:
+        HfApi(token=arguments.hub_token).whoami()
+    except Exception as error:  # a server can fail in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SparsityError(
+            f"--push_to_hub: the Hub does not say who you are ({reason}): run `hf auth login`, give --hub_token or "
+            "leave it out, and `hf-sparse push` the result later"
+        ) from None
 
 
 def clear_output_dir(arguments: RecipeArguments) -> None:
@@ -156,7 +149,7 @@ def clear_output_dir(arguments: RecipeArguments) -> None:
     if arguments.overwrite_output_dir and arguments.resume_from_checkpoint is None and path.is_dir():
         for old in [*path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), *path.glob("removed-*"), path / "dense"]:
             shutil.rmtree(old, ignore_errors=True)
-        for file in path.glob(f"{FAMILY}.*"):
+        for file in path.glob("family.*"):
             file.unlink()
 
 
@@ -170,7 +163,7 @@ def checkpoint_to_resume(arguments: RecipeArguments, directory: Path) -> str | N
     if wanted is None:
         return None
     if wanted != "auto":
-        reason = defect(Path(wanted))
+        reason = checkpoint_defect(Path(wanted))
         if reason is not None:
             raise SparsityError(
                 f"--resume_from_checkpoint {wanted} is not a whole checkpoint ({reason}): give another, or 'auto'"

@@ -47,6 +47,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from hf_sparse import (
     DenseTrainer,
+    Origin,
     SparseTrainer,
     SparsityConfig,
     SparsityError,
@@ -56,8 +57,6 @@ from hf_sparse import (
     load_pruned,
     save_pruned,
 )
-from hf_sparse.report.family import FAMILY
-from hf_sparse.report.report import Origin, command_line
 
 MEASURED_BATCH = 32
 PREDICTIONS = "predict_results.txt"
@@ -145,7 +144,6 @@ def main() -> None:
             task="text-classification",
             dataset=data.name,
             dataset_id=data_arguments.dataset_name,
-            command=command_line(),
         ),
     )
     # Where --push_to_hub is given, this uploads it, too.
@@ -156,7 +154,7 @@ def main() -> None:
         lines = ["index\tprediction", *(f"{index}\t{data.labels[found]}" for index, found in enumerate(predicted))]
         (output / PREDICTIONS).write_text("\n".join(lines) + "\n")
         print(f"what it says of the test data is in {output / PREDICTIONS}")
-    family = (output / FAMILY).with_suffix(".md")
+    family = output / "family.md"
     if sparsity.targets is not None and family.is_file():
         print(f"\n{family.read_text()}\nthese models and family.png are in {output}")
 

@@ -111,3 +111,17 @@ def test_every_public_name_is_imported_from_where_type_checkers_see_it() -> None
     assert set(places) == set(hf_sparse.__all__) - {"__version__"}
     for name, module in places.items():
         assert getattr(hf_sparse, name) is getattr(importlib.import_module(str(module)), name)
+
+
+def test_recipes_use_public_names_only() -> None:
+    """Benchmarks also look inside the library, but not into the parts of its Trainers."""
+    for path in (ROOT.parent / "recipes").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not str(node.module).startswith("hf_sparse"):
+                continue
+            names = {alias.name for alias in node.names}
+            if path.parent.name != "benchmark":
+                assert node.module == "hf_sparse" and names <= set(hf_sparse.__all__), path
+            package = str(node.module).split(".")[1:2]
+            assert package not in (["training"], ["engines"], ["distillation"]), path
+            assert not any(name.startswith("_") for name in names), path

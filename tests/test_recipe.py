@@ -33,7 +33,7 @@ import text_classification  # noqa: E402
 from text_data import DataArguments, load_text_data  # noqa: E402
 
 from hf_sparse import SparsityError, load_pruned  # noqa: E402
-from hf_sparse.training.resume import defect  # noqa: E402
+from hf_sparse.training.resume import checkpoint_defect  # noqa: E402
 
 ABSENT = "this flag is not given"
 SHORT = {"--learning_rate": 1e-3, "--per_device_train_batch_size": 4, "--dense_epochs": 2, "--report_to": "none"}
@@ -219,7 +219,7 @@ def test_a_broken_newest_checkpoint_is_passed_over(run: Run, data: dict[str, str
     weights = (out / "model.safetensors").read_bytes()
     newest = out / "checkpoint-48"
     (newest / "trainer_state.json").unlink()
-    assert defect(out / "checkpoint-36") is None and defect(newest) is not None
+    assert checkpoint_defect(out / "checkpoint-36") is None and checkpoint_defect(newest) is not None
     assert run({**data, "--resume_from_checkpoint": "auto"}) == 0
     assert (out / "model.safetensors").read_bytes() == weights
 

@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 from hf_sparse import SparseTrainer, SparseTrainerMixin, SparsityConfig, load_pruned
 from hf_sparse.costs.macs import count_macs
-from hf_sparse.training.resume import defect
+from hf_sparse.training.resume import checkpoint_defect
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),  # which TRL still says
@@ -91,7 +91,7 @@ def test_supervised_fine_tuning_learns_what_trainer_learns(tokenizer: PreTrained
     expected = plain.model.state_dict()
     for name, tensor in tuned.model.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-3, msg=name)
-    assert defect(tmp_path / "sft/checkpoint-10") is None and not (tmp_path / "sft/config.json").exists()
+    assert checkpoint_defect(tmp_path / "sft/checkpoint-10") is None and not (tmp_path / "sft/config.json").exists()
     batch = {"input_ids": torch.tensor(tokens(4, 8, seed=1))}
     report = tuned.measure(batch)
     assert report.dense.macs == count_macs(llama(), batch) > report.pruned.macs == count_macs(plain.model, batch)

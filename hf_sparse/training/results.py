@@ -187,7 +187,7 @@ class Results:
     def _measure(
         self, inputs: Mapping[str, Tensor], metrics: tuple[Metrics, Metrics] | None, origin: Origin | None
     ) -> Report:
-        device = self.trainer.args.device
+        device, origin = self.trainer.args.device, origin or self._origin(self._dense)
         dense = with_random_weights_(skeleton(self._dense), device)
         if dense.dtype != self._model.dtype:  # engines may keep weights in float32 that were loaded in half precision
             nn.Module.to(dense, self._model.dtype)
@@ -203,7 +203,7 @@ class Results:
                 self.config.stage(self.trainer.run.stage),
                 inputs,
                 metrics or ({}, {}),
-                replace(origin or self._origin(dense), **self._said),
+                replace(origin, **{"command": origin.command or command_line(), **self._said}),
                 self.trainer.args.seed,
             )
         if metrics is None:
@@ -220,7 +220,7 @@ class Results:
         """What can be known of it here."""
         config: Any = dense.config
         task = task_of(stock_class(dense).__name__, config.model_type)
-        return Origin(base_model=hub_id(dense), task=task, command=command_line())
+        return Origin(base_model=hub_id(dense), task=task)
 
     def measured_if_possible(self) -> Report | None:
         """Measure where nobody has asked for it: what goes wrong there does not keep a model from being saved."""

@@ -28,7 +28,7 @@ LATEST = "latest"
 """Names the directory of DeepSpeed in a checkpoint, and is written last."""
 
 
-def defect(checkpoint: Path) -> str | None:
+def checkpoint_defect(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be resumed from exactly: a file is missing, cut off or damaged. None if it is whole.
 
     Nothing in it is unpickled. A Trainer without stages leaves no state of one.
@@ -108,7 +108,7 @@ def checkpoints(directory: Path) -> list[Path]:
 def newest_whole_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint of a run that can be resumed from; warns of newer ones that cannot."""
     for path in checkpoints(directory):
-        reason = defect(path)
+        reason = checkpoint_defect(path)
         if reason is None:
             return path
         logger.warning("%s is not whole (%s): going on from the one before.", path, reason)
@@ -171,7 +171,7 @@ def checked(wanted: Path | None, directory: Path) -> str:
     def choose() -> Path | str | None:
         if wanted is None:
             return newest_whole_checkpoint(directory)
-        return defect(wanted) or wanted
+        return checkpoint_defect(wanted) or wanted
 
     path = once(choose)
     if path is None:

@@ -170,7 +170,8 @@ class SparseTrainerMixin(BaseTrainer):
             inputs: a batch to measure both on; of the evaluation data by default.
             metrics: of the model before and after, by data split; by default those of the last evaluation, and those of
                 the dense model where it was evaluated: before the training, or as the teacher.
-            origin: what it was made from; by default what can be known here.
+            origin: what it was made from; by default what can be known here. A command that is None is the one that
+                this process was started with.
 
         Raises:
             SparsityError: there never were gates, or the compact model would compute something else.
