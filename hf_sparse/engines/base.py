@@ -19,6 +19,9 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.gates.base import SteeredGates
 from hf_sparse.runtime.contexts import plain_forward, unchanged_random_state
 
+FORWARDS = ("forward", "_original_forward")
+"""What accelerate sets on a model that it prepares: a forward with mixed precision, and the one before."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -157,12 +160,17 @@ class Engine:
 def evaluated_as_it_is(trainer: Any) -> Iterator[None]:
     """Let a Trainer evaluate its model inside this context without an engine that would train or shard it."""
     wrapped, uses_deepspeed = trainer.model_wrapped, trainer.is_deepspeed_enabled
+    own = vars(trainer.model)
+    forwards = {name: own[name] for name in FORWARDS if name in own}
     trainer.is_deepspeed_enabled = False
     trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
     try:
         yield
     finally:
         trainer.model_wrapped, trainer.is_deepspeed_enabled = wrapped, uses_deepspeed
+        for name in FORWARDS:
+            own.pop(name, None)
+        own.update(forwards)
 
 
 def average_gradients_(gates: nn.Module, accelerator: Accelerator) -> None:
