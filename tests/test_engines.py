@@ -5,15 +5,20 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from accelerate.utils import DeepSpeedPlugin, DynamoBackend, FullyShardedDataParallelPlugin
+import torch
+from accelerate.utils import DeepSpeedPlugin, DistributedType, DynamoBackend, FullyShardedDataParallelPlugin
 from conftest import bert, rows, training_arguments
 from torch import distributed, nn
 from torch.distributed.tensor import distribute_tensor
 from transformers import TrainingArguments
 
-from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
-from hf_sparse.engines.fsdp import prepare_sharding_
-from hf_sparse.engines.zero import check_zero
+from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, attach_gates
+from hf_sparse.engines.base import Engine
+from hf_sparse.engines.choose import engine_of
+from hf_sparse.engines.ddp import DDP
+from hf_sparse.engines.fsdp import FSDP2
+from hf_sparse.engines.zero import ZeRO
+from hf_sparse.engines.zero3 import ZeRO3
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
@@ -42,7 +47,26 @@ def test_settings_of_deepspeed_that_would_not_be_exact_are_refused(config: dict[
     plugin = DeepSpeedPlugin(hf_ds_config=config)
     with pytest.raises(SparsityError, match=reason):
         state = SimpleNamespace(deepspeed_plugin=plugin, dynamo_plugin=dynamo)
-        check_zero(cast(Any, SimpleNamespace(state=state)))
+        ZeRO(cast(Any, SimpleNamespace(state=state))).check_()
+
+
+def test_the_engine_is_the_one_that_accelerate_trains_with() -> None:
+    def chosen(kind: str, **plugins: Any) -> type[Engine]:
+        accelerator: Any = SimpleNamespace(state=SimpleNamespace(**plugins), distributed_type=kind)
+        return type(engine_of(accelerator))
+
+    assert chosen(DistributedType.NO) is Engine and chosen(DistributedType.MULTI_CPU) is DDP
+    assert chosen(DistributedType.FSDP, fsdp_plugin=SimpleNamespace()) is FSDP2
+    for stage, kind in ((1, ZeRO), (2, ZeRO), (3, ZeRO3)):
+        assert chosen(DistributedType.DEEPSPEED, deepspeed_plugin=SimpleNamespace(zero_stage=stage)) is kind
+
+
+def test_deepspeed_refuses_a_model_of_which_only_gates_would_train() -> None:
+    model = bert().requires_grad_(False)
+    attach_gates(model, SparsityConfig())
+    accelerator: Any = SimpleNamespace(device=torch.device("cpu"))
+    with pytest.raises(SparsityError, match="by DDP"), ZeRO(accelerator).preparing(model):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -62,7 +86,7 @@ def test_settings_of_fsdp_that_would_not_be_exact_are_refused(settings: dict[str
     state = SimpleNamespace(fsdp_plugin=plugin, dynamo_plugin=dynamo)
     accelerator: Any = SimpleNamespace(state=state, is_fsdp2=settings.get("fsdp_version") != 1)
     with pytest.raises(SparsityError, match=reason):
-        prepare_sharding_(accelerator)
+        FSDP2(accelerator).check_()
 
 
 def test_a_model_in_shards_is_refused(tmp_path: Path) -> None:

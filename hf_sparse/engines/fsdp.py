@@ -36,7 +36,29 @@ class FSDP2(Engine):
 
     def check_(self) -> None:
         """As `Engine.check_`; changes accelerate's plugin in place, so that it leaves gates whole."""
-        prepare_sharding_(self.accelerator)
+        plugin = self.accelerator.state.fsdp_plugin
+        if not self.accelerator.is_fsdp2:
+            raise SparsityError("FSDP's first version flattens the weights that gates scale: set fsdp_version to 2")
+        if plugin.cpu_ram_efficient_loading:
+            raise SparsityError(
+                "fsdp_cpu_ram_efficient_loading has all tensors handed out as shards, of which gates are none: set it "
+                "to false"
+            )
+        if plugin.activation_checkpointing:
+            raise SparsityError(
+                "fsdp_activation_checkpointing wraps layers in others, under other names: set it to false and give "
+                "activation_checkpointing to TrainingArguments (gradient_checkpointing before transformers 5.23)"
+            )
+        if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+            raise SparsityError("fsdp_offload_params keeps shards where they cannot be put together: set it to false")
+        if self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+            raise SparsityError("torch.compile and FSDP do not go together here: leave one of them out")
+        ignored = plugin.ignored_modules
+        if ignored is not None and not isinstance(ignored, str):
+            raise SparsityError("ignored_modules of FSDP are given as modules, which will change: give their names")
+        gates = rf"{BANK}(\..*)?"
+        if ignored is None or gates not in ignored:
+            plugin.ignored_modules = gates if ignored is None else f"{ignored}|{gates}"
 
     def is_in_shards(self, model: nn.Module) -> bool:
         """As `Engine.is_in_shards`."""
@@ -74,37 +96,6 @@ class FSDP2(Engine):
             return super().freeze_(teacher, whole)
         shard_frozen_(teacher, self.accelerator.device)
         return True
-
-
-def prepare_sharding_(accelerator: Accelerator) -> None:
-    """Change accelerate's plugin in place, so that it leaves gates whole when it shards the model.
-
-    Raises:
-        SparsityError: settings of FSDP with which gates would not be exact.
-    """
-    plugin = accelerator.state.fsdp_plugin
-    if not accelerator.is_fsdp2:
-        raise SparsityError("FSDP's first version flattens the weights that gates scale: set fsdp_version to 2")
-    if plugin.cpu_ram_efficient_loading:
-        raise SparsityError(
-            "fsdp_cpu_ram_efficient_loading has all tensors handed out as shards, of which gates are none: set it to "
-            "false"
-        )
-    if plugin.activation_checkpointing:
-        raise SparsityError(
-            "fsdp_activation_checkpointing wraps layers in others, under other names: set it to false and give "
-            "activation_checkpointing to TrainingArguments (gradient_checkpointing before transformers 5.23)"
-        )
-    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
-        raise SparsityError("fsdp_offload_params keeps shards where they cannot be put together: set it to false")
-    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
-        raise SparsityError("torch.compile and FSDP do not go together here: leave one of them out")
-    ignored = plugin.ignored_modules
-    if ignored is not None and not isinstance(ignored, str):
-        raise SparsityError("ignored_modules of FSDP are given as modules, which will change: give their names")
-    gates = rf"{BANK}(\..*)?"
-    if ignored is None or gates not in ignored:
-        plugin.ignored_modules = gates if ignored is None else f"{ignored}|{gates}"
 
 
 def shard_frozen_(model: PreTrainedModel, device: torch.device) -> None:
@@ -233,7 +224,7 @@ def _ignored(model: nn.Module, accelerator: Accelerator) -> dict[int, Tensor]:
 def _shard_from_first_(
     model: nn.Module, device: torch.device, shard: Callable[[], Any], left_out: Mapping[int, Tensor]
 ) -> None:
-    """Shard a model in place, tensor by tensor, so that every process gets its shares from the first one.
+    """Shard a model in place, tensor by tensor, so that every process gets its shares from the main one.
 
     Args:
         model: whole on the main process; on the others its parameters may be on torch's meta device.

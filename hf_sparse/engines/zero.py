@@ -29,33 +29,6 @@ GATES = "gates.safetensors"
 """Beside a checkpoint of DeepSpeed: gates in float32, and the state of their optimizer."""
 
 
-def check_zero(accelerator: Accelerator) -> None:
-    """Refuse what would not be exact, or could not be changed while it trains.
-
-    Raises:
-        SparsityError: what it is, and what to do instead.
-    """
-    plugin = accelerator.state.deepspeed_plugin
-    config, stage = plugin.deepspeed_config, plugin.zero_stage
-    if stage == 0:
-        raise SparsityError("ZeRO stage 0 is plain DDP: leave DeepSpeed out, or use stage 1, 2 or 3")
-    for section in ("optimizer", "scheduler"):
-        if section in config:
-            raise SparsityError(
-                f"the DeepSpeed config has a section {section!r}: leave it out and give TrainingArguments instead, so "
-                "that the learning rate follows the search"
-            )
-    for name in ("offload_optimizer", "offload_param"):
-        if config["zero_optimization"].get(name, {}).get("device", "none") != "none":
-            raise SparsityError(f"{name} is not supported: set its device to none")
-    if config["zero_optimization"].get("mics_shard_size", 0) > 0:
-        raise SparsityError("mics_shard_size has shards in several copies, which are not kept alike: leave it out")
-    if config.get("fp16", {}).get("enabled") is True:
-        raise SparsityError("fp16 in DeepSpeed scales the gradients of gates as well: use bf16")
-    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
-        raise SparsityError("torch.compile and DeepSpeed do not go together here: leave one of them out")
-
-
 class ZeRO(Engine):
     """Trains whole weights, with the optimizer's state in shards: stages 1 and 2."""
 
@@ -64,8 +37,26 @@ class ZeRO(Engine):
     evaluates_others = False
 
     def check_(self) -> None:
-        """As `Engine.check_`."""
-        check_zero(self.accelerator)
+        """As `Engine.check_`; also what could not be changed while it trains."""
+        plugin = self.accelerator.state.deepspeed_plugin
+        config, stage = plugin.deepspeed_config, plugin.zero_stage
+        if stage == 0:
+            raise SparsityError("ZeRO stage 0 is plain DDP: leave DeepSpeed out, or use stage 1, 2 or 3")
+        for section in ("optimizer", "scheduler"):
+            if section in config:
+                raise SparsityError(
+                    f"the DeepSpeed config has a section {section!r}: leave it out and give TrainingArguments instead, "
+                    "so that the learning rate follows the search"
+                )
+        for name in ("offload_optimizer", "offload_param"):
+            if config["zero_optimization"].get(name, {}).get("device", "none") != "none":
+                raise SparsityError(f"{name} is not supported: set its device to none")
+        if config["zero_optimization"].get("mics_shard_size", 0) > 0:
+            raise SparsityError("mics_shard_size has shards in several copies, which are not kept alike: leave it out")
+        if config.get("fp16", {}).get("enabled") is True:
+            raise SparsityError("fp16 in DeepSpeed scales the gradients of gates as well: use bf16")
+        if self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+            raise SparsityError("torch.compile and DeepSpeed do not go together here: leave one of them out")
 
     def hidden_gates(self, model: nn.Module) -> AbstractContextManager[None]:
         """As `Engine.hidden_gates`."""
@@ -73,7 +64,15 @@ class ZeRO(Engine):
 
     @contextmanager
     def preparing(self, model: PreTrainedModel) -> Iterator[None]:
-        """As `Engine.preparing`; gates stay out of it."""
+        """As `Engine.preparing`; gates stay out of it.
+
+        Raises:
+            SparsityError: there is nothing else to train.
+        """
+        if not _trained(model):
+            raise SparsityError(
+                "all weights are frozen, so DeepSpeed has nothing to train: learn gates alone without it, by DDP"
+            )
         gates = attached_gates(model)
         if gates is not None:
             gates.to(self.accelerator.device)
