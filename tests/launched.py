@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from hf_sparse import SparseTrainer, SparseWeightsTrainer, SparsityConfig, WeightSparsityConfig
+from hf_sparse.costs import latency
 from hf_sparse.training import borders, results, stages
 
 
@@ -30,7 +31,7 @@ def _nan(model: nn.Module, rank: int) -> None:
 
 
 def _disk(model: nn.Module, rank: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
 
 FAULTS = {"nan": _nan, "disk": _disk}
@@ -112,6 +113,7 @@ def main() -> None:
     flags = parse()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    latency.CACHE = flags.directory / "latency"
     saving = {"save_strategy": "steps", "save_steps": flags.save_steps} if flags.save_steps else {}
     arguments = training_arguments(
         flags.directory,

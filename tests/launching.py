@@ -1,15 +1,17 @@
 """Real launches of scripts in this directory."""
 
+import atexit
+import functools
 import os
-import socket
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from forking import Forks, free_port
 
 from hf_sparse.runtime import streaming
 
@@ -26,12 +28,6 @@ FSDP = {
 
 LAYERS = {"llama": "LlamaDecoderLayer", "gpt2": "GPT2Block", "bart": "BartEncoderLayer,BartDecoderLayer"}
 """Classes that are sharded on their own, by --model; of BERT otherwise."""
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def shard_on_cpus() -> None:
@@ -97,6 +93,16 @@ def environment(directory: Path, zero: int | None = None) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(directory / "home"), **deepspeed}
 
 
+@functools.cache
+def forks(deepspeed: bool = False) -> Forks:
+    """What starts all Python processes of a session that may share packages and caches; with DeepSpeed another one."""
+    home = tempfile.TemporaryDirectory()
+    started = Forks(environment(Path(home.name), 3 if deepspeed else None), *(["deepspeed"] if deepspeed else []))
+    atexit.register(home.cleanup)
+    atexit.register(started.close)
+    return started
+
+
 def launch(processes: int, directory: Path, *arguments: Any, fsdp: str | None = None, zero: int | None = None) -> str:
     """Run launched.py to its end; returns what it printed.
 
@@ -104,11 +110,7 @@ def launch(processes: int, directory: Path, *arguments: Any, fsdp: str | None = 
         AssertionError: it failed.
     """
     directory.mkdir(exist_ok=True)
-    run = subprocess.run(
-        command(processes, "launched.py", directory, *arguments, fsdp=fsdp, zero=zero),
-        capture_output=True,
-        text=True,
-        env=environment(directory, zero),
-    )
+    words = command(processes, "launched.py", directory, *arguments, fsdp=fsdp, zero=zero)[1:]
+    run = forks(zero is not None).run(*words, env=environment(directory, zero))
     assert run.returncode == 0, run.stderr[-20000:]
     return run.stdout + run.stderr

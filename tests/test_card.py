@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 import torch
 from conftest import bart, bert, llama
 from huggingface_hub import ModelCard
+from launching import forks
 from safetensors.torch import load_file
 from test_compaction import learnt, plans
 from test_stock import uniform
@@ -168,7 +168,7 @@ def test_the_code_in_a_card_runs(tmp_path: Path) -> None:
         assert len(snippets) == count
         for snippet in snippets:
             code = f"{snippet}\nprint(sum(p.numel() for p in model.parameters()))"
-            run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+            run = forks().run("-c", code, cwd=tmp_path)
             assert run.returncode == 0, run.stderr
             assert int(run.stdout) == (model if name == "pruned" else stock).num_parameters()
 

@@ -1,6 +1,5 @@
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 from conftest import bert, llama
+from launching import TESTS, forks
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_compaction import learnt, plans
@@ -69,7 +69,7 @@ def test_with_neither_the_library_nor_trust_the_error_and_the_card_say_what_to_d
         "from transformers import AutoModelForSequenceClassification as Auto\n"
         f"Auto.from_pretrained({str(tmp_path / 'out')!r})\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    run = forks().run("-c", code)
     assert run.returncode == 1
     # The error is transformers' own: it names one way, and the place where the card names both.
     error = run.stderr[run.stderr.rindex("ValueError") :]
@@ -213,8 +213,7 @@ def test_a_recipe_that_does_not_fit_is_refused(key: str, value: object, message:
 
 
 def test_a_kill_while_saving_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path) -> None:
-    script = Path(__file__).parent / "killed_while_saving.py"
-    done = subprocess.run([sys.executable, script, tmp_path / "out"], capture_output=True, text=True, timeout=120)
+    done = forks().run(TESTS / "killed_while_saving.py", tmp_path / "out")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "25 kills, 2 of 2 models seen" in done.stdout
 
@@ -249,7 +248,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path) -> None:
         "except SparsityError as error:\n"
         "    print(error)\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
+    run = forks().run("-c", code, cwd=TESTS)
     assert run.returncode == 0 and run.stdout.startswith(f"cannot write {tmp_path / 'out'}"), run.stderr
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

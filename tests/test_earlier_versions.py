@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import training_arguments
 from datasets import Dataset
+from launching import forks
 from safetensors.torch import load_file
 from transformers import AutoConfig, BertConfig, BertForSequenceClassification
 
@@ -35,7 +34,8 @@ def test_a_model_that_was_saved_computes_what_it_did(name: str, tmp_path: Path) 
 def test_how_experts_are_computed_can_be_chosen_before_the_stock_class_was_asked() -> None:
     code = "from transformers import AutoModelForCausalLM as A; import hf_sparse, sys\n"
     code += "for how in ('eager', 'grouped_mm'): A.from_pretrained(sys.argv[1], experts_implementation=how)"
-    subprocess.run([sys.executable, "-c", code, str(SAVED / "experts")], check=True)
+    run = forks().run("-c", code, SAVED / "experts")
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_search_that_was_stopped_goes_on(tmp_path: Path) -> None:

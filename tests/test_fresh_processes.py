@@ -3,14 +3,12 @@
 test_zoo.py loads all of them in its own process.
 """
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import TESTS, forks
 from loaded import tensors
 from test_zoo import random_plans
 from transformers import PreTrainedModel
@@ -50,8 +48,6 @@ def test_model_types_load_both_ways(part: int, tmp_path: Path) -> None:
         if save(name, path) is not None:
             paths.append(path)
     assert len(paths) > 0.9 * len(CHOSEN[part::PARTS])
-    options = {**os.environ, "HF_HOME": str(tmp_path / "huggingface"), "HF_HUB_OFFLINE": "1"}
     for way in ("with", "without"):
-        command = [sys.executable, Path(__file__).parent / "loaded.py", way, *paths]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=options)
+        run = forks().run(TESTS / "loaded.py", way, *paths)
         assert run.returncode == 0 and not run.stdout, f"{way} the library:\n{run.stdout}\n{run.stderr[-1000:]}"

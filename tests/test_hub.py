@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from forking import Forks
 from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard
+from launching import TESTS
 
 from hf_sparse import load_pruned, save_pruned
 from hf_sparse.cli import main
 from hf_sparse.structure.example_inputs import example_inputs
 
-TESTS = Path(__file__).parent
 WAYS = ("trainer", "model", "directory")
 SHELL = """
 import shlex, sys
@@ -52,14 +53,26 @@ def server() -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="module")
-def pushed(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a user has models, and a home."""
+    return tmp_path_factory.mktemp("user")
+
+
+@pytest.fixture(scope="module")
+def python(server: HubServer, user: Path) -> Iterator[Forks]:
+    """Runs Python for that user."""
+    forks = Forks(environment(server, user / "home"))
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="module")
+def pushed(python: Forks, user: Path) -> Path:
     """Where the models are that were pushed, one for each of the ways."""
-    directory = tmp_path_factory.mktemp("pushed")
-    command, options = [sys.executable, TESTS / "pushed.py", directory, TOKEN], environment(server, directory / "home")
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=options)
+    run = python.run(TESTS / "pushed.py", user, TOKEN)
     assert run.returncode == 0, run.stderr
     assert TOKEN not in run.stdout + run.stderr
-    return directory
+    return user
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +117,7 @@ def everything_written(*directories: Path) -> bytes:
 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_what_is_pushed_loads_in_a_fresh_process_with_and_without_the_library(
-    trusted: bool, server: HubServer, pushed: Path, tmp_path: Path
+    trusted: bool, server: HubServer, python: Forks, pushed: Path, tmp_path: Path
 ) -> None:
     code = (
         "import json, sys, torch\n"
@@ -120,13 +133,7 @@ def test_what_is_pushed_loads_in_a_fresh_process_with_and_without_the_library(
     )
     inputs = example_inputs(load_pruned(pushed / "directory"))
     values = json.dumps({name: tensor.tolist() for name, tensor in inputs.items()})
-    run = subprocess.run(
-        [sys.executable, "-c", code, values],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment(server, tmp_path / "home"),
-    )
+    run = python.run("-c", code, values)
     assert run.returncode == 0, run.stderr
     lines = iter(run.stdout.splitlines())
     for way in WAYS:
@@ -161,7 +168,9 @@ def test_the_trainer_pushes_a_card_with_all_that_it_knows(server: HubServer, pus
     assert json.loads((pushed / "trainer/report.json").read_text()) == report
 
 
-def test_the_recipe_pushes_with_the_flags_of_training_arguments(tmp_path: Path) -> None:
+def test_the_recipe_pushes_with_the_flags_of_training_arguments(
+    server: HubServer, python: Forks, user: Path, tmp_path: Path
+) -> None:
     from test_recipe import RECIPES, tiny_model, write
 
     files = {"--train_file": write(tmp_path / "train.csv", 96), "--validation_file": write(tmp_path / "dev.csv", 32)}
@@ -177,22 +186,15 @@ def test_the_recipe_pushes_with_the_flags_of_training_arguments(tmp_path: Path) 
         "--hub_model_id": "me/small",
         "--hub_token": TOKEN,
     }
-    command = [
-        sys.executable,
-        RECIPES / "text_classification.py",
-        *(str(word) for flag in flags.items() for word in flag),
-    ]
-    with HubServer() as server:
-        options = environment(server, tmp_path / "home")
-        run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=options)
-        assert run.returncode == 0, run.stderr
-        pushed = server.files["me/small"]
+    run = python.run(RECIPES / "text_classification.py", *(word for flag in flags.items() for word in flag))
+    assert run.returncode == 0, run.stderr
+    pushed = server.files["me/small"]
     assert {"config.json", "model.safetensors", "tokenizer.json", "report.json", "structure.png"} <= pushed.keys()
     card = ModelCard(pushed["README.md"].decode())
     names = {result.metric_name for result in card.data.eval_results}
     assert names == {"accuracy", "f1", "accuracy (dense)", "f1 (dense)"}
     assert "--hub_token ..." in card.text
-    assert TOKEN not in run.stdout + run.stderr and TOKEN.encode() not in everything_written(tmp_path)
+    assert TOKEN not in run.stdout + run.stderr and TOKEN.encode() not in everything_written(tmp_path, user)
 
 
 def test_a_failed_upload_leaves_the_model_and_says_how_to_go_on(

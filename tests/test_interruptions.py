@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import StopAt, bert, rows, training_arguments
-from launching import TESTS, command, environment, launch
+from launching import TESTS, command, environment, forks, launch
 from safetensors.torch import load_file
 from torch.utils.data import IterableDataset
 from transformers.utils.logging import get_logger
@@ -60,8 +59,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixt
 
 
 def test_killed_runs_end_as_the_one_that_was_not(tmp_path: Path) -> None:
-    script = [sys.executable, str(TESTS / "killed_while_training.py"), str(tmp_path / "runs"), "4"]
-    run = subprocess.run(script, capture_output=True, text=True, env=environment(tmp_path))
+    run = forks().run(TESTS / "killed_while_training.py", tmp_path / "runs", 4)
     assert run.returncode == 0, run.stdout + run.stderr[-3000:]
     assert run.stdout.count("2 kills") == 2
 
@@ -158,12 +156,12 @@ def test_without_a_whole_checkpoint_nothing_is_resumed(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_and_the_checkpoint_before_stays(tmp_path: Path) -> None:
-    script = [sys.executable, str(TESTS / "launched.py"), str(tmp_path), "--save_steps", "15"]
-    run = subprocess.run([*script, "--fault", "disk"], capture_output=True, text=True, env=environment(tmp_path))
+    script = (TESTS / "launched.py", tmp_path, "--save_steps", 15)
+    run = forks().run(*script, "--fault", "disk")
     assert run.returncode != 0
     assert "the checkpoint of step 30 could not be written" in run.stderr and "make room and resume" in run.stderr
     assert [path.name for path in tmp_path.glob("*checkpoint-*")] == ["checkpoint-15"]
-    again = subprocess.run([*script, "--resume"], capture_output=True, text=True, env=environment(tmp_path))
+    again = forks().run(*script, "--resume")
     assert again.returncode == 0, again.stderr[-3000:]
 
 
@@ -182,7 +180,7 @@ def test_a_clock_that_was_set_back_does_not_make_new_checkpoints_old(tmp_path: P
 
 def test_nan_on_one_process_stops_all(tmp_path: Path) -> None:
     script = command(2, "launched.py", tmp_path, "--batch", 4, "--save_steps", 15, "--fault", "nan")
-    run = subprocess.run(script, capture_output=True, text=True, env=environment(tmp_path), timeout=PATIENCE)
+    run = forks().run(*script[1:])
     said = "NonFiniteLossError: weights became NaN or infinite by step 20"
     assert run.returncode != 0 and run.stderr.count(said) == 2
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-15"]
@@ -195,7 +193,7 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         script[script.index("--main_process_port") + 1] = str(port)
-        run = subprocess.run(script, capture_output=True, text=True, env=environment(tmp_path), timeout=PATIENCE)
+        run = forks().run(*script[1:])
     assert f"Port `{port}` is already in use" in run.stderr
 
 

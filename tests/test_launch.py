@@ -120,4 +120,4 @@ def test_compiled_steps_learn_the_same(one_process: Path, tmp_path: Path) -> Non
 def test_processes_share_what_the_first_one_has_measured(tmp_path: Path) -> None:
     launch(2, tmp_path, "--batch", 4, "--cost", "latency")
     weights(tmp_path)
-    assert len(list((tmp_path / "home/hf_sparse/latency").iterdir())) == 3
+    assert len(list((tmp_path / "latency").iterdir())) == 3

@@ -1,11 +1,10 @@
 """Estimates of memory against what torch allocates."""
 
-import subprocess
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from launching import command, environment
+from launching import command, environment, forks
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, T5Config, T5ForConditionalGeneration
 
 from hf_sparse import PruningPlan, SparsityError, compact, discover
@@ -44,7 +43,7 @@ def test_the_estimate_is_the_peak_of_a_step_or_a_little_more(
     processes = 1 if zero is None else 2
     flags = ("--batch", 16, "--length", 128, *(f"--{name}" for name in settings))
     script = command(processes, "trained_for_memory.py", tmp_path, *flags, zero=zero)
-    run = subprocess.run(script, capture_output=True, text=True, env=environment(tmp_path, zero))
+    run = forks(zero is not None).run(*script[1:], env=environment(tmp_path, zero))
     assert run.returncode == 0, run.stderr[-3000:]
     [peak] = [int(line.split()[1]) for line in run.stdout.splitlines() if line.startswith("peak: ")]
     estimate = estimate_memory(BERT, engine, processes, batch_size=16, sequence_length=128, **settings)

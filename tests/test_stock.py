@@ -1,13 +1,12 @@
 """Uniform layouts: found in stock configs, learnt as such, and loaded by transformers alone."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import MODELS, bart, bert, gpt2, llama, rows, training_arguments
+from launching import forks
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -76,7 +75,7 @@ def test_what_a_stock_config_can_say_is_saved_as_stock(
     from safetensors.torch import save_file
 
     save_file(example_inputs(model), tmp_path / "in")
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = forks().run("-c", code)
     assert run.returncode == 0, run.stderr
     torch.testing.assert_close(load_file(tmp_path / "out")["logits"], logits(model), rtol=1e-6, atol=1e-6)
 

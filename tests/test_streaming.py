@@ -1,14 +1,12 @@
 """Models whose weights are elsewhere than their inputs."""
 
 import copy
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import MODELS, bert
+from launching import TESTS, forks
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -18,7 +16,6 @@ from hf_sparse.runtime import streaming
 from hf_sparse.runtime.streaming import layers, streamed
 from hf_sparse.structure.example_inputs import example_inputs
 
-TESTS = Path(__file__).parent
 COPY = torch.device("cpu", 0)  # no tensor says so of itself, so that all weights are copied
 
 
@@ -33,7 +30,7 @@ def visiting(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
 
 
 def test_nothing_is_computed_from_two_devices() -> None:
-    run = subprocess.run([sys.executable, TESTS / "on_fake_device.py"], capture_output=True, text=True, timeout=300)
+    run = forks().run(TESTS / "on_fake_device.py")
     assert run.returncode == 0, run.stderr[-5000:]
     assert run.stdout.split() == list(MODELS)
 
