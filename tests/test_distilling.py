@@ -25,6 +25,7 @@ from hf_sparse.compaction.refit import depths
 from hf_sparse.distillation.losses import logit_distillation
 from hf_sparse.distillation.teacher import Teacher
 from hf_sparse.engines.base import Engine
+from hf_sparse.engines.zero3 import ZeRO3
 from hf_sparse.training.borders import refit_to_teacher_
 
 ENGINE = Engine(Accelerator(cpu=True))
@@ -185,4 +186,4 @@ def test_a_copy_of_shards_is_refused_as_a_teacher() -> None:
     for parameter in teacher.parameters():
         parameter.data = torch.empty(0)
     with pytest.raises(SparsityError, match="load it by from_pretrained"):
-        Teacher(copy.deepcopy(teacher), bert(), ENGINE, True, False)
+        Teacher(copy.deepcopy(teacher), bert(), ZeRO3(ENGINE.accelerator), True, False)

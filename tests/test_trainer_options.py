@@ -164,7 +164,7 @@ def test_a_run_does_not_go_on_with_another_target(tmp_path: Path) -> None:
 
 def test_a_first_step_that_was_interrupted_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trainer(tmp_path, teacher=bert(layers=4), max_steps=1)
-    monkeypatch.setattr(run, "_start_gates", lambda inputs: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(run.search, "start_gates_", lambda inputs: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run.train()
     monkeypatch.undo()
@@ -239,7 +239,7 @@ def test_where_all_weights_are_frozen_the_gates_alone_are_learnt(sparsity: Any, 
     run = kind(model=model, args=arguments, sparsity=sparsity, train_dataset=rows(64), eval_dataset=rows(8))
     run.train()
     assert run.search.in_last_form and run.state.global_step < 40
-    left, target = run.stages.density_left()
+    left, target = run.search.form.density_left()
     assert left == pytest.approx(target, abs=0.03)
     run.save_model(str(tmp_path / "out"))
     if kind is SparseTrainer:
