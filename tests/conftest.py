@@ -1,5 +1,6 @@
 """Tiny random models of every supported layout, and data that a tiny model can learn."""
 
+import gc
 import os
 
 # Before transformers and datasets are imported: nothing may be fetched, and tokenizers must not fork threads.
@@ -104,6 +105,22 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {"bert": bert, "gpt2": gpt2, 
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return MODELS[request.param]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests of a group follow each other: what they share is made once."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        groups.setdefault(mark.args[0] if mark else item.nodeid, []).append(item)
+    items[:] = [item for group in groups.values() for item in group]
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported out of all later collections of garbage: every start of a Trainer makes some."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """Every model type of the zoo: found exactly or refused, pruned at random, trained, compacted, saved and loaded."""
 
 import copy
-import itertools
+import functools
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -82,30 +82,60 @@ def masked(model: PreTrainedModel, structure: ModelStructure, plan: PruningPlan)
     return model
 
 
-@pytest.mark.parametrize("name", ZOO)
+class Subject:
+    """A model with its structure, and what random plans leave of it.
+
+    Attributes:
+        kinds: the plans that it is tested with; all of them, for all models, would take minutes more.
+        pairs: by kind, the model in which what the plan drops weighs zero, and the one without it.
+    """
+
+    def __init__(self, name: str) -> None:
+        species = ZOO[name]
+        self.model, self.inputs = species.make(), species.inputs()
+        self.structure = discover(self.model, self.inputs)
+        plans = random_plans(self.structure)
+        kinds = ("some gone", ("uneven", "one", "all gone")[list(ZOO).index(name) % 3])
+        self.kinds = {kind: plans[kind] for kind in kinds if self.structure.blocks}
+        self.pairs = {kind: pair(self.model, self.structure, plan, self.inputs) for kind, plan in self.kinds.items()}
+
+
+subject = functools.lru_cache(maxsize=1)(Subject)  # tests of a species follow each other, being of one group
+OF_ZOO = {name: pytest.param(name, marks=pytest.mark.xdist_group(f"zoo {name}")) for name in ZOO}
+
+
+def pair(
+    model: PreTrainedModel, structure: ModelStructure, plan: PruningPlan, inputs: dict
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    small = copy.deepcopy(model)
+    compact(small, plan, inputs)
+    return masked(model, structure, plan), small
+
+
+@pytest.mark.parametrize("name", OF_ZOO.values())
 def test_random_plans_are_exact(name: str) -> None:
-    species = ZOO[name]
-    model, inputs = species.make(), species.inputs()
-    structure = discover(model, inputs)
-    kinds = {block.kind for block in structure.blocks}
-    assert structure.refused or ("attention" in kinds and kinds & {"ffn", "experts"})
-    plans = random_plans(structure)
-    other = ("uneven", "one", "all gone")[list(ZOO).index(name) % 3]  # all of them, for all, would take minutes more
-    for kind in ("some gone", other):
-        if structure.blocks:
-            try:
-                _assert_exact(model, structure, plans[kind], inputs, kind, 1e-5)
-            except AssertionError:  # rounding, which differs between processors, is gone in double precision
-                _assert_exact(copy.deepcopy(model).double(), structure, plans[kind], _doubled(inputs), kind, 1e-9)
+    one = subject(name)
+    kinds = {block.kind for block in one.structure.blocks}
+    assert one.structure.refused or ("attention" in kinds and kinds & {"ffn", "experts"})
+    for kind, plan in one.kinds.items():
+        try:
+            _assert_exact(one.pairs[kind], one.structure, one.inputs, kind, 1e-5)
+        except AssertionError:  # rounding, which differs between processors, is gone in double precision
+            inputs = _doubled(one.inputs)
+            doubled = pair(copy.deepcopy(one.model).double(), one.structure, plan, inputs)
+            _assert_exact(doubled, one.structure, inputs, kind, 1e-9)
 
 
 def _assert_exact(
-    model: PreTrainedModel, structure: ModelStructure, plan: PruningPlan, inputs: dict, kind: str, tolerance: float
+    models: tuple[PreTrainedModel, PreTrainedModel],
+    structure: ModelStructure,
+    inputs: dict,
+    kind: str,
+    tolerance: float,
 ) -> None:
-    expected, small = masked(model, structure, plan), copy.deepcopy(model)
-    compact(small, plan, inputs)
-    assert_alike(outputs(expected, inputs), outputs(small, inputs), kind, tolerance)
+    assert_alike(*(outputs(model, inputs) for model in models), kind, tolerance)
     if kind == "some gone":
+        expected, small = copy.deepcopy(models)
         for one in (expected, small):
             with suppress(ValueError):  # some have no other attention
                 one.set_attn_implementation("eager")
@@ -127,7 +157,7 @@ def _doubled(inputs: dict) -> dict:
 # These generate codes of several codebooks, by a `generate` that needs the model around them.
 BY_CODEBOOKS = {"csm_depth_decoder_model", "musicgen_decoder", "musicgen_melody_decoder"}
 TEXT = ("decoder", "sequence to sequence")
-GENERATING = [name for name, species in ZOO.items() if species.family in TEXT and name not in BY_CODEBOOKS]
+GENERATING = [OF_ZOO[name] for name, one in ZOO.items() if one.family in TEXT and name not in BY_CODEBOOKS]
 
 
 # The stock models fail with it.
@@ -145,28 +175,23 @@ WAYS = ({}, {"cache_implementation": "static"}, {"num_beams": 3})
 
 @pytest.mark.parametrize("name", GENERATING)
 def test_generation_with_a_cache_gives_the_same_tokens(name: str) -> None:
-    species = ZOO[name]
-    model, inputs = species.make(), species.inputs()
-    if not model.can_generate():
+    one = subject(name)
+    if not one.model.can_generate():
         return
-    structure = discover(model, inputs)
-    prompt = {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask")}
-    if "attention_mask" in prompt and species.family == "decoder":
+    prompt = {key: one.inputs[key].clone() for key in ("input_ids", "attention_mask") if key in one.inputs}
+    if "attention_mask" in prompt and ZOO[name].family == "decoder":
         prompt["attention_mask"][1, :3] = 0  # shorter prompts are padded on the left
-    for kind, plan in itertools.islice(random_plans(structure).items(), 2):
-        expected, small = masked(model, structure, plan), copy.deepcopy(model)
-        compact(small, plan, inputs)
-        for way in WAYS[:: 2 if name in WITHOUT_STATIC_CACHE else 1]:
-            options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **way}
-            tokens = [one.generate(**prompt, **options) for one in (expected, small)]
-            assert torch.equal(*tokens), (kind, way)
+    for kind, models in one.pairs.items():
+        ways = WAYS[:: 2 if name in WITHOUT_STATIC_CACHE else 1] if kind == "some gone" else WAYS[:1]
+        for way in ways:
+            options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, **way}
+            assert torch.equal(*(model.generate(**prompt, **options) for model in models)), (kind, way)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", OF_ZOO.values())
 def test_trained_models_are_compacted_saved_and_loaded(name: str, tmp_path: Path) -> None:
-    species = ZOO[name]
-    model, inputs = species.make(), species.inputs()
-    if not discover(model, inputs).blocks:
+    model, inputs = copy.deepcopy(subject(name).model), subject(name).inputs
+    if not subject(name).structure.blocks:
         return
     bank = attach_gates(model, SparsityConfig(target=0.01), inputs)
     optimizer = torch.optim.SGD([{"params": model.parameters(), "lr": 1e-4}])
