@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 
 .PHONY: prune test oldest coverage cards check lint install format clean
 
-prune: install  ## fine-tune and prune MiniLM on docstrings of installed libraries, into runs/quickstart
-	$(BIN)/python recipes/text_classification.py --overwrite_output_dir
+RECIPE ?= text_classification
+prune: install  ## run a recipe without flags: MiniLM on docstrings, into runs/quickstart, or RECIPE=token_classification
+	$(BIN)/python recipes/$(RECIPE).py --overwrite_output_dir
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -3,6 +3,9 @@
     python recipes/text_classification.py
     accelerate launch recipes/text_classification.py --model_name_or_path google-bert/bert-base-uncased \\
         --train_file train.csv --validation_file dev.csv --target 0.5 --output_dir runs/mine
+    python recipes/text_classification.py --task_name mrpc --output_dir runs/mrpc
+
+A text, or a pair of texts, gets one class; several, where the labels are lists; or a number, with --do_regression.
 
 A model without a trained head is fine-tuned first, dense. The dense model is the teacher of the pruned one. The output
 directory then has the smaller model and its tokenizer, its card, report.json and structure.png; --push_to_hub uploads
@@ -10,286 +13,218 @@ them (--hub_model_id me/my-model, --hub_private_repo, --hub_token). --do_predict
 classes of the test data, which then may lack labels; training and evaluation need no flag.
 """
 
-import copy
-import dataclasses
-import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import transformers
-from common import (
-    RecipeArguments,
-    RecipeParser,
-    check_hub,
-    check_output_dir,
-    checkpoint_to_resume,
-    classification_metrics,
-    clear_output_dir,
-    predicted_classes,
-    run_recipe,
-    scores,
-    summary,
-)
+import numpy as np
+from common.files import require_columns, require_texts
+from common.labels import class_names, label_names, numbered, numbers
+from common.metrics import ACCURACY, MACRO_F1, Metric, class_metrics, local_metric, logits_of
+from common.running import Data, Task, run
+from common.texts import TextArguments
 from datasets import Dataset, DatasetDict
-from minilm import REPO, minilm
-from text_data import DataArguments, TextData, load_text_data
-from torch import Tensor, nn
+from embedded.docstrings import docstrings
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
-    PreTrainedModel,
+    EvalPrediction,
     PreTrainedTokenizerBase,
-    set_seed,
 )
-from transformers.integrations import unset_hf_deepspeed_config
+from transformers.trainer_utils import PredictionOutput
 
-from hf_sparse import (
-    DenseTrainer,
-    Origin,
-    SparseTrainer,
-    SparsityConfig,
-    SparsityError,
-    attach_gates,
-    detach_gates,
-    discover,
-    load_pruned,
-    save_pruned,
-)
+from hf_sparse import SparsityError
 
-MEASURED_BATCH = 32
-PREDICTIONS = "predict_results.txt"
-EMBEDDED_DEFAULTS = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sparsity_ramp": 0.24}
-"""Used with the embedded data unless flags say otherwise: there is little of it, and gates need steps to close."""
+COLUMNS = "set --text_column_name and --label_column_name"
+PAIR = ("sentence1", "sentence2")
+GLUE = {
+    "cola": ("sentence",),
+    "mnli": ("premise", "hypothesis"),
+    "mrpc": PAIR,
+    "qnli": ("question", "sentence"),
+    "qqp": ("question1", "question2"),
+    "rte": PAIR,
+    "sst2": ("sentence",),
+    "stsb": PAIR,
+    "wnli": PAIR,
+}
+"""The tasks of GLUE and their columns."""
+EQUIVALENCE = ("mrpc", "qqp")
+"""Those whose F1 is that of one class, the second."""
 
 
 @dataclass(frozen=True)
-class ModelArguments:
-    """Which model is pruned, and which one teaches it."""
+class Arguments(TextArguments):
+    """Which texts and labels."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Model to prune, from the Hub or a directory. Default: all-MiniLM-L6-v2."}
+    task_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Task of GLUE: its data unless files are given, its columns and metrics.",
+            "choices": [*GLUE],
+        },
     )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloaded models are kept."})
-    teacher_name_or_path: str | None = field(
-        default=None, metadata={"help": "Fine-tuned teacher. Default: the dense model, before pruning."}
+    text_column_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the text, or a,b for pairs. Default: the only one, or those of GLUE.",
+            "aliases": ["--text_column_names"],
+        },
     )
+    label_column_name: str = field(
+        default="label", metadata={"help": "Column of the label: text or integers, or lists of them."}
+    )
+    do_regression: bool = field(default=False, metadata={"help": "Labels are numbers to come close to, not classes."})
+
+    @property
+    def on_hub(self) -> tuple[str | None, str | None]:
+        """The data set on the Hub and its configuration."""
+        named = self.task_name is not None and self.dataset_name is None and not self.files
+        return ("nyu-mll/glue", self.task_name) if named else (self.dataset_name, self.dataset_config_name)
+
+    @property
+    def split_names(self) -> dict[str, str]:
+        """What the splits are called on the Hub; MNLI has two of each but the first."""
+        names = super().split_names
+        if self.on_hub[1] == "mnli":
+            names |= {name: f"{name}_matched" for name in ("validation", "test") if names[name] == name}
+        return names
 
 
-def main() -> None:
-    model_arguments, data_arguments, sparsity, arguments = _parse()
-    unset_hf_deepspeed_config()  # ZeRO stage 3 would shard weights while they are loaded, which are copied here
-    check_output_dir(arguments)
-    check_hub(arguments)
-    set_seed(arguments.seed)
-    with arguments.main_process_first(desc="reading the data"):
-        data = load_text_data(data_arguments, arguments.seed)
-    _check_test(data, data_arguments, arguments)
-    source = model_arguments.model_name_or_path or minilm()
-    tokenizer = _tokenizer(source, model_arguments)
-    dense, has_head = _model(source, model_arguments, data, tokenizer)
-    with arguments.main_process_first(desc="tokenizing"):
-        splits = _tokenize(data, tokenizer, data_arguments.max_seq_length)
+class TextClassification(Task):
+    """A class for every text or pair of texts; or several; or a number.
 
-    # Before hours are spent: is there the teacher, is there something to prune, and can the target be met?
-    other_teacher = None
-    if model_arguments.teacher_name_or_path is not None:
-        source = model_arguments.teacher_name_or_path
-        other_teacher, knows_labels = _model(
-            source, dataclasses.replace(model_arguments, model_revision="main"), data, tokenizer
-        )
-        if not knows_labels:
+    Attributes:
+        texts: one column, or two for pairs.
+    """
+
+    pipeline_tag = "text-classification"
+    auto_class = AutoModelForSequenceClassification
+    data_arguments = Arguments
+    embedded_name = "docstrings"
+    embedded_defaults = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sparsity_ramp": 0.24}
+    """There is little of this data, and gates need steps to close."""
+    texts: tuple[str, ...]
+
+    def embedded_data(self, seed: int) -> DatasetDict:
+        """Which library does a docstring document?"""
+        return docstrings(seed)
+
+    def load(self, splits: DatasetDict) -> Data:
+        """Find texts and labels, and whether these are classes, lists of them, or numbers."""
+        column = self.arguments.label_column_name
+        require_columns(DatasetDict({split: splits[split] for split in splits if split != "test"}), [column], COLUMNS)
+        self.texts = self._text_columns(splits["train"])
+        require_columns(splits, self.texts, COLUMNS)
+        require_texts(splits, self.texts)
+        regression = self.arguments.do_regression or self.arguments.task_name == "stsb"
+        read = numbers if regression else label_names
+        labels = {split: read(rows, column, split) for split, rows in splits.items() if column in rows.column_names}
+        if set(map(str, labels.get("test", ["-1"]))) <= {"-1", "-1.0"}:  # as GLUE publishes its test sets
+            labels.pop("test", None)
+        several = isinstance(labels["train"][0], list)
+        if any(isinstance(label, list) != several for found in labels.values() for label in found):
             raise SparsityError(
-                f"the teacher {source} has no head that was trained for {', '.join(data.labels[:10])}: fine-tune it on "
-                "these data first, with these names in its config"
+                f"column {column!r} holds several labels in a row, but not always: give lists in all rows"
             )
-    nn.Module.to(dense, arguments.device)  # where latencies are measured, if that is the cost
-    attach_gates(dense, sparsity, _batch(splits["validation"], tokenizer, dense), structure=discover(dense))
-    detach_gates(dense)
-    if arguments.process_index == 0:
-        clear_output_dir(arguments)
-    if not has_head:
-        if arguments.process_index == 0:
-            print(f"{source} has no head that was trained for {', '.join(data.labels[:10])}: it is fine-tuned first")
-        dense = _fine_tune(dense, splits, tokenizer, arguments)
-    teacher = other_teacher or copy.deepcopy(dense)
+        self.problem = "regression" if regression else f"{'multi' if several else 'single'}_label_classification"
+        self.metrics = self._metrics()
+        names = () if regression else class_names(splits["train"], column)
+        rows = {split: rows.select_columns(list(self.texts)) for split, rows in splits.items()}
+        for split, found in labels.items():
+            values: list[Any] = found if regression else numbered(found, names, split)
+            if several:
+                values = [[float(number in row) for number in range(len(names))] for row in values]
+            rows[split] = rows[split].add_column("label", values)
+        return Data(DatasetDict(rows), names, column, "test" in labels)
 
-    trainer = SparseTrainer(
-        model=copy.deepcopy(dense),
-        args=arguments,
-        sparsity=sparsity,
-        teacher=teacher,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
-        processing_class=tokenizer,
-        compute_metrics=classification_metrics(),
-    )
-    evaluated = {split: rows for split, rows in splits.items() if split != "train" and "label" in rows.column_names}
-    dense_metrics = _evaluate(dense, evaluated, tokenizer, arguments)
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments, Path(str(arguments.output_dir))))
-    trainer.compact()
-    pruned_metrics = {split: scores(trainer.evaluate(rows)) for split, rows in evaluated.items()}
-    predicted = predicted_classes(trainer.predict(splits["test"]).predictions) if arguments.do_predict else None
-    if not trainer.is_world_process_zero():
-        return
+    def _text_columns(self, train: Dataset) -> tuple[str, ...]:
+        given, task = self.arguments.text_column_name, self.arguments.task_name
+        if given is not None:
+            columns = tuple(column.strip() for column in given.split(","))
+            if len(columns) > 2:
+                raise SparsityError(f"--text_column_name {given}: give one column, or two for pairs")
+            return columns
+        if task is not None:
+            return GLUE[task]
+        texts = [
+            name
+            for name, feature in train.features.items()
+            if getattr(feature, "dtype", None) in ("string", "large_string")
+            and name != self.arguments.label_column_name
+        ]
+        if set(PAIR) <= set(texts):
+            return PAIR
+        if len(texts) != 1:
+            raise SparsityError(
+                f"which column is the text? Set --text_column_name to one of {', '.join(texts or train.column_names)}, "
+                "or to two of them, such as a,b, for pairs"
+            )
+        return (texts[0],)
 
-    name = model_arguments.model_name_or_path or REPO
-    report = trainer.measure(
-        _batch(splits["validation"], tokenizer, dense),
-        (dense_metrics, pruned_metrics),
-        Origin(
-            base_model=None if Path(name).exists() else name,
-            task="text-classification",
-            dataset=data.name,
-            dataset_id=data_arguments.dataset_name,
-        ),
-    )
-    # Where --push_to_hub is given, this uploads it, too.
-    trainer.save_model()
-    output = Path(str(arguments.output_dir))
-    print(f"\n{summary(report)}\n\nthe model, its card, report.json and structure.png are in {output}")
-    if predicted is not None:
-        lines = ["index\tprediction", *(f"{index}\t{data.labels[found]}" for index, found in enumerate(predicted))]
-        (output / PREDICTIONS).write_text("\n".join(lines) + "\n")
-        print(f"what it says of the test data is in {output / PREDICTIONS}")
-    family = output / "family.md"
-    if sparsity.targets is not None and family.is_file():
-        print(f"\n{family.read_text()}\nthese models and family.png are in {output}")
+    def configure_(self, config: Any, data: Data) -> bool:
+        """Fit the config to names of classes, or to a single number."""
+        if self.problem != "regression":
+            return super().configure_(config, data)
+        same = config.num_labels == 1 and config.problem_type in (None, self.problem)
+        config.num_labels, config.problem_type = 1, self.problem
+        return same
 
+    def encoder(self, data: Data, processor: PreTrainedTokenizerBase) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+        """Tokenize texts; labels stay as they are."""
+        columns, lengths = self.texts, self.arguments.lengths(processor)
 
-def _parse() -> tuple[ModelArguments, DataArguments, SparsityConfig, RecipeArguments]:
-    parser = RecipeParser((ModelArguments, DataArguments, SparsityConfig, RecipeArguments), __doc__)
-    model, data, sparsity, arguments = parser.parse()
-    if data.embedded:
-        parser.set_defaults(**EMBEDDED_DEFAULTS)
-        model, data, sparsity, arguments = parser.parse()
-    if not arguments.output_dir:
-        raise SparsityError("--output_dir is missing: say where the model goes, such as runs/mine")
-    return model, data, sparsity, arguments
+        def encode(rows: dict[str, Any]) -> Mapping[str, Any]:
+            encoded = processor(*(rows[column] for column in columns), truncation=True, **lengths)
+            return {**encoded, "label": rows["label"]} if "label" in rows else encoded
 
+        return encode
 
-def _check_test(data: TextData, files: DataArguments, arguments: RecipeArguments) -> None:
-    """Refuse --do_predict without test data, and a test file that is for nothing else."""
-    if arguments.do_predict and "test" not in data.splits:
-        raise SparsityError("--do_predict needs texts to classify: give --test_file")
-    if files.test_file is not None and not arguments.do_predict and "label" not in data.splits["test"].column_names:
-        raise SparsityError(
-            f"--test_file {files.test_file} has no labels in a column {files.label_column_name!r}: give --do_predict "
-            "for predictions, or set --label_column_name"
-        )
+    def collator(self, processor: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """Pad to the longest text."""
+        return DataCollatorWithPadding(processor)
 
+    def _metrics(self) -> tuple[Metric, ...]:
+        if self.problem == "regression":
+            return (Metric("pearson", "Pearson correlation"), Metric("spearmanr", "Spearman correlation"))
+        if self.problem == "multi_label_classification":
+            return (Metric("f1", "micro F1"), Metric("accuracy", "all labels right"))
+        if self.arguments.task_name == "cola":
+            return (ACCURACY, Metric("matthews_correlation", "Matthews correlation"))
+        return (ACCURACY, Metric("f1", "F1") if self.arguments.task_name in EQUIVALENCE else MACRO_F1)
 
-def _tokenizer(source: str, arguments: ModelArguments) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=arguments.model_revision, cache_dir=arguments.cache_dir
-        )
-    except (OSError, ValueError) as error:
-        raise SparsityError(f"cannot load the tokenizer of {source}: {str(error).splitlines()[0]}") from None
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up where there is none
-        raise SparsityError(f"{source} has no tokenizer, so all words would look the same: save one beside the model")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    def compute_metrics(self, prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
+        """Compare classes, sets of them, or numbers."""
+        logits, actual = logits_of(prediction), np.asarray(prediction.label_ids)
+        if self.problem == "regression":
+            values = {"predictions": logits.reshape(-1), "references": actual}
+            return local_metric("correlation")(**values)
+        if self.problem == "multi_label_classification":
+            chosen, wanted = logits > 0, actual > 0.5
+            cells = {"predictions": chosen.reshape(-1), "references": wanted.reshape(-1), "positive": 1}
+            return {**local_metric("f1")(**cells), "accuracy": float((chosen == wanted).all(-1).mean())}
+        classes = {"predictions": logits.argmax(-1), "references": actual}
+        if self.arguments.task_name == "cola":
+            return {**local_metric("accuracy")(**classes), **local_metric("matthews")(**classes)}
+        if self.arguments.task_name in EQUIVALENCE:
+            return {**local_metric("accuracy")(**classes), **local_metric("f1")(**classes, positive=1)}
+        return class_metrics(classes["predictions"], actual)
 
-
-def _model(
-    source: str, arguments: ModelArguments, data: TextData, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel, bool]:
-    """The classifier, and whether its head is trained for these labels."""
-    kwargs = {"revision": arguments.model_revision, "cache_dir": arguments.cache_dir}
-    try:
-        config = AutoConfig.from_pretrained(source, **kwargs)
-        same_labels = tuple(config.id2label[i] for i in range(config.num_labels)) == data.labels
-        config.id2label = dict(enumerate(data.labels))
-        config.label2id = {label: index for index, label in enumerate(data.labels)}
-        if config.pad_token_id is None:
-            config.pad_token_id = tokenizer.pad_token_id
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
-        )
-    except (OSError, ValueError) as error:
-        raise SparsityError(f"cannot load the model {source}: {str(error).splitlines()[0]}") from None
-    return model, same_labels and not loading["missing_keys"] and not loading["mismatched_keys"]
-
-
-def _tokenize(data: TextData, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
-    max_length = min(max_length, tokenizer.model_max_length)
-    return data.splits.map(
-        lambda rows: tokenizer(*(rows[column] for column in data.text_columns), truncation=True, max_length=max_length),
-        batched=True,
-        remove_columns=list(data.text_columns),
-        desc="tokenizing",
-    )
-
-
-def _fine_tune(
-    model: PreTrainedModel, splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, arguments: RecipeArguments
-) -> PreTrainedModel:
-    """The dense model, fine-tuned; with --resume_from_checkpoint, the one that an earlier start has finished."""
-    directory = Path(str(arguments.output_dir)) / "dense"
-    finished = directory / "model"
-    if arguments.resume_from_checkpoint is not None and finished.is_dir():
-        return load_pruned(finished)
-    dense = dataclasses.replace(
-        arguments,
-        output_dir=str(directory),
-        num_train_epochs=arguments.dense_epochs,
-        max_steps=-1,
-        push_to_hub=False,
-        hub_token=None,
-        load_best_model_at_end=False,
-        resume_from_checkpoint="auto" if arguments.resume_from_checkpoint else None,
-    )
-    trainer = DenseTrainer(
-        model=model,
-        args=dense,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
-        processing_class=tokenizer,
-        compute_metrics=classification_metrics(),
-    )
-    arguments.deepspeed_plugin = None  # accelerate takes one for the first Trainer of a process, and keeps it
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(dense, directory))
-    trainer.make_whole_()
-    if trainer.is_world_process_zero():
-        save_pruned(model, finished, tokenizer)
-        for checkpoint in directory.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-    trainer.accelerator.wait_for_everyone()
-    return model
-
-
-def _evaluate(
-    model: PreTrainedModel, splits: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, arguments: RecipeArguments
-) -> dict[str, dict[str, float]]:
-    changed = dataclasses.replace(
-        arguments,
-        report_to=[],
-        push_to_hub=False,
-        eval_strategy="no",
-        save_strategy="no",
-        lr_scheduler_type="linear",  # which, unlike others, asks for nothing
-    )
-    changed.deepspeed_plugin = None  # that of the first Trainer
-    evaluator = DenseTrainer(
-        model=model, args=changed, processing_class=tokenizer, compute_metrics=classification_metrics()
-    )
-    return {split: scores(evaluator.evaluate(rows)) for split, rows in splits.items()}
-
-
-def _batch(rows: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> dict[str, Tensor]:
-    """The first rows as one padded batch, for measuring."""
-    features = [
-        {name: value for name, value in row.items() if name != "label"}
-        for row in rows.select(range(min(MEASURED_BATCH, len(rows))))
-    ]
-    batch = DataCollatorWithPadding(tokenizer)(features)
-    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+    def write_predictions(self, found: PredictionOutput, rows: Dataset, data: Data, directory: Path) -> Path:
+        """Write a line for every text, as run_glue does."""
+        logits = logits_of(found)
+        if self.problem == "regression":
+            predicted = [f"{value:.3f}" for value in logits.reshape(-1)]
+        elif self.problem == "multi_label_classification":
+            predicted = [", ".join(name for name, logit in zip(data.labels, row) if logit > 0) for row in logits]
+        else:
+            predicted = [data.labels[number] for number in logits.argmax(-1)]
+        path = directory / "predict_results.txt"
+        lines = ["index\tprediction", *(f"{index}\t{text}" for index, text in enumerate(predicted))]
+        path.write_text("\n".join(lines) + "\n")
+        return path
 
 
 if __name__ == "__main__":
-    transformers.logging.set_verbosity_warning()
-    run_recipe(main)
+    run(TextClassification, __doc__)

@@ -14,10 +14,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from hf_sparse import PruningPlan, compact, discover, save_pruned
+from hf_sparse import PruningPlan, SparsityConfig, compact, discover, save_pruned
 from hf_sparse.cli import main
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "recipes"))
+
+from common.arguments import ModelArguments, RecipeArguments  # noqa: E402
+
 GUIDES = ["README.md", "hf_sparse/README.md", "model_cards/README.md"]
 GUIDES += [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("recipes/**/README.md"))]
 CARDS = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("model_cards/*/README.md"))]
@@ -42,7 +46,7 @@ def blocks(document: str) -> list[str]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "isclass": 2}, unk_token="[UNK]"))
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
 
 
@@ -55,7 +59,9 @@ def test_the_code_of_a_document_runs(document: str, tmp_path: Path, monkeypatch:
     compact(small, PruningPlan({discover(small).blocks[0].name: (0,)}))
     save_pruned(small, "out/pruned", tokenizer())
     given = {"train_dataset": rows(128), "eval_dataset": rows(16, seed=1), "tokenizer": tokenizer()}
-    namespace: dict[str, Any] = {"__name__": "document", **given}
+    namespace: dict[str, Any] = {"__name__": "__main__", **given}
+    words = "own.py --model_name_or_path out/pruned --num_train_epochs 1 --report_to none --use_cpu --target 0.3"
+    monkeypatch.setattr(sys, "argv", words.split())
     for block in blocks(document):
         exec(compile(block, str(ROOT / document), "exec"), namespace)
 
@@ -130,11 +136,13 @@ def test_commands_give_flags_that_exist(monkeypatch: pytest.MonkeyPatch, capsys:
         assert given <= helps.flags(found["program"]), (document, found[0])
     assert {"hf-sparse estimate", "recipes/text_classification.py", "recipes/benchmark/compare.py"} <= set(helps.known)
 
-    # The guide to the recipe names all flags that are its own, and no other.
-    recipe = runpy.run_path(str(ROOT / "recipes/text_classification.py"))
-    own = [recipe[name] for name in ("ModelArguments", "DataArguments", "SparsityConfig", "RecipeArguments")]
-    names = {field.name for kind in own for field in dataclasses.fields(kind)}
+    # The guide to the recipes names all flags that are their own, and no other.
+    kinds: list[Any] = [ModelArguments, SparsityConfig, RecipeArguments]
+    for recipe in ROOT.glob("recipes/*.py"):
+        helps.flags(str(recipe.relative_to(ROOT)))
+        kinds.append(runpy.run_path(str(recipe))["Arguments"])
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     names -= {field.name for field in dataclasses.fields(TrainingArguments)}
     named = set(re.findall(r"--\w+", text("recipes/README.md")))
     assert {f"--{name}" for name in names} <= named
-    assert named <= helps.flags("recipes/text_classification.py") | {"--help"}
+    assert named <= set().union(*helps.known.values()) | {"--help"}

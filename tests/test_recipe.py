@@ -28,9 +28,10 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 sys.path.insert(0, str(RECIPES))
 
 # They are scripts, found by the path above.
-import common  # noqa: E402
 import text_classification  # noqa: E402
-from text_data import DataArguments, load_text_data  # noqa: E402
+from common import running  # noqa: E402
+from common.arguments import INSTEAD  # noqa: E402
+from text_classification import Arguments, TextClassification  # noqa: E402
 
 from hf_sparse import SparsityError, load_pruned  # noqa: E402
 from hf_sparse.training.resume import checkpoint_defect  # noqa: E402
@@ -101,7 +102,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path) -> Run:
         monkeypatch.setattr(sys, "argv", ["text_classification.py", *words])
         monkeypatch.chdir(tmp_path)
         try:
-            common.run_recipe(text_classification.main)
+            running.run(TextClassification, text_classification.__doc__)
         except SystemExit as stop:
             return int(stop.code or 0)
         return 0
@@ -150,7 +151,7 @@ def test_the_recipe_leaves_a_small_model_a_report_and_a_picture(
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ({"--max_train_samples": 0}, "give a number of rows above 0"),
+        ({"--max_train_samples": 0}, "give a number above 0"),
         ({"--train_file": ABSENT, "--validation_file": ABSENT, "--test_file": "test.csv"}, "goes with --train_file"),
         ({"--dataset_name": "me/data"}, "leave one of them out"),
     ],
@@ -273,7 +274,7 @@ def test_other_files_and_columns(run: Run, tmp_path: Path, suffix: str, separato
         ({"--validation_file": "bytes.csv"}, "the validation data is empty"),
         ({"--train_file": "same.csv"}, "one label only"),
         ({"--validation_file": "gap.csv"}, "rows without a label in column 'label'"),
-        ({"--do_predict": None}, "--do_predict needs texts to classify"),
+        ({"--do_predict": None}, "--do_predict needs test data"),
         ({"--test_file": "bare.csv"}, "has no labels in a column 'label'"),
         ({"--train_file": "broken.json"}, "cannot be read as json"),
         ({"--output_dir": "a_file"}, "is a file: give a directory"),
@@ -322,6 +323,114 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and message in error[0]
     assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def write_json(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def pairs(count: int, seed: int, label: Callable[[int], object]) -> list[dict[str, Any]]:
+    """Pairs of sentences labelled by the number of the word that the first begins with."""
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        first, second = generator.choices(WORDS, k=6), generator.choices(WORDS, k=4)
+        number = int(first[0].removeprefix("word"))
+        rows.append({"sentence1": " ".join(first), "sentence2": " ".join(second), "label": label(number)})
+    return rows
+
+
+KINDS: dict[str, tuple[Callable[[int], object], dict[str, object], set[str]]] = {
+    "regression": (lambda n: n / 95, {"--task_name": "stsb"}, {"pearson", "spearmanr"}),
+    "several": (lambda n: ["a"] * (n < 70) + ["b"] * (n > 30), {}, {"f1", "accuracy"}),
+    "cola": (lambda n: n % 2, {"--task_name": "cola", "--text_column_names": "sentence1"}, {"matthews_correlation"}),
+    "mrpc": (lambda n: n // 48, {"--task_name": "mrpc", "--pad_to_max_length": None}, {"accuracy", "f1"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_numbers_and_several_labels(kind: str, run: Run, tmp_path: Path) -> None:
+    label, flags, names = KINDS[kind]
+    if kind in ("regression", "cola"):
+        pytest.importorskip(f"metrics.{'correlation' if kind == 'regression' else 'matthews'}")
+    files = {
+        f"--{split}_file": write_json(tmp_path / f"{split}.json", pairs(count, count, label))
+        for split, count in (("train", 48), ("validation", 16), ("test", 9))
+    }
+    short = {"--num_train_epochs": 1, "--dense_epochs": 1, "--do_train": None, "--do_eval": None, "--do_predict": None}
+    assert run({**files, **flags, **short}) == 0
+    out = tmp_path / "out"
+    found = json.loads((out / "eval_results.json").read_text())
+    assert {f"eval_{name}" for name in names} | {"eval_samples", "eval_loss"} <= set(found)
+    everything = json.loads((out / "all_results.json").read_text())
+    assert found.items() <= everything.items() and everything["train_samples"] == 48
+    assert everything.keys() >= json.loads((out / "train_results.json").read_text()).keys()
+    assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 6
+    lines = (out / "predict_results.txt").read_text().splitlines()[1:]
+    model, tokenizer = load_pruned(out).eval(), AutoTokenizer.from_pretrained(out)
+    for line, row in zip(lines, pairs(9, 9, label), strict=True):
+        texts = [row[name] for name in ("sentence1", "sentence2")[: 1 if kind == "cola" else 2]]
+        logits = model(**tokenizer(*texts, return_tensors="pt")).logits[0].tolist()
+        said = line.split("\t")[1]
+        if kind == "regression":
+            assert float(said) == pytest.approx(logits[0], abs=2e-3)
+        elif kind == "several":
+            assert said == ", ".join(name for name, logit in zip("ab", logits) if logit > 0)
+        else:
+            assert said == str(int(logits[1] > logits[0]))
+
+
+def test_flags_come_from_one_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    yaml = tmp_path / "flags.yaml"
+    yaml.write_text(
+        "output_dir: out\ntargets: [0.3, 0.6]\nuse_cpu: true\ntrain_file: nowhere.csv\nvalidation_file: x.csv\n"
+    )
+    (tmp_path / "flags.json").write_text(
+        json.dumps({"output_dir": "out", "targets": [0.3, 0.6], "use_cpu": True, "no_such_flag": 1})
+    )
+    (tmp_path / "list.yaml").write_text("- 1")
+    for name, said in (
+        ("flags.yaml", "--train_file nowhere.csv: there is no such file"),
+        ("flags.json", "unknown flag --no_such_flag"),
+        ("list.yaml", "holds no flags"),
+        ("absent.yml", "absent.yml cannot be read"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["text_classification.py", str(tmp_path / name)])
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as stop:
+            running.run(TextClassification, None)
+        assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_flag_without_a_meaning_is_named_with_what_to_do(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, said in INSTEAD.items():
+        assert run({f"--{flag}": "True"}) == 2
+        assert f"error: --{flag} has no meaning here: {said}" in capsys.readouterr().err
+
+
+def test_data_under_a_field_and_splits_of_other_names_are_read(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    whole = tmp_path / "whole.json"
+    whole.write_text(json.dumps({"version": "1", "data": rows}, indent=1))
+    flags = Arguments(train_file=str(whole), validation_file=str(whole))
+    assert running.load_data(TextClassification(flags), seed=0).splits["train"]["label"][:] == [0, 1]
+    assert Arguments(task_name="mnli").split_names["validation"] == "validation_matched"
+    assert Arguments(task_name="mnli").on_hub == ("nyu-mll/glue", "mnli")
+    assert Arguments(task_name="mnli", train_file="a").on_hub == (None, None)
+    assert Arguments(validation_split_name="dev").split_names == {"train": "train", "validation": "dev", "test": "test"}
+
+
+def test_predictions_are_in_the_order_of_the_rows(run: Run, data: dict[str, str], tmp_path: Path) -> None:
+    lines = [" ".join(WORDS[start : start + 1 + 5 * (start % 2)]) for start in range(40)]
+    (tmp_path / "test.csv").write_text("\n".join(["sentence", *lines]) + "\n")
+    flags = {"--train_sampling_strategy": "group_by_length", "--num_train_epochs": 1, "--per_device_eval_batch_size": 2}
+    assert run({**data, **flags, "--test_file": "test.csv", "--do_predict": None}) == 0
+    classify = pipeline("text-classification", str(tmp_path / "out"), device="cpu")
+    said = [line.split("\t")[1] for line in (tmp_path / "out/predict_results.txt").read_text().splitlines()[1:]]
+    assert said == [classify(line)[0]["label"] for line in lines]
 
 
 def test_a_loss_that_becomes_nan_is_one_line_too(
@@ -385,9 +494,11 @@ def test_words_and_quotes_in_files_are_what_they_look_like(tmp_path: Path) -> No
     for split in ("train", "dev"):
         (tmp_path / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
     files = {"train_file": str(tmp_path / "train.tsv"), "validation_file": str(tmp_path / "dev.tsv")}
-    data = load_text_data(DataArguments(**files), seed=0)
+    data = running.load_data(TextClassification(Arguments(**files)), seed=0)
     assert data.labels == ("NA", "other")
     assert data.splits["train"]["sentence"][:] == [line.split("\t")[0] for line in lines]
     (tmp_path / "several.json").write_text(json.dumps({"sentence": "a", "label": ["x", "y"]}))
     with pytest.raises(SparsityError, match="several labels in a row"):
-        load_text_data(DataArguments(**{**files, "train_file": str(tmp_path / "several.json")}), seed=0)
+        running.load_data(
+            TextClassification(Arguments(**{**files, "train_file": str(tmp_path / "several.json")})), seed=0
+        )

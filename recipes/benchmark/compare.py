@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import transformers
+from embedded.minilm import minilm
 from hard_concrete import HardConcreteGates, LagrangianCallback, StopAt, constant_learning_rate
-from minilm import minilm
 from ranking import plan_by_rank
 from tasks import load_task
 from torch import Tensor

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from datasets import Dataset
-from minilm import minilm
+from embedded.minilm import minilm
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,

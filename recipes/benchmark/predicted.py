@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import transformers
-from minilm import minilm
+from embedded.minilm import minilm
 from transformers import AutoModelForSequenceClassification
 
 from hf_sparse import PruningPlan, SparsityConfig, compact, discover

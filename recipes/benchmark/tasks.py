@@ -6,16 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from common import classification_metrics
+import numpy as np
+from common.metrics import class_metrics, logits_of
+from common.running import Data, encode, load_data
 from datasets import Dataset, DatasetDict
-from minilm import minilm
-from text_data import DataArguments, TextData, load_text_data
+from embedded.minilm import minilm
+from text_classification import Arguments, TextClassification
 from transformers import (
-    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
     DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
+    EvalPrediction,
     PreTrainedTokenizerBase,
 )
 
@@ -51,37 +52,37 @@ class Task:
             "eval_dataset": self.splits["validation"],
             "processing_class": self.tokenizer,
             "data_collator": self.collator,
-            "compute_metrics": classification_metrics(),
+            "compute_metrics": _compute_metrics,
         }
+
+
+def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    return class_metrics(logits_of(prediction).argmax(-1), np.asarray(prediction.label_ids))
 
 
 def load_task(flags: argparse.Namespace) -> Task:
     """The task that the flags name, of the texts in --data_dir or of docstrings.
 
     Raises:
-        SparsityError: a task with data of its own comes without them, or they are not as `load_text_data` wants them.
+        SparsityError: a task with data of its own comes without them, or they are not as `load_data` wants them.
     """
     tokenizer = AutoTokenizer.from_pretrained(minilm())
-    data = load_text_data(_files(flags), seed=42)
+    task = TextClassification(_files(flags))
+    data = load_data(task, seed=42)
     if flags.task == "punctuation":
-        return _words(data, tokenizer)
-    splits = data.splits.map(
-        lambda rows: tokenizer(*(rows[column] for column in data.text_columns), truncation=True, max_length=LONGEST),
-        batched=True,
-        remove_columns=list(data.text_columns),
-    )
-    collator = DataCollatorWithPadding(tokenizer)
-    return Task(splits, data.labels, tokenizer, AutoModelForSequenceClassification, collator, "accuracy")
+        return _words(data, task.texts[0], tokenizer)
+    splits = encode(task, data, tokenizer)
+    return Task(splits, data.labels, tokenizer, task.auto_class, task.collator(tokenizer), "accuracy")
 
 
-def _files(flags: argparse.Namespace) -> DataArguments:
+def _files(flags: argparse.Namespace) -> Arguments:
     if flags.data_dir is None:
         if flags.task not in ("docstrings", "punctuation"):
             raise SparsityError(f"--task {flags.task} needs --data_dir: a folder with train.csv, dev.csv and test.csv")
-        return DataArguments()
+        return Arguments()
     names = {"train": "train", "validation": "dev", "test": "test"}
     files: dict[str, Any] = {f"{split}_file": str(flags.data_dir / f"{name}.csv") for split, name in names.items()}
-    return DataArguments(**files)
+    return Arguments(**files)
 
 
 def marked_words(text: str) -> tuple[list[str], list[str]]:
@@ -98,7 +99,7 @@ def marked_words(text: str) -> tuple[list[str], list[str]]:
     return words, marks
 
 
-def _words(data: TextData, tokenizer: PreTrainedTokenizerBase) -> Task:
+def _words(data: Data, column: str, tokenizer: PreTrainedTokenizerBase) -> Task:
     """Restoring case and punctuation, as one does to what was heard: a mark for every word, at its first token."""
     numbers = {mark: number for number, mark in enumerate(MARKS)}
 
@@ -114,7 +115,6 @@ def _words(data: TextData, tokenizer: PreTrainedTokenizerBase) -> Task:
             labels.append([numbers[marks[word]] if new else -100 for word, new in zip(owners, first)])
         return Dataset.from_dict({**encoded, "labels": labels})
 
-    column = data.text_columns[0]
     splits = DatasetDict({split: encode(rows[column]) for split, rows in data.splits.items()})
     collator = DataCollatorForTokenClassification(tokenizer)
     return Task(splits, MARKS, tokenizer, AutoModelForTokenClassification, collator, "f1")

@@ -3,7 +3,7 @@
 Made at run time from the source files of installed libraries, which are parsed and never imported. Nothing of them is
 stored with this project.
 
-    python recipes/docstrings.py --output_dir docstrings --per_library 800
+    python recipes/embedded/docstrings.py --output_dir docstrings --per_library 800
 
 writes train.csv, dev.csv and test.csv, for more of them than the default.
 """

@@ -1,0 +1,186 @@
+"""Splits of data from files or the Hub, checked before anything is trained."""
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from hf_sparse import SparsityError
+
+SPLITS = ("train", "validation", "test")
+WORDS = {"keep_default_na": False, "na_values": [""]}
+"""For pandas, to which "NA" and "null" would be no words."""
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", WORDS),
+    ".tsv": ("csv", {**WORDS, "delimiter": "\t", "quoting": csv.QUOTE_NONE}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+}
+DATA_FIELD = re.compile(r'\s*\{\s*("version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*\[\s*\{')
+"""How a .json file begins that has its rows under "data", as SQuAD's do."""
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Where the rows come from; with none of these flags, from what is installed."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, such as nyu-mll/glue."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration, such as sst2."})
+    train_file: str | None = field(default=None, metadata={"help": "Training data: .csv, .tsv, .json or .jsonl."})
+    validation_file: str | None = field(default=None, metadata={"help": "Validation data, of the same kind."})
+    test_file: str | None = field(
+        default=None,
+        metadata={"help": "Test data, of the same kind (optional); with --do_predict without labels, too."},
+    )
+    train_split_name: str = field(default="train", metadata={"help": "Split of --dataset_name to train on."})
+    validation_split_name: str = field(default="validation", metadata={"help": "Its split to validate on."})
+    test_split_name: str = field(default="test", metadata={"help": "Its split to test on, if there is one."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many validation and test rows."})
+    max_predict_samples: int | None = field(
+        default=None, metadata={"help": "Use only so many test rows. Default: as --max_eval_samples."}
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that encode the rows."})
+    overwrite_cache: bool = field(default=False, metadata={"help": "Encode rows anew that were encoded before."})
+
+    @property
+    def on_hub(self) -> tuple[str | None, str | None]:
+        """The data set on the Hub and its configuration."""
+        return self.dataset_name, self.dataset_config_name
+
+    @property
+    def split_names(self) -> dict[str, str]:
+        """What the splits are called on the Hub."""
+        return {split: getattr(self, f"{split}_split_name") for split in SPLITS}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that are given, by split."""
+        given = {split: getattr(self, f"{split}_file") for split in SPLITS}
+        return {split: path for split, path in given.items() if path is not None}
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the embedded default data is used."""
+        return self.on_hub[0] is None and set(self.files) <= {"test"}
+
+    def check(self) -> None:
+        """Refuse numbers and combinations that mean nothing.
+
+        Raises:
+            SparsityError: there are some.
+        """
+        for option in ("max_train_samples", "max_eval_samples", "max_predict_samples", "preprocessing_num_workers"):
+            if (limit := getattr(self, option)) is not None and limit < 1:
+                raise SparsityError(f"{option} is {limit}: give a number above 0, or leave it out")
+        if self.test_file is not None and self.train_file is None:
+            raise SparsityError("--test_file goes with --train_file and --validation_file: give those, too")
+        if self.dataset_name is not None and self.files:
+            raise SparsityError("both --dataset_name and --train_file are given: leave one of them out")
+
+    def limited(self, splits: DatasetDict) -> DatasetDict:
+        """The first rows of every split, as many as the flags allow."""
+        limits = {"train": self.max_train_samples, "test": self.max_predict_samples or self.max_eval_samples}
+        found = {}
+        for split, rows in splits.items():
+            limit = limits.get(split, self.max_eval_samples)
+            found[split] = rows if limit is None else rows.select(range(min(limit, len(rows))))
+        return DatasetDict(found)
+
+
+def read_splits(arguments: DataArguments, cache_dir: str | None = None, token: str | None = None) -> DatasetDict:
+    """Read train, validation and perhaps test rows from the Hub or from files.
+
+    Raises:
+        SparsityError: a file or a split is missing, cannot be read or is empty.
+    """
+    name, config = arguments.on_hub
+    splits = _read_files(arguments) if name is None else _read_hub(name, config, arguments, cache_dir, token)
+    for split, rows in splits.items():
+        if not len(rows):
+            raise SparsityError(f"the {split} data is empty: give a file with at least one row")
+    return splits
+
+
+def _read_hub(
+    name: str, config: str | None, arguments: DataArguments, cache_dir: str | None, token: str | None
+) -> DatasetDict:
+    try:
+        found = load_dataset(name, config, cache_dir=cache_dir, token=token)
+    except (DatasetNotFoundError, DatasetGenerationError, ValueError, OSError) as error:
+        raise SparsityError(f"cannot load the data set {name}: {_first_line(error)}") from None
+    called = arguments.split_names
+    for split in ("train", "validation"):
+        if called[split] not in found:
+            raise SparsityError(
+                f"{name} has no {called[split]} split, only {', '.join(found)}: set --{split}_split_name"
+            )
+    return DatasetDict({split: found[called[split]] for split in SPLITS if called[split] in found})
+
+
+def _read_files(arguments: DataArguments) -> DatasetDict:
+    files = arguments.files
+    for split in ("train", "validation"):
+        if split not in files:
+            raise SparsityError(f"--{split}_file is missing: give both --train_file and --validation_file")
+    return DatasetDict({split: _read_file(Path(path), split) for split, path in files.items()})
+
+
+def _read_file(path: Path, split: str) -> Dataset:
+    kind = KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise SparsityError(f"--{split}_file {path}: give a .csv, .tsv, .json or .jsonl file")
+    if not path.is_file():
+        raise SparsityError(f"--{split}_file {path}: there is no such file")
+    if not path.stat().st_size:
+        raise SparsityError(f"the {split} data is empty: {path} has no bytes")
+    builder, options = kind
+    if builder == "json":
+        with path.open(encoding="utf-8", errors="replace") as file:
+            options = {"field": "data"} if DATA_FIELD.match(file.read(4096)) else {}
+    try:
+        return load_dataset(builder, data_files={split: str(path)}, split=split, **options)
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        if "corresponds to no data" in str(error):  # how datasets puts a header without rows
+            raise SparsityError(f"the {split} data is empty: {path} has no rows") from None
+        raise SparsityError(f"--{split}_file {path} cannot be read as {builder}: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
+def require_columns(splits: DatasetDict, columns: Sequence[str], cure: str) -> None:
+    """Check that every split has the columns.
+
+    Raises:
+        SparsityError: one has not; `cure` says what to do.
+    """
+    for split, rows in splits.items():
+        for column in columns:
+            if column not in rows.column_names:
+                raise SparsityError(
+                    f"the {split} data has no column {column!r}, only {', '.join(rows.column_names)}: {cure}"
+                )
+
+
+def require_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
+    """Check that every row has a text in these columns.
+
+    Raises:
+        SparsityError: one has none.
+    """
+    for split, rows in splits.items():
+        for column in columns:
+            for number, text in enumerate(rows[column], start=1):
+                if not isinstance(text, str):
+                    what = "is empty" if text is None else f"is {text!r}, not a text"
+                    raise SparsityError(
+                        f"column {column!r} {what} in row {number} of the {split} data: mend or drop it"
+                    )
