@@ -251,6 +251,22 @@ def test_what_cannot_be_made_sparse_is_refused() -> None:
 # ---- What is refused ----
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+def test_weights_that_are_read_through_gates_or_masks_are_folded_first(is_over: bool) -> None:
+    model = small()
+    attach_weight_gates(model, CONFIGS["unstructured"])
+    if is_over:
+        fix_weights_(model)
+        with pytest.raises(SparsityError, match=r"trainer.fold\(\)"):
+            attach_weight_gates(model, CONFIGS["unstructured"])
+    outputs(model)
+    for use in (weight_densities, lambda model: to_sparse_(model, "csr", densest=1.0)):
+        with pytest.raises(SparsityError, match=r"trainer.fold\(\)"):
+            use(model)
+    fold_weights_(model)
+    assert set(weight_densities(model).values()) == {1.0} and to_sparse_(model, "csr", densest=1.0)
+
+
 def test_impossible_wishes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SparsityError, match="of four weights two stay"):
         WeightSparsityConfig(pattern="2:4", target=0.9)

@@ -26,7 +26,7 @@ def to_sparse_(model: PreTrainedModel, layout: Layout, block_size: int = 32, den
     it under `torch.no_grad()`: torch's sparse products do not take tensors of inference mode.
 
     Args:
-        model: without gates.
+        model: without gates or masks, as `trainer.fold()` leaves it.
         layout: "csr" for single weights and "bsr" for blocks, which torch multiplies on CPUs and GPUs; "2:4" for
             NVIDIA GPUs that skip two of four weights, in half precision.
         block_size: rows and columns of a block of "bsr".
@@ -36,7 +36,8 @@ def to_sparse_(model: PreTrainedModel, layout: Layout, block_size: int = 32, den
         The layers that were changed, by path.
 
     Raises:
-        SparsityError: this device has no kernels for the layout, or no layer is sparse enough; nothing is changed.
+        SparsityError: gates or masks are attached, this device has no kernels for the layout, or no layer is sparse
+            enough; nothing is changed.
     """
     if layout not in get_args(Layout):
         raise SparsityError(f"layout is {layout!r}: choose one of {', '.join(get_args(Layout))}")

@@ -31,10 +31,18 @@ MASKS = "sparsity_masks"
 
 
 def matrices(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear layers of the base model by path, without those whose weight is another module's, too.
+    """Find the linear layers of the base model, by path, without those whose weight is another module's, too.
 
-    Heads and embeddings are left out: they are small, or read row by row.
+    Task heads and embeddings are left out: they are small, or read row by row.
+
+    Raises:
+        SparsityError: gates or masks are attached, so that weights are not what their layers compute with.
     """
+    if attached_gates(model) is not None or MASKS in model._modules:
+        raise SparsityError(
+            "the weights of this model are read through gates or masks: call trainer.fold() first, which leaves exact "
+            "zeros in them (or trainer.compact(), if the gates are those of heads and neurons)"
+        )
     base = model.base_model
     prefix = "" if base is model else f"{model.base_model_prefix}."
     shared: dict[int, int] = {}
@@ -168,8 +176,8 @@ def attach_weight_gates(model: PreTrainedModel, config: WeightSparsityConfig) ->
         The gates, also registered as a submodule of the model.
 
     Raises:
-        SparsityError: gates are attached already, or it is not a model of transformers with plain weights, or no linear
-            layer can have the pattern.
+        SparsityError: gates or masks are attached already, or it is not a model of transformers with plain weights, or
+            no linear layer can have the pattern.
     """
     require_prunable(model)
     if attached_gates(model) is not None:
@@ -228,6 +236,10 @@ def parameter_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
 
 
 def weight_densities(model: PreTrainedModel) -> dict[str, float]:
-    """The share of weights that are not zero, by path of the linear layer, in a model without gates."""
+    """Compute the share of weights that are not zero, by path of the linear layer.
+
+    Raises:
+        SparsityError: gates or masks are attached.
+    """
     weights = {name: model.get_parameter(f"{name}.weight") for name in matrices(model)}
     return {name: weight.count_nonzero().item() / math.prod(weight.shape) for name, weight in weights.items()}
