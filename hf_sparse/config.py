@@ -96,6 +96,11 @@ class SearchConfig(DistillationConfig):
             )
 
     @property
+    def density(self) -> float:
+        """The share that is kept: what the target leaves."""
+        return 1.0 - self.target
+
+    @property
     def descent(self) -> tuple[float, ...]:
         """The targets that a run goes through, ascending."""
         return (self.target,)

@@ -16,7 +16,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.gates.attach import current_plan, detach_gates, gate_bank
 from hf_sparse.gates.plan import PruningPlan
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, resize_
-from hf_sparse.runtime.contexts import hooked
+from hf_sparse.runtime.contexts import evaluating, hooked
 from hf_sparse.runtime.streaming import HOST
 from hf_sparse.structure.blocks import Block, ModelStructure, layer_sizes
 from hf_sparse.structure.comparison import (
@@ -32,7 +32,7 @@ from hf_sparse.structure.dependencies import FORWARD_ERRORS
 from hf_sparse.structure.discovery import discover
 from hf_sparse.structure.example_inputs import example_inputs, placed
 from hf_sparse.structure.prunable import require_prunable
-from hf_sparse.structure.slicing import base_path, physical_units, rebased, shrink
+from hf_sparse.structure.slicing import base_path, physical_units, rebased, set_parameter_, shrink
 from hf_sparse.structure.stock import computes_the_same, stock_config, to_stock_
 
 
@@ -154,13 +154,11 @@ def _compacted(
     before = _parameters(model) - (_parameters(bank) if bank else 0)
     removed = tuple(block.name for block in structure.blocks if not len(kept[block.name]))
     identities: tuple[str, ...] = ()
-    modes = {module: module.training for module in model.modules()}
     restore = snapshot(model)
     inputs = in_dtype(inputs, dtype)
-    with computing_in(dtype, model):
+    with computing_in(dtype, model), evaluating(model):
         if bank:
             detach_gates(model)
-        model.eval()
         try:
             with masked(model, structure, gates, kept):
                 reference = outputs(model, inputs)
@@ -199,8 +197,6 @@ def _compacted(
         except BaseException:
             restore()
             raise
-        for module in model.modules():
-            module.training = modes.get(module, modes[model])
     return CompactionReport(PruningPlan(physical), difference, before, _parameters(model), removed, identities, stock)
 
 
@@ -289,9 +285,7 @@ def _compact_(
     renumber_heads_(model, structure, physical)
     for path, value in values.items():
         # A new parameter, not a copy into the old one: that one still belongs to the model to go back to.
-        module, _, name = path.rpartition(".")
-        parameter = nn.Parameter(value.detach().clone(), requires_grad=parameters[path].requires_grad)
-        model.get_submodule(module).register_parameter(name, parameter)
+        set_parameter_(model, path, nn.Parameter(value.detach().clone(), parameters[path].requires_grad))
 
 
 # ---- Norms that nothing reads any more ----

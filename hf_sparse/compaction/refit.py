@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_sparse.modeling_hf_sparse import BiasOnly
 from hf_sparse.runtime.contexts import hooked
 from hf_sparse.runtime.streaming import streamed
-from hf_sparse.structure.dependencies import sizes
+from hf_sparse.structure.dependencies import widths
 
 RIDGE = 1e-2
 """Pull towards the weights that are there, in units of the mean square of the inputs."""
@@ -28,8 +28,8 @@ def refittable(model: nn.Module, teacher: nn.Module, projections: Sequence[str])
     Layers that are frozen stay as they are, and experts, who see the tokens that are sent to them, not the teacher's.
     """
     modules, taught = dict(model.named_modules()), dict(teacher.named_modules())
-    widths = [(name, _width(modules.get(name)), _width(taught.get(name))) for name in projections]
-    found = [name for name, own, other in widths if own is not None and own == other and ".experts." not in name]
+    both = [(name, _width(modules.get(name)), _width(taught.get(name))) for name in projections]
+    found = [name for name, own, other in both if own is not None and own == other and ".experts." not in name]
     return [name for name in found if all(parameter.requires_grad for parameter in modules[name].parameters())]
 
 
@@ -42,7 +42,7 @@ def _width(module: nn.Module | None) -> int | None:
     """Outputs of a linear layer; None if it is something else."""
     if isinstance(module, BiasOnly):
         return module.size
-    return sizes(module)[1] if isinstance(module, nn.Linear | Conv1D) else None
+    return widths(module)[1] if isinstance(module, nn.Linear | Conv1D) else None
 
 
 @torch.no_grad()

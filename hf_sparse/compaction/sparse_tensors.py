@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates.patterns import GROUP, KEPT
 from hf_sparse.gates.weights import matrices
+from hf_sparse.structure.slicing import set_parameter_
 
 Layout = Literal["csr", "bsr", "2:4"]
 
@@ -70,7 +71,7 @@ def to_sparse_(model: PreTrainedModel, layout: Layout, block_size: int = 32, den
     if not sparse:
         raise SparsityError(f"no linear layer has zeros enough for layout={layout!r}")
     for name, made in sparse.items():
-        model.get_submodule(name).register_parameter("weight", nn.Parameter(made, requires_grad=False))
+        set_parameter_(model, f"{name}.weight", nn.Parameter(made, requires_grad=False))
     return list(sparse)
 
 

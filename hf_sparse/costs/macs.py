@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs.table import CostTable, require_called, usual_multiple
-from hf_sparse.runtime.contexts import hooked
+from hf_sparse.runtime.contexts import evaluating, hooked
 from hf_sparse.runtime.processes import once
 from hf_sparse.structure.blocks import Block, ModelStructure
 from hf_sparse.structure.dependencies import fresh
@@ -22,8 +22,8 @@ from hf_sparse.structure.proof import scope_of, smaller_form
 
 
 def count_macs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
-    """Count the multiply-accumulates of one forward: projections, convolutions and attention scores."""
-    with torch.no_grad(), _plain_experts(model):
+    """Count the multiply-accumulates of one forward in evaluation: projections, convolutions and attention scores."""
+    with torch.no_grad(), evaluating(model), _plain_experts(model):
         return _counted(functools.partial(model, **inputs))
 
 

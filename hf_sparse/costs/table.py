@@ -90,7 +90,7 @@ def usual_multiple(structure: ModelStructure, config: SparsityConfig) -> int:
     neurons = [block for block in structure.blocks if block.kind == "ffn"]
     if not neurons or min(block.unit_macs for block in neurons) < WORTH_ALIGNING:
         return 1
-    left = (1 - config.target) * min(block.units for block in neurons)
+    left = config.density * min(block.units for block in neurons)
     return next((multiple for multiple in ALIGNED if multiple <= LITTLE * left), ALIGNED[-1])
 
 

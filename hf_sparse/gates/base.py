@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_sparse.config import SearchConfig
-from hf_sparse.gates.controller import Controller, Schedule
+from hf_sparse.gates.controller import Controller, Schedule, descended
 from hf_sparse.gates.mathematics import GateGroup
 from hf_sparse.gates.scaling import Scaler
 
@@ -31,11 +31,11 @@ class SteeredGates(Scaler):
     @property
     def target_density(self) -> float:
         """The density to end at."""
-        return 1.0 - self.config.target
+        return self.config.density
 
     def scheduled_density(self, progress: float) -> float:
         """The density that the schedule asks for, where its descent has come so far: from 0 to 1."""
-        return self.start_density - progress * (self.start_density - self.target_density)
+        return descended(self.start_density, self.target_density, progress)
 
     @property
     @abstractmethod

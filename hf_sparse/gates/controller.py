@@ -1,6 +1,7 @@
 """The target schedule and the multiplier lambda that holds the exact density to it."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,14 @@ class Schedule:
         return _passed(step, self.hold_end, self.end)
 
 
+Density = TypeVar("Density", float, Tensor)
+
+
+def descended(start: Density, target: Density, progress: float) -> Density:
+    """The density that is scheduled where a descent from `start` to `target` has come so far, from 0 to 1."""
+    return start - progress * (start - target)
+
+
 def _passed(step: int, start: int, end: int) -> float:
     """How much of a phase is over at an optimizer step, from 0 to 1."""
     return min(max((step - start) / max(end - start, 1), 0.0), 1.0)
@@ -82,7 +91,7 @@ class Controller(Float32Module):
         """Update every lambda in place by its density, once per optimizer step, and return them; shapes (k,)."""
         if step < schedule.warmup_end:
             return self.multiplier
-        error = densities - (self.starts - schedule.progress_at(step) * (self.starts - self.targets))
+        error = densities - descended(self.starts, self.targets, schedule.progress_at(step))
         if step >= schedule.ramp_end:
             error = error.sign() * error.abs().clamp(min=self.LEAST_ERROR)
         gain = self.gain / (schedule.ramp_end - schedule.warmup_end)

@@ -41,7 +41,7 @@ def _scaled_class(stock: Any, name: str) -> Any:
         parameter, scale = module._parameters[name], module.parameter_scale.value
         return parameter if scale is None else parameter * scale.to(parameter.dtype)
 
-    body = {name: property(scaled), "__module__": stock.__module__, "stock_class": stock}
+    body = {name: property(scaled), "__module__": stock.__module__, "unscaled_class": stock}
     return type(f"Scaled{stock.__name__}", (stock,), body)
 
 
@@ -57,7 +57,7 @@ def scale_parameter_(module: nn.Module, name: str) -> ParameterScale:
 def unscale_parameter_(module: nn.Module) -> None:
     """Undo `scale_parameter_` in place; the parameter is left as it is."""
     kind: Any = type(module)
-    module.__class__ = kind.stock_class
+    module.__class__ = kind.unscaled_class
     del module.parameter_scale
 
 

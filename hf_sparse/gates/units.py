@@ -34,6 +34,7 @@ class GateBank(SteeredGates):
 
     config: SparsityConfig
     tables: Tensor
+    same_kind: Tensor
     fixed_shares: Tensor
 
     def __init__(
@@ -45,6 +46,8 @@ class GateBank(SteeredGates):
         self.whole = whole or structure
         self.costs = costs
         self.target = costs.target(config)
+        self.asked_density = 1.0 - self.target
+        """What the target leaves of the prunable cost of the model that the costs are of."""
         self.groups: dict[str, GateGroup] = {}
         self.members: dict[str, list[Block]] = {}
         for block in structure.blocks:
@@ -57,12 +60,13 @@ class GateBank(SteeredGates):
                 block.name: (costs.blocks[block.name][block.units] / block.units, 0.0) for block in structure.blocks
             }
         self.unit_costs = {name: unit for name, (unit, _) in lines.items()}
+        places = {block.name: place for place, block in enumerate(structure.blocks)}
         for name, blocks in self.members.items():
             share = torch.cat([torch.full((block.units,), self._share(block)) for block in blocks])
             self.groups[name] = GateGroup(share, config.gate, config.t0)
             self.add_module(name, self.groups[name])
-            places = torch.cat([torch.full((block.units,), structure.blocks.index(block)) for block in blocks])
-            self.register_buffer(f"{name}_blocks", places, persistent=False)
+            members = torch.cat([torch.full((block.units,), places[block.name]) for block in blocks])
+            self.register_buffer(f"{name}_blocks", members, persistent=False)
         fixed = torch.tensor([lines[block.name][1] for block in structure.blocks]) / costs.prunable
         self.register_buffer("fixed_shares", fixed, persistent=False)
         if config.sublayer_gates:
@@ -72,6 +76,9 @@ class GateBank(SteeredGates):
         for table, block in zip(tables, structure.blocks):
             table[: block.units + 1] = torch.tensor(costs.blocks[block.name][: block.units + 1]) / costs.prunable
         self.register_buffer("tables", tables, persistent=False)
+        kinds = [block.kind for block in structure.blocks]
+        alike = torch.tensor([[one == other for other in kinds] for one in kinds])
+        self.register_buffer("same_kind", alike, persistent=False)
         self.filling = self._expected_filling()
         self.start_density = sum(costs.blocks[block.name][block.units] for block in structure.blocks) / costs.prunable
         self.controller = Controller(config.controller_gain, *self._descent())
@@ -92,8 +99,8 @@ class GateBank(SteeredGates):
         """The densities to start from and to end at: those of the model, or in a uniform layout of every block."""
         if self.config.layout == "free":
             return torch.tensor([self.start_density]), torch.tensor([self.target_density])
-        density, blocks = 1.0 - self.target, self.structure.blocks
-        counts = uniform_counts(blocks, self.unit_costs, density / self.start_density)
+        blocks = self.structure.blocks
+        counts = uniform_counts(blocks, self.unit_costs, self.asked_density / self.start_density)
         ends = [counts[block.kind] / block.units for block in blocks]
         return torch.ones(len(blocks)), torch.tensor(ends)
 
@@ -104,7 +111,7 @@ class GateBank(SteeredGates):
         That is less by what fills up multiples, or in a uniform layout the nearest to it that there is.
         """
         if self.config.layout == "free":
-            return 1.0 - self.target - self.filling
+            return self.asked_density - self.filling
         shares = [self._share(block) * block.units for block in self.structure.blocks]
         return sum(share * end for share, end in zip(shares, self.controller.targets.tolist()))
 
@@ -199,9 +206,7 @@ class GateBank(SteeredGates):
         """
         counts = self.counts(gates)
         if self.config.layout == "uniform":
-            kinds = [block.kind for block in self.structure.blocks]
-            same = torch.tensor([[one == other for other in kinds] for one in kinds], device=counts.device)
-            counts = torch.where(same, counts, 0).amax(1)
+            counts = torch.where(self.same_kind, counts, 0).amax(1)
         return self._block_densities(counts).sum()
 
     def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:

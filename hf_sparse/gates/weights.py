@@ -89,7 +89,7 @@ class WeightGates(SteeredGates):
         self.sizes = [shape[-1] for shape in pooled]
         total = sum(self.sizes)
         self.group = GateGroup(self.pattern.shares(total), "relative", config.t0)
-        self.controller = Controller(config.controller_gain, torch.ones(1), torch.tensor([1 - config.target]))
+        self.controller = Controller(config.controller_gain, torch.ones(1), torch.tensor([config.density]))
 
     # ---- Gates ----
 

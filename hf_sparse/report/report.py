@@ -21,6 +21,7 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.costs.macs import count_macs
 from hf_sparse.costs.table import CostTable
 from hf_sparse.errors import SparsityError
+from hf_sparse.runtime.contexts import evaluating
 from hf_sparse.runtime.files import write_whole
 from hf_sparse.runtime.timing import device_name, shortest_ms
 from hf_sparse.structure.blocks import LayerSizes, ModelStructure, layer_sizes
@@ -228,5 +229,6 @@ def weight_bytes(model: PreTrainedModel) -> int:
 @torch.no_grad()
 def latencies_ms(models: Iterable[PreTrainedModel], inputs: Mapping[str, Tensor], repeats: int = 15) -> list[float]:
     """Measure the shortest forward of each model in milliseconds; they take turns, so that noise meets all alike."""
-    models = [model.eval() for model in models]
-    return shortest_ms([functools.partial(model, **inputs) for model in models], models[0].device, repeats)
+    models = list(models)
+    with evaluating(*models):
+        return shortest_ms([functools.partial(model, **inputs) for model in models], models[0].device, repeats)

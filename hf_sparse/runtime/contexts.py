@@ -19,8 +19,25 @@ def hooked(handles: list[Any]) -> Iterator[None]:
 
 
 @contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Put models in evaluation mode; when the block ends, each of their modules is in the mode that it had before.
+
+    A module that is new by then gets the mode that its model had.
+    """
+    before = [{module: module.training for module in model.modules()} for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, modes in zip(models, before):
+            for module in model.modules():
+                module.training = modes.get(module, modes[model])
+
+
+@contextmanager
 def unchanged_random_state(device: torch.device) -> Iterator[None]:
-    """Random numbers that are drawn inside leave those that are drawn afterwards as they are."""
+    """Restore the random states of the host and of a device when the block ends."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from hf_sparse.modeling_hf_sparse import is_of_transformers
+from hf_sparse.runtime.contexts import unchanged_random_state
 from hf_sparse.runtime.streaming import device_of, streamed
 from hf_sparse.structure.dependencies import FORWARD_ERRORS, accepted, cached_positions, leaving_no_hooks
 
@@ -41,8 +42,7 @@ def outputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Tens
 
 
 def _forward(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Outputs:
-    device = device_of(inputs)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), streamed(model, inputs):
+    with unchanged_random_state(device_of(inputs)), streamed(model, inputs):
         torch.manual_seed(0)
         found = model(**inputs, **as_outputs(model))
     if isinstance(found, dict):  # as are transformers' own outputs
@@ -61,10 +61,10 @@ def _but_for_caches(found: Outputs) -> dict[str, Tensor]:
     return tensors({key: value for key, value in found.items() if key != "past_key_values"})
 
 
-def largest_difference(reference: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[float, float]:
+def largest_difference(reference: Iterable[Tensor], found: Iterable[Tensor]) -> tuple[float, float]:
     """(largest absolute difference, largest absolute reference) of tensors in pairs; NaN where only one is finite."""
     differences, scales = [torch.zeros(())], [torch.zeros(())]
-    for one, other in zip(reference, outputs, strict=True):
+    for one, other in zip(reference, found, strict=True):
         if one.numel():
             difference = torch.where(one == other, 0.0, (one - other).abs())  # equal infinities are no difference
             differences.append(difference.max().cpu().float())

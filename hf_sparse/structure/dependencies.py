@@ -34,7 +34,7 @@ def input_dim(projection: nn.Module) -> int:
     return 0 if isinstance(projection, Conv1D) else 1
 
 
-def sizes(projection: nn.Module) -> tuple[int, int]:
+def widths(projection: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a projection."""
     dim, weight = input_dim(projection), projection._parameters["weight"]
     assert weight is not None

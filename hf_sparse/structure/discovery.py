@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, padded_side
+from hf_sparse.runtime.contexts import evaluating
 from hf_sparse.structure.blocks import Block, ModelStructure, Slice
 from hf_sparse.structure.dependencies import (
     FORWARD_ERRORS,
@@ -22,7 +23,7 @@ from hf_sparse.structure.dependencies import (
     probe,
     projections,
     record_calls,
-    sizes,
+    widths,
 )
 from hf_sparse.structure.example_inputs import example_inputs, placed
 from hf_sparse.structure.experts import expert_neurons, stacked_weights
@@ -55,16 +56,14 @@ def discover(model: PreTrainedModel, inputs: Mapping[str, Any] | None = None) ->
     """
     require_plain(model)
     inputs = example_inputs(model) if inputs is None else placed(inputs, model.device)
-    with _evaluating(model):
+    with evaluating(model), _differentiable(model):
         return _Discovery(model, inputs).run()
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode with gradients for all parameters; both are restored."""
-    modes = {module: module.training for module in model.modules()}
+def _differentiable(model: PreTrainedModel) -> Iterator[None]:
+    """Let frozen parameters have gradients until the block ends."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    model.eval()
     try:
         for parameter in frozen:
             parameter.requires_grad_(parameter.is_floating_point())
@@ -72,8 +71,6 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @dataclass(frozen=True)
@@ -201,7 +198,7 @@ class _Discovery:
         """What a projection closes: attention, or an FFN, whose neurons feed nothing else."""
         producers = [name for name in self.probe.sources(path) if name in self.probe.leaves]
         exclusive = [name for name in producers if self._consumers[name] == {path}]
-        residual = [sizes(self.modules[name])[0] == sizes(self.modules[path])[1] for name in producers]
+        residual = [widths(self.modules[name])[0] == widths(self.modules[path])[1] for name in producers]
         if not exclusive or not any(residual):
             return None
         if self.probe.attends(path):

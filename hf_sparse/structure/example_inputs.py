@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sparse.errors import UnknownInputsError
+from hf_sparse.runtime.contexts import evaluating, unchanged_random_state
 
 BATCH, LENGTH = 2, 16
 SIDE = 4  # of images in patches, where the config leaves their size open
@@ -116,15 +117,9 @@ def _getters(model: PreTrainedModel) -> dict[str, Callable[..., Any]]:
 
 @contextmanager
 def undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation without gradients; modes and random states are restored."""
-    training = [module for module in model.modules() if module.training]
-    with torch.no_grad(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    """Evaluate a model without gradients; modes and random states are restored when the block ends."""
+    with torch.no_grad(), unchanged_random_state(model.device), evaluating(model):
+        yield
 
 
 # ---- What the config says ----

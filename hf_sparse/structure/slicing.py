@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_sparse.modeling_hf_sparse import empty_recipe, runs
@@ -86,6 +86,12 @@ def shrink(
             padding = {"side": sides[name, dim], "size": len(keep), "runs": runs(keep.nonzero().flatten().tolist())}
             recipe["padded"][name.rpartition(".")[0]] = padding
     return recipe, values
+
+
+def set_parameter_(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    """Put a parameter at a path of a model, in place; the one that was there keeps its values."""
+    module, _, name = path.rpartition(".")
+    model.get_submodule(module).register_parameter(name, parameter)
 
 
 def physical_units(block: Block, units: Tensor) -> Tensor:
