@@ -1,25 +1,8 @@
 """Rebuilds pruned models from their config; this file travels inside checkpoints and needs only torch and transformers.
 
-A pruned model is its stock architecture plus a resize recipe in `config.hf_sparse`, made when it was compacted:
-
-    {"version": 1,
-     "checksum":   "...",                                 of all the rest, so that a change by accident is noticed
-     "sizes":      {name: value},                         entries of the config that the recipe was made for
-     "parameters": count,                                 of the model before it was pruned, for people
-     "layers":     [{"block": ..., "kind": ..., "layer": ..., "units": before, "kept": after}, ...],    likewise
-     "shapes":     {parameter: [sizes]},                  parameters whose shape differs from the stock skeleton's
-     "attributes": {module: {name: value}},               head counts and widths that the forward pass reads
-     "selections": {module: [{"argument": ..., "dim": ..., "count": heads, "index": [kept heads], "method": ...}]},
-     "padded":     {projection: {"side": "inputs" or "outputs", "size": channels, "runs": [[start, stop], ...]}},
-     "removed":    {module: {"kind": ..., "output": ..., "outputs": ..., "passed": ..., "cache": [kv heads, width],
-                             "index": layer of the cache that it wrote to or None, "cross": whether that is the one of
-                             cross attention, "weights": [places of attention weights in what it returned]}},
-     "caches":     {module: {"layer": ..., "cross": ..., "heads": kv heads before, "kept": [kv heads]}},
-                                                          optional: the layer of the cache that attention writes to
-     "identities": [module, ...]}                         norms that nothing reads any more
-
-with paths relative to the base model (no "bert." or "model." in front). Classes are made on demand from the stock
-ones: `HfSparseBertConfig`, `HfSparseBertForSequenceClassification` and so on are attributes of this module.
+A pruned model is its stock architecture plus a resize recipe in `config.hf_sparse`, made when it was compacted: see
+`Recipe`. Classes are made on demand from the stock ones: `HfSparseBertConfig`, `HfSparseBertForSequenceClassification`
+and so on are attributes of this module.
 
 Files may come from anyone. Nothing in them is run, every number is checked before anything is allocated by it, and
 weights that do not fit the config raise an error instead of being made up.
@@ -34,10 +17,10 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 import transformers
@@ -71,6 +54,88 @@ POSITION_BIAS_METHODS = ("compute_bias",)
 """Methods of stock modules that a recipe may name."""
 _MOST_LAYERS, _MOST_PARAMETERS = 10_000, 100_000
 """Of any model there is; a config that asks for more layers, labels without names, or tensors is not believed."""
+
+# ---- The format ----
+
+
+class LayerRecord(TypedDict):
+    """What one sublayer had and kept, for people: heads (query heads under grouped queries) or neurons."""
+
+    block: str
+    kind: str
+    layer: int
+    units: int
+    kept: int
+
+
+class Selection(TypedDict):
+    """An argument with an entry for each head of the stock model, of which a module picks the heads that it kept.
+
+    `dim` is the dimension of the heads, `count` how many the stock model has, `index` which ones were kept; `method` is
+    the method of the module, if any, that makes the argument where nobody gives it.
+    """
+
+    argument: str
+    dim: int
+    count: int
+    index: list[int]
+    method: NotRequired[str | None]
+
+
+class Padding(TypedDict):
+    """A projection that reads, or gives, only some of the `size` channels around it, given as [start, stop] pairs."""
+
+    side: str  # "inputs" or "outputs"
+    size: int
+    runs: list[list[int]]
+
+
+class Removal(TypedDict):
+    """A sublayer that was removed as a whole, and what its stand-in has to do instead.
+
+    `output` is the path of its output projection. It returned `outputs` values, of which some were arguments handed on:
+    `passed` has their names by their places; `weights` are the places of attention weights. Its layer of the cache is
+    the one with this `index`, of cross attention if `cross`, and `cache` is (kv heads, width) of an entry in it.
+    """
+
+    kind: str
+    output: str
+    outputs: int
+    passed: dict[str, str]
+    cache: list[int] | None
+    index: NotRequired[int | None]
+    cross: NotRequired[bool]
+    weights: NotRequired[list[int]]
+
+
+class CachedHeads(TypedDict):
+    """The layer of the cache that attention writes to: it has `heads` kv heads in the stock model, and `kept` stay."""
+
+    layer: int
+    cross: bool
+    heads: int
+    kept: list[int]
+
+
+class Recipe(TypedDict):
+    """How to give the stock model the shapes of the pruned one; `config.hf_sparse`.
+
+    Paths are relative to the base model (no "bert." or "model." in front).
+    """
+
+    version: int
+    checksum: str  # of all the rest, so that a change by accident is noticed
+    sizes: dict[str, int]  # entries of the config that the recipe was made for
+    parameters: int  # of the model before it was pruned, for people
+    layers: list[LayerRecord]  # likewise
+    shapes: dict[str, list[int]]  # of the parameters whose shape differs from the stock skeleton's
+    attributes: dict[str, dict[str, int]]  # by module: head counts and widths that its forward pass reads
+    selections: dict[str, list[Selection]]  # by module
+    padded: dict[str, Padding]  # by projection
+    removed: dict[str, Removal]  # by module
+    caches: NotRequired[dict[str, CachedHeads]]  # by module
+    identities: list[str]  # norms that nothing reads any more
+
 
 # ---- What stands in for removed sublayers ----
 
@@ -164,9 +229,9 @@ class RemovedAttention(_Removed):
         zeros: see above.
     """
 
-    def __init__(self, core: nn.Module, removal: dict[str, Any], zeros: int | None = None) -> None:
+    def __init__(self, core: nn.Module, removal: Removal, zeros: int | None = None) -> None:
         super().__init__(zeros)
-        self.kv_heads, self.head_dim = removal["cache"]
+        self.kv_heads, self.head_dim = cast(list[int], removal["cache"])
         # Recipes without an index were made where no cache was seen: there, arguments tell cross attention.
         self.cross: bool | None = removal.get("cross")
         self.layer_idx: int | None = removal["index"] if "index" in removal else vars(core).get("layer_idx")
@@ -249,7 +314,7 @@ def _blank_attention(stock: tuple[type, ...]) -> RemovedAttention:
     return nn.Module.__new__(_removed_attention(stock))
 
 
-def _attention_stand_in(core: nn.Module, removal: dict[str, Any], zeros: int | None) -> RemovedAttention:
+def _attention_stand_in(core: nn.Module, removal: Removal, zeros: int | None) -> RemovedAttention:
     """What stands in for attention; transformers records its weights by its class and by hooks, so both are those."""
     if not removal.get("weights"):
         return RemovedAttention(core, removal, zeros)
@@ -263,13 +328,14 @@ def _attention_stand_in(core: nn.Module, removal: dict[str, Any], zeros: int | N
 # ---- Recipes, as they are in files ----
 
 
-def sealed(recipe: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
+def sealed(recipe: Recipe, config: PreTrainedConfig) -> Recipe:
     """A recipe with the sizes of the config it was made for, and its checksum."""
-    recipe = {**recipe, "sizes": {name: size for name, size in _sizes(config.to_dict()) if "num_labels" not in name}}
-    return {**recipe, "checksum": _checksum(recipe)}
+    sizes = {name: size for name, size in _sizes(config.to_dict()) if "num_labels" not in name}
+    sized: Recipe = {**recipe, "sizes": sizes}
+    return {**sized, "checksum": _checksum(sized)}
 
 
-def _checksum(recipe: dict[str, Any]) -> str:
+def _checksum(recipe: Mapping[str, Any]) -> str:
     entries = {key: value for key, value in recipe.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -419,7 +485,7 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
 # ---- Replaying a recipe ----
 
 
-def empty_recipe() -> dict[str, Any]:
+def empty_recipe() -> Recipe:
     """The recipe that changes nothing."""
     return {
         "version": RECIPE_VERSION,
@@ -437,7 +503,7 @@ def empty_recipe() -> dict[str, Any]:
     }
 
 
-def resize_(model: nn.Module, recipe: dict[str, Any]) -> None:
+def resize_(model: nn.Module, recipe: Recipe) -> None:
     """Give a stock module the shapes of its recipe, in place; its values are then for the caller to fill in.
 
     Raises:
@@ -474,7 +540,7 @@ def _replace_(base: nn.Module, path: str, module: nn.Module) -> None:
     setattr(base.get_submodule(parent), name, module)
 
 
-def _remove_(base: nn.Module, path: str, removal: dict[str, Any]) -> None:
+def _remove_(base: nn.Module, path: str, removal: Removal) -> None:
     core = _at(base, path)
     # What is around it has its values; some initialise by the names of what is in them.
     parent: Any
@@ -492,7 +558,7 @@ def _remove_(base: nn.Module, path: str, removal: dict[str, Any]) -> None:
     zeros = size if inside and bias.bias is None else None
     stand_in: nn.Module = RemovedFfn(zeros)
     if removal["kind"] == "attention":
-        kv_heads, head_dim = removal["cache"]
+        kv_heads, head_dim = cast(list[int], removal["cache"])
         if kv_heads * head_dim > weight.numel():
             raise ValueError(f"config.hf_sparse gives {path!r} a cache of {removal['cache']}, larger than it can be")
         stand_in = _attention_stand_in(core, removal, zeros)
@@ -595,7 +661,7 @@ class _KeptHeads:
     Whoever makes keys and values, as peft does for its prefixes, knows one number of heads for all layers.
     """
 
-    def __init__(self, caches: list[dict[str, Any]]) -> None:
+    def __init__(self, caches: list[CachedHeads]) -> None:
         self.caches = [(entry["layer"], entry["cross"], entry["heads"], runs(entry["kept"])) for entry in caches]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -610,7 +676,7 @@ class _KeptHeads:
                 layer.keys, layer.values = _take(layer.keys, 1, kept), _take(layer.values, 1, kept)
 
 
-def read_filled_caches_(model: nn.Module, caches: Iterable[dict[str, Any]]) -> None:
+def read_filled_caches_(model: nn.Module, caches: Iterable[CachedHeads]) -> None:
     """Let a model read the heads it kept from caches filled with all heads, in place; by the records of its recipe."""
     for key in [key for key, hook in model._forward_pre_hooks.items() if isinstance(hook, _KeptHeads)]:
         del model._forward_pre_hooks[key], model._forward_pre_hooks_with_kwargs[key]
@@ -621,7 +687,7 @@ def read_filled_caches_(model: nn.Module, caches: Iterable[dict[str, Any]]) -> N
 # ---- Heads picked from an argument ----
 
 
-def _select_heads_(module: Any, selections: list[dict[str, Any]]) -> None:
+def _select_heads_(module: Any, selections: list[Selection]) -> None:
     """Let a module pick the heads it kept from arguments that have an entry for each head of the stock model."""
     kind: Any = type(module)
     if "head_selections" not in vars(module):  # as it is where a model is pruned once more
@@ -711,7 +777,7 @@ class _Pads:
         return torch.cat(parts, -1)
 
 
-def _pad_(base: nn.Module, path: str, padding: dict[str, Any], shape: list[int] | None) -> None:
+def _pad_(base: nn.Module, path: str, padding: Padding, shape: list[int] | None) -> None:
     """Let a projection read only some of its input channels, or give zeros for some of its output channels, in place.
 
     The projection itself becomes a plain one with fewer channels, as whoever wraps or replaces it takes it to be, such
@@ -758,7 +824,7 @@ def padded_side(module: nn.Module) -> str | None:
     return "inputs" if _Takes in kinds else "outputs" if _Pads in kinds else None
 
 
-def _hook_(module: nn.Module, padding: dict[str, Any]) -> None:
+def _hook_(module: nn.Module, padding: Padding) -> None:
     """Pad a projection, or what has been put around it, and nothing inside of it."""
     for part in module.modules():
         for hooks in (part._forward_pre_hooks, part._forward_hooks):
@@ -834,7 +900,7 @@ class _PrunedConfig:
 
     # Here and in _PrunedModel the types of what `super()` is are ignored: that is the stock class, made known later.
 
-    hf_sparse: dict[str, Any]
+    hf_sparse: Recipe
     layer_sizes: dict[str, dict[str, Any]] = {}
 
     @classmethod

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from hf_sparse.compaction.trial import computing_in, in_dtype, masked, small_bat
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates.attach import current_plan, detach_gates, gate_bank
 from hf_sparse.gates.plan import PruningPlan
-from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, resize_
+from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, LayerRecord, resize_
 from hf_sparse.runtime.contexts import evaluating, hooked
 from hf_sparse.runtime.streaming import HOST
 from hf_sparse.structure.blocks import Block, ModelStructure, layer_sizes
@@ -278,7 +278,7 @@ def _compact_(
     recipe, values = shrink(parameters, _with_gates(structure, gates), kept, gates)
     recipe = rebased(recipe, base_path(model))
     recipe["parameters"] = before
-    recipe["layers"] = [asdict(layer) for layer in layer_sizes(structure, physical)]
+    recipe["layers"] = [cast(LayerRecord, asdict(layer)) for layer in layer_sizes(structure, physical)]
     if recipe["shapes"] or recipe["removed"]:
         resize_(model.base_model, recipe)
         describe_(model, structure, kept, recipe)

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -13,6 +13,9 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.modeling_hf_sparse import (
     MODEL_TYPE_PREFIX,
     TABLE_SWITCHES,
+    CachedHeads,
+    LayerRecord,
+    Recipe,
     auto_map,
     configs_in,
     has_pruned_sizes,
@@ -25,9 +28,7 @@ from hf_sparse.structure.slicing import BY_PATH, physical_units
 from hf_sparse.structure.stock import CONFIG_ERRORS
 
 
-def describe_(
-    model: PreTrainedModel, structure: ModelStructure, kept: dict[str, Tensor], recipe: dict[str, Any]
-) -> None:
+def describe_(model: PreTrainedModel, structure: ModelStructure, kept: dict[str, Tensor], recipe: Recipe) -> None:
     """Turn the model and its config in place into those of the pruned model type, with sizes per layer."""
     config: Any = model.config
     again = config.model_type.startswith(MODEL_TYPE_PREFIX)
@@ -64,26 +65,27 @@ def seal_(model: PreTrainedModel) -> None:
         config.hf_sparse = sealed(config.hf_sparse, config)
 
 
-def _merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+def _merged(earlier: Recipe, later: Recipe) -> Recipe:
     """The recipe that leads from the stock model to the result of pruning twice."""
-    merged = {**later, "identities": earlier["identities"], "parameters": earlier["parameters"]}
     now = {layer["block"]: layer["kept"] for layer in later["layers"]}
-    merged["layers"] = [{**layer, "kept": now.get(layer["block"], layer["kept"])} for layer in earlier["layers"]]
-    later = {**later, "caches": _traced(earlier, later["caches"])}
+    layers: list[LayerRecord] = [{**one, "kept": now.get(one["block"], one["kept"])} for one in earlier["layers"]]
     gone = tuple(f"{path}." for name, removal in later["removed"].items() for path in (name, removal["output"]))
+    before, after = (cast(dict[str, Any], recipe) for recipe in (earlier, later))
+    tables = {**after, "caches": _traced(earlier, later["caches"])}
     for key in (*BY_PATH, "removed"):
-        kept = {path: value for path, value in earlier.get(key, {}).items() if not f"{path}.".startswith(gone)}
-        merged[key] = {**kept, **later[key]}
+        kept = {path: value for path, value in before.get(key, {}).items() if not f"{path}.".startswith(gone)}
         if key == "attributes":  # a later round need not change all that an earlier one has changed
-            merged[key] |= {path: {**kept.get(path, {}), **values} for path, values in later[key].items()}
-    return merged
+            tables[key] = {path: {**kept.get(path, {}), **values} for path, values in after[key].items()}
+        tables[key] = {**kept, **tables[key]}
+    own = {"identities": earlier["identities"], "parameters": earlier["parameters"], "layers": layers}
+    return cast(Recipe, {**tables, **own})
 
 
-def _traced(earlier: dict[str, Any], caches: dict[str, Any]) -> dict[str, Any]:
+def _traced(earlier: Recipe, caches: dict[str, CachedHeads]) -> dict[str, CachedHeads]:
     """The heads that a later round kept, as those of the stock model; none where an earlier one did not note them."""
     known = earlier.get("caches", {})
     shrunk = [f".{layer['block']}" for layer in earlier["layers"] if layer["kept"] < layer["units"]]
-    traced = {}
+    traced: dict[str, CachedHeads] = {}
     for path, entry in caches.items():
         if path in known:
             kept = [known[path]["kept"][head] for head in entry["kept"]]
@@ -143,7 +145,7 @@ def _describe_sizes_(model: PreTrainedModel, structure: ModelStructure, kept: di
         config.layer_sizes = {path: earlier.get(path) or _unnamed(record) for path, record in records.items()}
 
 
-def _unnamed(record: dict[str, Any]) -> dict[str, int]:
+def _unnamed(record: LayerRecord) -> dict[str, int]:
     """What is left of a block that no entry of the stock config counts the units of."""
     return {"heads" if record["kind"] == "attention" else "neurons": record["kept"]}
 

@@ -4,11 +4,12 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hf_sparse.modeling_hf_sparse import Removal, Selection
 from hf_sparse.runtime.tables import table
 
 
@@ -58,10 +59,10 @@ class Block:
         columns: those columns, shape (units, columns per unit).
         slices: every parameter that shrinks with the units; the first is the weight of the output projection.
         attributes: every integer that shrinks with them.
-        selections: arguments with one entry per head that the module `name` picks its heads from, as records of
-            `modeling_hf_sparse`, with the heads that an earlier round has kept, if there was one.
-        stand_in: what takes the block's place when no unit is left, as a record of `modeling_hf_sparse`; None if
-            nothing can, and then one unit stays, with a weight of zeros.
+        selections: arguments with one entry per head that the module `name` picks its heads from; their `index` has the
+            heads that an earlier round has kept, or all.
+        stand_in: what takes the block's place when no unit is left; None if nothing can: one unit then stays, with a
+            weight of zeros.
         cached: (whether it is of cross attention, index) of the layer of a cache that has a kv head for each unit; None
             if there is none.
         padded: whether the projections pad what they lost with zeros, since the code between them counts on all heads.
@@ -81,8 +82,8 @@ class Block:
     columns: Tensor = field(repr=False)
     slices: tuple[Slice, ...] = field(repr=False)
     attributes: tuple[Attribute, ...] = field(default=(), repr=False)
-    selections: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
-    stand_in: Mapping[str, Any] | None = field(default=None, repr=False)
+    selections: tuple[Selection, ...] = field(default=(), repr=False)
+    stand_in: Removal | None = field(default=None, repr=False)
     cached: tuple[bool, int] | None = None
     padded: bool = False
     heads_per_unit: int = 0

@@ -8,14 +8,14 @@ import inspect
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
-from hf_sparse.modeling_hf_sparse import resize_
+from hf_sparse.modeling_hf_sparse import Removal, Selection, resize_
 from hf_sparse.structure.attribute_names import (
     AMBIGUOUS_WIDTHS,
     HEAD_COUNTS,
@@ -243,15 +243,22 @@ def _with_selections(modules: Mapping[str, nn.Module], block: Block, calls: Mapp
     # Tables elsewhere are for all layers and stay whole.
     inside = tuple(part for part in block.slices if part.parameter.startswith(f"{path}."))
     if "head_selections" in vars(module):
-        earlier = [
-            {key: entry for key, entry in one.items() if key != "runs"} for one in vars(module)["head_selections"]
+        earlier: list[Selection] = [
+            cast(Selection, {key: entry for key, entry in one.items() if key != "runs"})
+            for one in vars(module)["head_selections"]
         ]
         tables = {f"{path}.{bias.table}" for bias in POSITION_BIASES}
         slices = tuple(part for part in inside if part.parameter not in tables)
         yield replace(block, slices=slices, selections=tuple(earlier))
         return
     for bias in POSITION_BIASES:
-        selection = {"argument": bias.argument, "dim": 1, "count": count, "method": None}
+        selection: Selection = {
+            "argument": bias.argument,
+            "dim": 1,
+            "count": count,
+            "index": list(range(count)),
+            "method": None,
+        }
         table = f"{path}.{bias.table}"
         if any(part.parameter == table for part in inside):
             slices = tuple(part for part in inside if part.parameter != table)
@@ -263,15 +270,15 @@ def _with_selections(modules: Mapping[str, nn.Module], block: Block, calls: Mapp
         yield replace(block, slices=inside, selections=given)
 
 
-def _arguments_by_head(module: nn.Module, call: Call, count: int) -> Iterator[dict[str, Any]]:
-    """Records of `modeling_hf_sparse` for arguments that have one entry per head, or per sequence and head."""
+def _arguments_by_head(module: nn.Module, call: Call, count: int) -> Iterator[Selection]:
+    """Find the arguments that have one entry per head, or per sequence and head."""
     names = list(inspect.signature(type(module).forward).parameters)[1:]
     given = {**dict(zip(names, call.args)), **call.kwargs}
     for i, (name, value) in enumerate(given.items()):
         if i and isinstance(value, Tensor) and value.ndim > 2:
             dims = [dim for dim in (1, 0) if value.shape[dim] == count or (dim == 0 and value.shape[0] % count == 0)]
             if dims:
-                yield {"argument": name, "dim": dims[0], "count": count}
+                yield {"argument": name, "dim": dims[0], "count": count, "index": list(range(count))}
 
 
 def _holders(modules: Mapping[str, nn.Module], block: Block) -> dict[str, nn.Module]:
@@ -335,14 +342,14 @@ def _neuron_counts(block: Block, holders: Mapping[str, nn.Module]) -> Iterator[A
 # ---- What takes the place of a block that lost everything ----
 
 
-def _stand_in(block: Block, call: Call | None) -> dict[str, Any]:
-    """A record of `modeling_hf_sparse`."""
+def _stand_in(block: Block, call: Call | None) -> Removal:
+    """The record of the block's removal, which its stand-in is made by."""
     returned = call.output if call is not None and isinstance(call.output, tuple) else ()
     passed = {}
     if call is not None:
         names = {id(value): name for name, value in call.kwargs.items() if isinstance(value, Tensor)}
         passed = {str(i): names[id(value)] for i, value in enumerate(returned) if i and id(value) in names}
-    record = {
+    record: Removal = {
         "kind": block.kind,
         "output": block.output,
         "outputs": len(returned),
@@ -353,7 +360,7 @@ def _stand_in(block: Block, call: Call | None) -> dict[str, Any]:
     return with_own_entries(record, call)
 
 
-def with_own_entries(stand_in: Mapping[str, Any], call: Call | None, asked: Call | None = None) -> dict[str, Any]:
+def with_own_entries(stand_in: Removal, call: Call | None, asked: Call | None = None) -> Removal:
     """A record of a stand-in with what differs between layers that are alike otherwise, and between kinds of calls.
 
     Args:
@@ -361,7 +368,7 @@ def with_own_entries(stand_in: Mapping[str, Any], call: Call | None, asked: Call
         call: of the module that it stands in for, with a cache if the model has one.
         asked: of the same module when it was asked for attention weights.
     """
-    record = dict(stand_in)
+    record = stand_in.copy()
     if record["kind"] == "attention" and call is not None and call.saw_cache:
         record["cross"], record["index"] = next(iter(call.written), (False, None))
     if record["kind"] == "attention" and asked is not None and isinstance(asked.output, tuple):

@@ -1,13 +1,13 @@
 """The smaller form of blocks: the resize recipe that a checkpoint carries, and the weights that go with it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_sparse.modeling_hf_sparse import empty_recipe, runs
+from hf_sparse.modeling_hf_sparse import CachedHeads, Padding, Recipe, Removal, empty_recipe, runs
 from hf_sparse.structure.blocks import Block
 
 BY_PATH = ("shapes", "attributes", "selections", "padded", "caches")
@@ -16,7 +16,7 @@ BY_PATH = ("shapes", "attributes", "selections", "padded", "caches")
 
 def shrink(
     parameters: Mapping[str, Tensor], blocks: Sequence[Block], kept: Mapping[str, Tensor], gates: Mapping[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+) -> tuple[Recipe, dict[str, Tensor]]:
     """Slice and fold: what remains of blocks that keep some of their units.
 
     Args:
@@ -35,7 +35,7 @@ def shrink(
     for block in blocks:
         units, gate = kept[block.name], gates[block.name]
         if not len(units) and block.stand_in is not None:
-            recipe["removed"][block.name] = dict(block.stand_in)
+            recipe["removed"][block.name] = block.stand_in
             bias = f"{block.stand_in['output']}.bias"
             if bias in parameters:
                 values[bias] = parameters[bias]
@@ -56,14 +56,12 @@ def shrink(
             recipe["attributes"].setdefault(attribute.module, {})[attribute.name] = attribute.amount * len(units)
         if block.cached is not None:
             cross, layer = block.cached
-            entry = {"layer": layer, "cross": cross, "heads": block.units, "kept": units.tolist()}
+            entry: CachedHeads = {"layer": layer, "cross": cross, "heads": block.units, "kept": units.tolist()}
             recipe["caches"][block.name] = entry
         if block.selections:
             heads = query_heads(block, units)
             recipe["selections"][block.name] = [
-                # After an earlier round, heads are counted among those that it has kept.
-                {**selection, "index": [selection["index"][head] for head in heads] if "index" in selection else heads}
-                for selection in block.selections
+                {**selection, "index": [selection["index"][head] for head in heads]} for selection in block.selections
             ]
     for name, scales in factors.items():
         values[name] = parameters[name]
@@ -83,7 +81,8 @@ def shrink(
         values[name] = value.index_select(dim, keep.nonzero().flatten().to(value.device))
         recipe["shapes"][name] = list(values[name].shape)
         if (name, dim) in sides:
-            padding = {"side": sides[name, dim], "size": len(keep), "runs": runs(keep.nonzero().flatten().tolist())}
+            kept_runs = runs(keep.nonzero().flatten().tolist())
+            padding: Padding = {"side": sides[name, dim], "size": len(keep), "runs": kept_runs}
             recipe["padded"][name.rpartition(".")[0]] = padding
     return recipe, values
 
@@ -123,7 +122,7 @@ def base_path(model: PreTrainedModel) -> str:
     return "" if model.base_model is model else model.base_model_prefix
 
 
-def rebased(recipe: Mapping[str, Any], base: str) -> dict[str, Any]:
+def rebased(recipe: Recipe, base: str) -> Recipe:
     """A recipe with paths relative to a module that all of them are in.
 
     Raises:
@@ -138,8 +137,9 @@ def rebased(recipe: Mapping[str, Any], base: str) -> dict[str, Any]:
             raise ValueError(f"{path} is not part of {base!r}")
         return path.removeprefix(prefix)
 
-    removed = {
+    removed: dict[str, Removal] = {
         inside(path): {**removal, "output": inside(removal["output"])} for path, removal in recipe["removed"].items()
     }
-    tables = {key: {inside(path): entry for path, entry in recipe[key].items()} for key in BY_PATH}
-    return {**recipe, **tables, "removed": removed}
+    entries = cast(dict[str, Any], recipe)
+    tables = {key: {inside(path): entry for path, entry in entries[key].items()} for key in BY_PATH}
+    return cast(Recipe, {**entries, **tables, "removed": removed})
