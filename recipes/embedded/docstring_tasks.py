@@ -5,23 +5,21 @@ at most `per_library` docstrings of each library, and the same seed gives the sa
 With the defaults each takes ten seconds to half a minute.
 """
 
-import ast
-import importlib.util
 import itertools
 import random
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from docstrings import LIBRARIES
 
+from embedded.docstrings import LIBRARIES, docstrings_of
+from embedded.splits import split
 from hf_sparse import SparsityError
 
 PER_LIBRARY = 320
 LONGEST = 600  # characters of a text
-READ_FIRST, READ_FOR_EACH = 40, 8  # so many, and for each that is used; parsing all would take minutes
+READ_FIRST, READ_FOR_EACH = 40, 4  # so many, and for each that is used; parsing all would take minutes
 QUESTIONS = 3  # of a docstring, at most
 SECTION = re.compile(r"^(?:Parameters\n-+\n|Args:\n)(.*?)(?=\n\S[^\n]*\n-{3}|\n\n\S|\Z)", re.MULTILINE | re.DOTALL)
 ENTRIES = (
@@ -179,7 +177,7 @@ def _made(
     found: list[Any] = []
     for library in LIBRARIES:
         enough = len(found) + per_library
-        for docstring in itertools.islice(_docstrings_of(library, generator), READ_FIRST + READ_FOR_EACH * per_library):
+        for docstring in itertools.islice(docstrings_of(library, generator), READ_FIRST + READ_FOR_EACH * per_library):
             one = find(docstring)
             keys = {re.sub(r"[\W\d_]+", " ", text).lower() for text in one or () if isinstance(text, str)}
             if one is not None and not keys & seen:
@@ -190,27 +188,7 @@ def _made(
     if len(found) < 50:
         raise SparsityError(f"found {len(found)} docstrings that fit: are libraries installed? run `make install`")
     generator.shuffle(found)
-    ends = [round(share * len(found)) for share in (0, 0.8, 0.9, 1)]
+    parts = split(found).items()
     return DatasetDict(
-        {
-            split: Dataset.from_list(list(rows(found[start:end], generator)), features=features)
-            for split, start, end in zip(("train", "validation", "test"), ends, ends[1:])
-        }
+        {name: Dataset.from_list(list(rows(part, generator)), features=features) for name, part in parts}
     )
-
-
-def _docstrings_of(library: str, generator: random.Random) -> Iterator[str]:
-    """Docstrings of public functions and classes, file by file in random order."""
-    spec = importlib.util.find_spec(library)
-    if spec is None or spec.origin is None:
-        return
-    paths = sorted(path for path in Path(spec.origin).parent.rglob("*.py") if "tests" not in path.parts)
-    generator.shuffle(paths)
-    for path in paths:
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError, ValueError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-                yield ast.get_docstring(node) or ""

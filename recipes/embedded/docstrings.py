@@ -51,8 +51,8 @@ def docstrings(seed: int, per_library: int = PER_LIBRARY) -> DatasetDict:
     texts: dict[str, str] = {}
     generator = random.Random(seed)
     for library in LIBRARIES:
-        for docstring in itertools.islice(_docstrings_of(library, generator), READ_FIRST + READ_FOR_EACH * per_library):
-            text = " ".join(names.sub(MASK, docstring).split())[:LONGEST]
+        for docstring in itertools.islice(docstrings_of(library, generator), READ_FIRST + READ_FOR_EACH * per_library):
+            text = " ".join(names.sub(MASK, docstring.split("\n\n")[0]).split())[:LONGEST]
             key = re.sub(r"[\W\d_]+", " ", text).lower().strip()
             if len(key.split()) >= 8:
                 owners.setdefault(key, set()).add(library)
@@ -74,8 +74,8 @@ def docstrings(seed: int, per_library: int = PER_LIBRARY) -> DatasetDict:
     return DatasetDict({split: Dataset.from_list(part, features=features) for split, part in rows.items()})
 
 
-def _docstrings_of(library: str, generator: random.Random) -> Iterator[str]:
-    """First paragraphs of the docstrings of public functions and classes, file by file in random order."""
+def docstrings_of(library: str, generator: random.Random) -> Iterator[str]:
+    """Docstrings of public functions and classes, file by file in random order."""
     spec = importlib.util.find_spec(library)
     if spec is None or spec.origin is None:
         return
@@ -90,7 +90,7 @@ def _docstrings_of(library: str, generator: random.Random) -> Iterator[str]:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 docstring = ast.get_docstring(node)
                 if docstring:
-                    yield docstring.split("\n\n")[0]
+                    yield docstring
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
 
 from embedded.installed import installed_file
+from embedded.splits import split
 from hf_sparse import SparsityError
 
 PACKAGE = "espeakng-loader==0.2.4"
@@ -47,9 +48,9 @@ def spoken_digits(seed: int, speakers: int | None = None) -> DatasetDict:
     """
     generator = random.Random(seed)
     lines = {}
-    for split, names in _split(_speakers(generator)[:speakers]).items():
-        lines[split] = [(digit, accent, name) for digit in DIGITS for accent in ACCENTS for name in names]
-        generator.shuffle(lines[split])
+    for part, names in split(_speakers(generator)[:speakers]).items():
+        lines[part] = [(digit, accent, name) for digit in DIGITS for accent in ACCENTS for name in names]
+        generator.shuffle(lines[part])
     return _said(lines, "label", ClassLabel(names=list(DIGITS)))
 
 
@@ -63,11 +64,11 @@ def spoken_phrases(seed: int, count: int = 1000) -> DatasetDict:
         SparsityError: the package is not installed.
     """
     generator = random.Random(seed)
-    names = _split(_speakers(generator))
+    names = split(_speakers(generator))
     phrases = generator.sample([" ".join(words) for words in itertools.product(*PHRASE)], count)
     lines = {
-        split: [(phrase, generator.choice(ACCENTS), generator.choice(names[split])) for phrase in part]
-        for split, part in _split(phrases).items()
+        part: [(phrase, generator.choice(ACCENTS), generator.choice(names[part])) for phrase in chosen]
+        for part, chosen in split(phrases).items()
     }
     return _said(lines, "text", Value("string"))
 
@@ -79,22 +80,17 @@ def _speakers(generator: random.Random) -> list[str]:
     return generator.sample(names, len(names))
 
 
-def _split(items: list[str]) -> dict[str, list[str]]:
-    ends = [round(share * len(items)) for share in (0, 0.8, 0.9, 1)]
-    return {split: items[start:end] for split, start, end in zip(("train", "validation", "test"), ends, ends[1:])}
-
-
-def _said(splits: dict[str, list[tuple[str, str, str]]], target: str, kind: ClassLabel | Value) -> DatasetDict:
+def _said(parts: dict[str, list[tuple[str, str, str]]], target: str, kind: ClassLabel | Value) -> DatasetDict:
     """Rows of texts, each said in an accent by a speaker; the texts are in a column of this name and kind."""
     espeak, made = Espeak(), {}
     features = Features({"audio": Audio(RATE, decode=False), target: kind, "speaker": Value("string")})
-    for split, lines in splits.items():
+    for part, lines in parts.items():
         rows = {
             "audio": [{"bytes": espeak.say(text, f"{accent}+{name}"), "path": None} for text, accent, name in lines],
             target: [kind.encode_example(text) for text, _, _ in lines],
             "speaker": [name for _, _, name in lines],
         }
-        made[split] = Dataset(pa.table(rows, schema=features.arrow_schema))  # from_dict would need torchcodec
+        made[part] = Dataset(pa.table(rows, schema=features.arrow_schema))  # from_dict would need torchcodec
     return DatasetDict(made)
 
 
