@@ -140,6 +140,23 @@ Seed 7; torch 3.1, transformers 6.0. Settings that differ from the defaults: `p=
 """
 
 
+PRINTED = """\
+66.3% of the prunable parameters removed (target: 50.0%)
+1.23 times as fast on an abacus
+outputs differ from those of the gated model by at most 2.5e-07
+
+                                       dense   pruned
+parameters                            20,434   11,432
+size of the weights                   0.1 MB   0.0 MB
+multiply-accumulates, 2 x 16 tokens   0.00 G   0.00 G
+latency, 2 x 16 tokens               40.1 ms  32.5 ms
+test accuracy                         0.8750   0.7500
+
+kind       sublayers  kept  of  removed as a whole
+attention          2     4   8                   0
+ffn                2     6  80                   0"""
+
+
 def test_the_whole_card(tmp_path: Path) -> None:
     origin = Origin(
         base_model="google-bert/bert-base-uncased",
@@ -155,6 +172,8 @@ def test_the_whole_card(tmp_path: Path) -> None:
     save_pruned(model, tmp_path, report=report, about=CardFields("me/tiny", license="apache-2.0"))
     assert (tmp_path / "README.md").read_text() == CARD
     assert Report.read(tmp_path / "report.json") == report
+    assert str(report) == PRINTED and report._repr_html_() == f"<pre>{PRINTED}</pre>"
+    assert repr(report) == "Report(66.3% of the prunable parameters removed, 1.23 times as fast)"
 
 
 def test_the_code_in_a_card_runs(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_what_is_printed_fits_a_screen() -> None:
     model = bert()
     report = compact(model, PruningPlan({discover(model).blocks[0].name: ()}))
     for shown in (many, few, report, discover(model)):
+        assert shown._repr_html_().count("\n") == str(shown).count("\n")
         for text in (str(shown), repr(shown)):
             assert len(text.splitlines()) <= 60 and len(text) <= 4000
     assert f"{report.parameters_after:,} after" in str(report) and "blocks, " in repr(discover(model))

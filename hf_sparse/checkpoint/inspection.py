@@ -17,6 +17,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.gates.base import BANK
 from hf_sparse.gates.weights import MASKS
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, check_recipe, shards
+from hf_sparse.runtime.tables import Printed
 from hf_sparse.structure.blocks import LayerSizes
 
 LARGEST_CONFIG = 64 << 20
@@ -24,7 +25,7 @@ LARGEST_CONFIG = 64 << 20
 
 
 @dataclass(frozen=True)
-class CheckpointSummary:
+class CheckpointSummary(Printed):
     """What a checkpoint is; prints as a table.
 
     Attributes:

@@ -18,6 +18,7 @@ from hf_sparse.gates.plan import PruningPlan
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, LayerRecord, resize_
 from hf_sparse.runtime.contexts import evaluating, hooked
 from hf_sparse.runtime.streaming import HOST
+from hf_sparse.runtime.tables import Printed
 from hf_sparse.structure.blocks import Block, ModelStructure, layer_sizes
 from hf_sparse.structure.comparison import (
     DOUBTFUL,
@@ -37,7 +38,7 @@ from hf_sparse.structure.stock import computes_the_same, stock_config, to_stock_
 
 
 @dataclass(frozen=True)
-class CompactionReport:
+class CompactionReport(Printed):
     """What a compaction did.
 
     Attributes:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_sparse.errors import SparsityError
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX
+from hf_sparse.runtime.tables import Printed
 from hf_sparse.structure.dependencies import FORWARD_ERRORS
 from hf_sparse.structure.discovery import discover
 from hf_sparse.structure.example_inputs import example_inputs
@@ -33,7 +34,7 @@ _LAYER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True)
-class MemoryEstimate:
+class MemoryEstimate(Printed):
     """Bytes on every device, by what they are for; prints as a table.
 
     Attributes:

@@ -9,14 +9,14 @@ from typing import Any
 
 from hf_sparse.errors import SparsityError
 from hf_sparse.modeling_hf_sparse import runs
-from hf_sparse.runtime.tables import table
+from hf_sparse.runtime.tables import Printed, table
 
 _LINES, _RANGES = 50, 6
 """What fits a screen: blocks below each other, and ranges of units in a line."""
 
 
 @dataclass(frozen=True, repr=False)
-class PruningPlan:
+class PruningPlan(Printed):
     """Kept unit indices by block name; a block that is not named is kept whole, an empty tuple removes the block.
 
     Raises:

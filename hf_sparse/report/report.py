@@ -23,6 +23,7 @@ from hf_sparse.costs.table import CostTable
 from hf_sparse.errors import SparsityError
 from hf_sparse.runtime.contexts import evaluating
 from hf_sparse.runtime.files import write_whole
+from hf_sparse.runtime.tables import Printed, table
 from hf_sparse.runtime.timing import device_name, shortest_ms
 from hf_sparse.structure.blocks import LayerSizes, ModelStructure, layer_sizes
 from hf_sparse.structure.example_inputs import main_input, shape_text
@@ -70,9 +71,9 @@ class Origin:
     command: str | None = None
 
 
-@dataclass(frozen=True)
-class Report:
-    """Everything that a pruning run leaves to be read; `report.json` has these keys.
+@dataclass(frozen=True, repr=False)
+class Report(Printed):
+    """Everything that a pruning run leaves to be read; `report.json` has these keys. It prints as a table.
 
     Attributes:
         origin: what the model was made from.
@@ -107,6 +108,38 @@ class Report:
     device: str
     seed: int
     input: str = "input_ids"
+
+    def __repr__(self) -> str:
+        return f"Report({self.achieved:.1%} of the prunable {self.cost_text} removed, {self.speedup:.2f} times as fast)"
+
+    def __str__(self) -> str:
+        """A table of the model before and after, and one of what is left of each kind of sublayer."""
+        models = (self.dense, self.pruned)
+        rows = [
+            ("", "dense", "pruned"),
+            ("parameters", *(f"{model.parameters:,}" for model in models)),
+            ("size of the weights", *(f"{model.weight_bytes / 1e6:.1f} MB" for model in models)),
+            (f"multiply-accumulates, {self.batch_text}", *(f"{model.macs / 1e9:.2f} G" for model in models)),
+            (f"latency, {self.batch_text}", *(f"{model.latency_ms:.1f} ms" for model in models)),
+        ]
+        for split, metrics in self.pruned.metrics.items():
+            before = self.dense.metrics.get(split, {})
+            rows += [
+                (f"{split} {name}", f"{before[name]:.4f}" if name in before else "", f"{value:.4f}")
+                for name, value in metrics.items()
+            ]
+        kinds = [("kind", "sublayers", "kept", "of", "removed as a whole")]
+        for kind in dict.fromkeys(layer.kind for layer in self.layers):
+            own = [layer for layer in self.layers if layer.kind == kind]
+            kept, units = sum(layer.kept for layer in own), sum(layer.units for layer in own)
+            gone = sum(not layer.kept for layer in own)
+            kinds.append((kind, str(len(own)), f"{kept:,}", f"{units:,}", str(gone)))
+        return (
+            f"{self.achieved:.1%} of the prunable {self.cost_text} removed (target: {self.target:.1%})\n"
+            f"{self.speedup:.2f} times as fast on {self.device}\n"
+            f"outputs differ from those of the gated model by at most {self.max_abs_diff:.3g}\n\n"
+            f"{table(rows, left=(0,))}\n\n{table(kinds, left=(0,))}"
+        )
 
     def write(self, path: Path) -> None:
         """Write the report as JSON, whole or not at all."""

@@ -1,6 +1,14 @@
-"""Print rows of text as columns."""
+"""Print rows of text as columns, in terminals and in notebooks."""
 
+import html
 from collections.abc import Sequence
+
+
+class Printed:
+    """Shows in a notebook what `print` shows in a terminal."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def table(rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:

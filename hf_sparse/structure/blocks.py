@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_sparse.modeling_hf_sparse import Removal, Selection
-from hf_sparse.runtime.tables import table
+from hf_sparse.runtime.tables import Printed, table
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Block:
 
 
 @dataclass(frozen=True, repr=False)
-class ModelStructure:
+class ModelStructure(Printed):
     """The prunable blocks of a model, and those that cannot be pruned exactly with the reason; prints as a table."""
 
     blocks: tuple[Block, ...]
