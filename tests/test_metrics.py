@@ -47,6 +47,19 @@ def test_a_metric_says_what_it_is_and_has_its_folders_name(name: str) -> None:
     assert type(metric).__doc__ and metric.description and metric.inputs_description
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_accuracy_and_f1(seed: int) -> None:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    generator = np.random.default_rng(seed)
+    actual, predicted = generator.choice([0, 1, 4], 60), generator.choice([0, 1, 2, 7], 60)
+    both: dict[str, Any] = {"predictions": predicted, "references": actual}
+    assert computed("accuracy", **both)["accuracy"] == pytest.approx(accuracy_score(actual, predicted))
+    assert computed("f1", **both)["f1"] == pytest.approx(f1_score(actual, predicted, average="macro"))
+    one = f1_score(actual, predicted, labels=[1], average="macro")
+    assert computed("f1", **both, positive=1)["f1"] == pytest.approx(one)
+
+
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_matthews(seed: int, classes: int) -> None:

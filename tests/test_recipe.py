@@ -352,8 +352,6 @@ KINDS: dict[str, tuple[Callable[[int], object], dict[str, object], set[str]]] = 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pairs_numbers_and_several_labels(kind: str, run: Run, tmp_path: Path) -> None:
     label, flags, names = KINDS[kind]
-    if kind in ("regression", "cola"):
-        pytest.importorskip(f"metrics.{'correlation' if kind == 'regression' else 'matthews'}")
     files = {
         f"--{split}_file": write_json(tmp_path / f"{split}.json", pairs(count, count, label))
         for split, count in (("train", 48), ("validation", 16), ("test", 9))
