@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from common.metrics import class_metrics, logits_of
 from common.running import Data, encode, load_data
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from embedded.minilm import minilm
 from text_classification import Arguments, TextClassification
+from token_classification import Arguments as WordArguments
+from token_classification import TokenClassification
 from transformers import (
-    AutoModelForTokenClassification,
     AutoTokenizer,
-    DataCollatorForTokenClassification,
     EvalPrediction,
     PreTrainedTokenizerBase,
 )
@@ -101,20 +101,11 @@ def marked_words(text: str) -> tuple[list[str], list[str]]:
 
 def _words(data: Data, column: str, tokenizer: PreTrainedTokenizerBase) -> Task:
     """Restoring case and punctuation, as one does to what was heard: a mark for every word, at its first token."""
-    numbers = {mark: number for number, mark in enumerate(MARKS)}
-
-    def encode(texts: list[str]) -> Dataset:
-        pairs = [marked_words(text) for text in texts]
-        encoded = tokenizer(
-            [words for words, _ in pairs], is_split_into_words=True, truncation=True, max_length=LONGEST
-        )
-        labels = []
-        for row, (_, marks) in enumerate(pairs):
-            owners = encoded.word_ids(row)
-            first = [word is not None and word != before for word, before in zip(owners, [None, *owners])]
-            labels.append([numbers[marks[word]] if new else -100 for word, new in zip(owners, first)])
-        return Dataset.from_dict({**encoded, "labels": labels})
-
-    splits = DatasetDict({split: encode(rows[column]) for split, rows in data.splits.items()})
-    collator = DataCollatorForTokenClassification(tokenizer)
-    return Task(splits, MARKS, tokenizer, AutoModelForTokenClassification, collator, "f1")
+    features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=list(MARKS)))})
+    splits = {}
+    for split, rows in data.splits.items():
+        pairs = [marked_words(text) for text in rows[column]]
+        splits[split] = Dataset.from_list([{"tokens": words, "ner_tags": marks} for words, marks in pairs], features)
+    task = TokenClassification(WordArguments(max_seq_length=LONGEST))
+    encoded = encode(task, task.load(DatasetDict(splits)), tokenizer).remove_columns("starts")
+    return Task(encoded, MARKS, tokenizer, task.auto_class, task.collator(tokenizer), "f1")

@@ -71,7 +71,7 @@ def clear_output_dir(arguments: RecipeArguments) -> None:
     if arguments.overwrite_output_dir and arguments.resume_from_checkpoint is None and path.is_dir():
         for old in [*path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), *path.glob("removed-*"), path / "dense"]:
             shutil.rmtree(old, ignore_errors=True)
-        for file in [*path.glob("family.*"), *path.glob("*_results.*")]:
+        for file in [*path.glob("family.*"), *path.glob("*_results.*"), *path.glob("*predictions.*")]:
             file.unlink()
 
 
