@@ -150,10 +150,11 @@ class QuestionAnswering(Task):
         return DataCollatorWithPadding(processor)
 
     def _answers(self, prediction: EvalPrediction | PredictionOutput, windows: Dataset) -> dict[int, Answer]:
-        flags, (starts, ends) = self.arguments, prediction.predictions[:2]
+        flags = self.arguments
+        logits: Any = prediction.predictions  # of starts, of ends, and what else a model returns
         threshold = flags.null_score_diff_threshold if flags.version_2_with_negative else None
         contexts = {row["example"]: row["context"] for row in self.examples}
-        return find_answers((starts, ends), windows, contexts, flags.n_best_size, flags.max_answer_length, threshold)
+        return find_answers(logits[:2], windows, contexts, flags.n_best_size, flags.max_answer_length, threshold)
 
     def compute_metrics(self, prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
         """Compare answers with the right ones."""
