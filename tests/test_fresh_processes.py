@@ -10,12 +10,12 @@ import pytest
 import torch
 from launching import TESTS, forks
 from loaded import tensors
-from test_zoo import random_plans
+from test_zoo import compact_found, random_plans
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 from zoo import ZOO
 
-from hf_sparse import PruningPlan, compact, discover, save_pruned
+from hf_sparse import PruningPlan, discover, save_pruned
 
 PARTS = 2
 CHOSEN = list(ZOO)[::4]
@@ -27,10 +27,10 @@ def save(name: str, directory: Path) -> PreTrainedModel | None:
     structure = discover(model, inputs)
     if not structure.blocks:
         return None
-    compact(model, random_plans(structure)["some gone"], inputs)
-    # Sparser from sparse.
-    left = {block.name: tuple(range(block.units // 2, block.units)) for block in discover(model, inputs).blocks}
-    compact(model, PruningPlan(left), inputs)
+    compact_found(model, structure, random_plans(structure)["some gone"], inputs)
+    left = discover(model, inputs)
+    halves = {block.name: tuple(range(block.units // 2, block.units)) for block in left.blocks}
+    compact_found(model, left, PruningPlan(halves), inputs)  # sparser from sparse
     save_pruned(model, directory)
     torch.manual_seed(0)
     with torch.no_grad():
