@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 import torch
-from conftest import bert
-from test_compaction import plans
+from pruning import bert, plans
 from transformers.utils.logging import disable_progress_bar
 
 from hf_sparse import compact, load_pruned, save_pruned

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from conftest import bert, rows, training_arguments
 from launching import free_port
+from pruning import bert, rows, training_arguments
 from safetensors.torch import load_file, save_file
 
 from hf_sparse import SparseTrainer, SparsityConfig

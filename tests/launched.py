@@ -12,8 +12,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from conftest import MODELS, StopAt, bert, rows, training_arguments
 from launching import deepspeed_on_cpus, leave, shard_on_cpus
+from pruning import MODELS, StopAt, bert, rows, training_arguments, without_dropout
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -93,13 +93,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fault", choices=FAULTS, help="what goes wrong after step 20")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds that a step takes longer")
     return parser.parse_args()
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
 
 
 def loaded(model: Any, directory: Path) -> Any:

@@ -4,8 +4,8 @@ import copy
 from typing import Any
 
 import torch
-from conftest import MODELS
 from fake_device import DEVICE, at_home, fake_device
+from pruning import MODELS
 from torch import nn
 from transformers import PreTrainedModel
 

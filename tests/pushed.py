@@ -4,8 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import bert, rows, training_arguments
-from test_compaction import learnt
+from pruning import bert, learnt, rows, training_arguments
 from transformers import PreTrainedModel
 
 from hf_sparse import SparseTrainer, SparsityConfig, compact, push_to_hub, save_pruned

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from asking import all_outputs, assert_same_answers, continued
-from conftest import llama
-from test_zoo import masked
+from pruning import llama, masked
 from transformers import PreTrainedModel, StaticCache
 from transformers.configuration_utils import get_head_shapes
 from zoo import ZOO

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import bart, bert, llama
 from huggingface_hub import ModelCard
 from launching import forks
+from pruning import bart, bert, learnt, llama, plans, uniform
 from safetensors.torch import load_file
-from test_compaction import learnt, plans
-from test_stock import uniform
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hf_sparse import (

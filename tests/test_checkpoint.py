@@ -6,11 +6,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import bert, llama
 from launching import TESTS, forks
+from pruning import PLANS, bert, learnt, llama, plans
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_compaction import learnt, plans
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -31,7 +30,7 @@ def outputs(model: PreTrainedModel) -> torch.Tensor:
         return model(**example_inputs(model)).logits
 
 
-@pytest.mark.parametrize("kind", plans(bert()))
+@pytest.mark.parametrize("kind", PLANS)
 def test_saving_and_loading_is_identity(model: PreTrainedModel, kind: str, tmp_path: Path) -> None:
     compact(model, plans(model)[kind])
     save_pruned(model, tmp_path / "a")
@@ -111,7 +110,7 @@ def test_a_config_alone_gives_an_initialised_model() -> None:
 
 
 def test_a_pruned_model_is_fine_tuned_by_the_plain_trainer(tmp_path: Path) -> None:
-    from conftest import rows, training_arguments
+    from pruning import rows, training_arguments
 
     model = bert()
     compact(learnt(model))
@@ -238,7 +237,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     code = (
         "import resource, signal, sys\n"
-        "from conftest import bert\n"
+        "from pruning import bert\n"
         "from hf_sparse import SparsityError, save_pruned\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "model = bert(3)\n"

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MODELS, bert, gpt2, llama
+from pruning import MODELS, PLANS, bert, gpt2, learnt, llama, plans
 from transformers import BertModel, PreTrainedModel
 
 from hf_sparse import PruningPlan, SparsityConfig, SparsityError, attach_gates, compact, current_plan, discover
@@ -11,30 +11,6 @@ from hf_sparse.compaction import compact as compaction
 from hf_sparse.modeling_hf_sparse import BiasOnly, RemovedAttention, RemovedFfn
 from hf_sparse.structure import proof
 from hf_sparse.structure.example_inputs import example_inputs
-
-
-def learnt(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Gates as training leaves them: some closed, the others of all sizes."""
-    bank = attach_gates(model, SparsityConfig())
-    generator = torch.Generator().manual_seed(seed)
-    for group in bank.groups.values():
-        group.alpha.data = 2 * torch.randn(group.alpha.shape, generator=generator)
-        group.beta.data += 2.0
-    return model
-
-
-def plans(model: PreTrainedModel) -> dict[str, PruningPlan]:
-    """Plans with whole sublayers gone, one unit left, and different counts in every layer."""
-    blocks = discover(model).blocks
-    return {
-        "uneven": PruningPlan({block.name: tuple(range(i % block.units + 1)) for i, block in enumerate(blocks)}),
-        "one": PruningPlan({block.name: (block.units - 1,) for block in blocks}),
-        "some sublayers": PruningPlan({block.name: () for block in blocks[::2]}),
-        "no attention": PruningPlan({block.name: () for block in blocks if block.kind == "attention"}),
-        "no ffn": PruningPlan({block.name: () for block in blocks if block.kind == "ffn"}),
-        "nothing left": PruningPlan({block.name: () for block in blocks}),
-        "everything": PruningPlan({}),
-    }
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -57,7 +33,7 @@ def test_a_model_without_a_head_still_returns_its_hidden_states() -> None:
     assert len(model(**inputs, output_hidden_states=True).hidden_states) == 3
 
 
-@pytest.mark.parametrize("kind", plans(bert()))
+@pytest.mark.parametrize("kind", PLANS)
 def test_masked_equals_compact(model: PreTrainedModel, kind: str) -> None:
     plan = plans(model)[kind]
     inputs = example_inputs(model)

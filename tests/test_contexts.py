@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from conftest import bert
+from pruning import bert
 from torch import nn
 
 from hf_sparse import discover

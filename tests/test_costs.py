@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import bert, llama, rows, training_arguments
+from pruning import bert, llama, rows, training_arguments
 from torch import nn
 from transformers import PreTrainedModel
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import VOCABULARY, bart, bert, rows, training_arguments
 from datasets import Dataset
+from pruning import VOCABULARY, bart, bert, rows, training_arguments
 from torch import nn
 from transformers import (
     BartForConditionalGeneration,

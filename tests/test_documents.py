@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from conftest import bert, rows
+from pruning import bert, rows
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, TrainingArguments

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import training_arguments
 from datasets import Dataset
 from launching import forks
+from pruning import training_arguments
 from safetensors.torch import load_file
 from transformers import AutoConfig, BertConfig, BertForSequenceClassification
 

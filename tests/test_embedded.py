@@ -13,8 +13,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import llama
 from datasets import DatasetDict
+from pruning import llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 from accelerate.utils import DeepSpeedPlugin, DistributedType, DynamoBackend, FullyShardedDataParallelPlugin
-from conftest import bert, rows, training_arguments
+from pruning import bert, rows, training_arguments
 from torch import distributed, nn
 from torch.distributed.tensor import distribute_tensor
 from transformers import TrainingArguments

@@ -10,7 +10,7 @@ import pytest
 import torch
 from launching import TESTS, forks
 from loaded import tensors
-from test_zoo import compact_found, random_plans
+from pruning import compact_found, random_plans
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 from zoo import ZOO

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert, llama
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pruning import bert, llama, plans
 from safetensors.torch import load_file, save_file
-from test_compaction import plans
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 from zoo import ZOO

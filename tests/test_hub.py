@@ -38,6 +38,7 @@ def environment(server: HubServer, home: Path) -> dict[str, str]:
     """A user's: an own cache, no token in it, and the loopback server for a Hub."""
     return {
         "PATH": os.environ["PATH"],
+        "OMP_NUM_THREADS": "1",
         "HOME": str(home),
         "HF_HOME": str(home / "huggingface"),
         "HF_ENDPOINT": server.endpoint,
@@ -260,7 +261,7 @@ def test_what_cannot_be_inspected_or_pushed_is_one_line(tmp_path: Path, capsys: 
 
 
 def test_only_whole_models_are_pushed_by_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from conftest import bert, rows, training_arguments
+    from pruning import bert, rows, training_arguments
 
     from hf_sparse import SparseTrainer, SparsityConfig, SparsityError
     from hf_sparse.training import results

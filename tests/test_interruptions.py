@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import StopAt, bert, rows, training_arguments
 from launching import TESTS, command, environment, forks, launch
+from pruning import StopAt, bert, rows, training_arguments
 from safetensors.torch import load_file
 from torch.utils.data import IterableDataset
 from transformers.utils.logging import get_logger

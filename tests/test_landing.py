@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import bert
+from pruning import bert
 
 from hf_sparse import SparsityConfig, WeightSparsityConfig
 from hf_sparse.gates.attach import attach_gates

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import rows
 from launching import launch
+from pruning import rows
 from safetensors.torch import load_file
 from torch import Tensor
 

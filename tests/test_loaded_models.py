@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert, llama, rows, training_arguments
-from test_zoo import random_plans
+from pruning import bert, llama, random_plans, rows, training_arguments
 from transformers import AutoConfig, LlamaForCausalLM, PreTrainedModel, Trainer
 from zoo import ZOO
 

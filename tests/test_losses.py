@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert, llama, rows, training_arguments
 from datasets import Dataset
+from pruning import bert, llama, rows, training_arguments
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainerCallback, ViTConfig, ViTForImageClassification

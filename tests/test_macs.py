@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert, rows, training_arguments
+from pruning import bert, rows, training_arguments
 from zoo import ZOO
 
 from hf_sparse import PruningPlan, SparseTrainer, SparsityConfig, attach_gates, compact, discover

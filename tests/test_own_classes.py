@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert, rows, training_arguments
+from pruning import bert, rows, training_arguments
 from torch import Tensor, nn
 from transformers import (
     AutoModel,

@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import bert
+from pruning import bert
 from torch import nn
 from transformers import PreTrainedModel
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert, llama, rows, training_arguments
 from peft import LoraConfig, get_peft_model
+from pruning import bert, llama, rows, training_arguments
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 

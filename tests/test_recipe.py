@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import bert
 from launching import command, environment, free_port
+from pruning import bert
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODELS, bert, rows, training_arguments
+from pruning import MODELS, bert, rows, training_arguments
 from torch import nn
 from transformers import AlbertConfig, AlbertModel, LongformerConfig, LongformerModel, PreTrainedModel
 

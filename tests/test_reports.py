@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import bert, rows, training_arguments
+from pruning import bert, rows, training_arguments
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 from zoo import ZOO
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import StopAt, bert, rows, training_arguments
+from pruning import StopAt, bert, rows, training_arguments
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback

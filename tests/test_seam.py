@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bert, rows, training_arguments
+from pruning import bert, rows, training_arguments
 from transformers import Trainer, TrainerCallback
 
 import hf_sparse

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import StopAt, bart, bert, llama, rows, training_arguments
+from pruning import StopAt, bart, bert, llama, rows, training_arguments
 from transformers import HfArgumentParser, PreTrainedModel
 
 from hf_sparse import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bart, bert, llama, rows, training_arguments
+from pruning import bart, bert, llama, rows, training_arguments
 from torch import Tensor, nn
 from torch.func import functional_call
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MODELS, gpt2, llama
 from peft import PrefixTuningConfig, get_peft_model
-from test_zoo import masked
+from pruning import MODELS, gpt2, llama, masked
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,

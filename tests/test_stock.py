@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODELS, bart, bert, gpt2, llama, rows, training_arguments
 from launching import forks
+from pruning import MODELS, bart, bert, gpt2, llama, rows, training_arguments, uniform
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -32,12 +32,6 @@ from hf_sparse.gates.attach import gate_bank
 from hf_sparse.gates.layout import filled, uniform_counts, widest_counts
 from hf_sparse.structure.example_inputs import example_inputs
 from hf_sparse.structure.stock import expressible
-
-
-def uniform(model: PreTrainedModel, **keep: int) -> PruningPlan:
-    """The last heads or neurons of every block, and all others."""
-    blocks = [block for block in discover(model).blocks if block.kind in keep]
-    return PruningPlan({block.name: tuple(range(block.units - keep[block.kind], block.units)) for block in blocks})
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MODELS, bert
 from launching import TESTS, forks
+from pruning import MODELS, bert
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import MODELS, bert, gpt2, llama
+from pruning import MODELS, bert, gpt2, llama
 from torch import nn
 from transformers import Olmo2Config, Olmo2ForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 

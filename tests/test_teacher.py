@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import VOCABULARY, bert, llama, rows, training_arguments
 from datasets import Dataset
+from pruning import VOCABULARY, bert, llama, rows, training_arguments
 from torch import Tensor, nn
 from transformers import (
     BertForMultipleChoice,

@@ -4,12 +4,23 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import StopAt, bart, bert, gpt2, llama, rows, training_arguments
-from datasets import Dataset
-from torch import nn
+from pruning import (
+    VOCABULARY,
+    StopAt,
+    bart,
+    bert,
+    density,
+    gpt2,
+    llama,
+    rows,
+    trainer,
+    training_arguments,
+    without_dropout,
+)
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     EarlyStoppingCallback,
-    PreTrainedModel,
     Seq2SeqTrainingArguments,
     Trainer,
     TrainerCallback,
@@ -27,31 +38,6 @@ from hf_sparse import (
     load_pruned,
 )
 from hf_sparse.gates.attach import gate_bank, require_bank
-
-
-def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
-
-
-def trainer(directory: Path, model: PreTrainedModel | None = None, **options: Any) -> SparseTrainer:
-    """A short run on tiny BERT; options of SparseTrainer by name, all others are TrainingArguments."""
-    names = ("sparsity", "teacher", "callbacks", "compute_metrics", "train_dataset", "compute_loss_func")
-    given = {name: options.pop(name) for name in names if name in options}
-    defaults: dict[str, Any] = {
-        "sparsity": SparsityConfig(),
-        "train_dataset": rows(64),
-        "eval_dataset": rows(16, seed=1),
-    }
-    return SparseTrainer(model=model or bert(), args=training_arguments(directory, **options), **{**defaults, **given})
-
-
-def density(run: SparseTrainer) -> float:
-    """The share of the prunable cost that a run has left."""
-    return 1 - run.costs.removed({name: len(units) for name, units in run.plan().kept.items()})
-
 
 # ---- The target ----
 
@@ -382,9 +368,6 @@ def test_a_loss_that_becomes_nan_stops_and_keeps_the_checkpoint_before(tmp_path:
 
 
 def test_a_teacher_for_another_task_is_refused(tmp_path: Path) -> None:
-    from conftest import VOCABULARY
-    from transformers import BertConfig, BertForSequenceClassification
-
     config = BertConfig(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_labels=5)
     with pytest.raises(SparsityError, match="num_labels 5 and the model 2"):
         trainer(tmp_path, teacher=BertForSequenceClassification(config))
@@ -400,9 +383,8 @@ def test_gates_of_another_configuration_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path, model)
 
 
-def test_an_iterable_without_labels_still_verifies(tmp_path: Path) -> None:
+def test_what_is_compared_may_come_from_several_evaluation_sets(tmp_path: Path) -> None:
     run = trainer(tmp_path, train_dataset=rows(64))
     run.eval_dataset = {"one": rows(8), "two": rows(4)}
     run.train()
     assert run.compact().max_abs_diff <= 1e-4
-    assert isinstance(rows(2), Dataset)

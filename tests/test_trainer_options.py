@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import StopAt, bart, bert, rows, training_arguments
-from test_trainer import trainer
+from pruning import StopAt, bart, bert, rows, trainer, training_arguments
 from torch import nn
 from transformers import GenerationConfig, Trainer, get_linear_schedule_with_warmup
 from zoo import ZOO

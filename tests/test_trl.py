@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY, llama, training_arguments
 from datasets import Dataset
+from pruning import VOCABULARY, llama, training_arguments
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Trainer

@@ -9,10 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import MODELS, rows, training_arguments
 from peft import LoraConfig, PeftModel, get_peft_model
+from pruning import MODELS, learnt, plans, rows, training_arguments
 from safetensors import safe_open
-from test_compaction import learnt, plans
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from transformers import (

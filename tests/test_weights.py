@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import StopAt, bert, gpt2, rows, training_arguments
+from pruning import StopAt, bert, gpt2, rows, training_arguments
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 

@@ -2,13 +2,13 @@
 
 import copy
 import functools
-import re
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from asking import ASKED, assert_same_answers, continued
+from pruning import compact_found, masked, random_plans
 from transformers import PreTrainedModel
 from zoo import ZOO
 
@@ -46,42 +46,6 @@ def assert_alike(
         assert (tensor == other[name]).logical_or((tensor - other[name]).abs() <= tolerance * scale).all(), (what, name)
 
 
-def random_plans(structure: ModelStructure) -> dict[str, PruningPlan]:
-    """Different counts in every block, without some sublayers too; one unit left; none left in any block."""
-    generator = torch.Generator().manual_seed(0)
-    uneven = {}
-    for block in structure.blocks:
-        count = int(torch.randint(1, block.units + 1, (), generator=generator))
-        uneven[block.name] = tuple(sorted(torch.randperm(block.units, generator=generator)[:count].tolist()))
-    names = [block.name for block in structure.blocks]
-    return {
-        "some gone": PruningPlan({**uneven, **dict.fromkeys(single_sublayers(structure), ())}),
-        "uneven": PruningPlan(uneven),
-        "one": PruningPlan({block.name: (block.units // 2,) for block in structure.blocks}),
-        "all gone": PruningPlan(dict.fromkeys(names, ())),
-    }
-
-
-def single_sublayers(structure: ModelStructure) -> list[str]:
-    """The first attention and the last FFN of every stack of layers: what is beside them stays."""
-    stacks: dict[tuple[str, str], list[str]] = {}
-    for block in structure.blocks:
-        if block.stand_in is not None:
-            stacks.setdefault((block.kind, re.sub(r"\d+", "*", block.name)), []).append(block.name)
-    return [names[0 if kind == "attention" else -1] for (kind, _), names in stacks.items()]
-
-
-@torch.no_grad()
-def masked(model: PreTrainedModel, structure: ModelStructure, plan: PruningPlan) -> PreTrainedModel:
-    """A copy in which what the plan drops weighs zero."""
-    model = copy.deepcopy(model)
-    for block in structure.blocks:
-        gone = [unit for unit in range(block.units) if unit not in plan.kept[block.name]]
-        weight = model.get_parameter(block.weight.parameter)
-        weight.data = weight.index_fill(block.weight.dim, block.columns[gone].flatten(), 0.0)
-    return model
-
-
 class Subject:
     """A model with its structure, and what random plans leave of it.
 
@@ -117,13 +81,6 @@ def pair(
     else:
         compact(small, plan, inputs)
     return masked(model, structure, plan), small
-
-
-def compact_found(model: PreTrainedModel, structure: ModelStructure, plan: PruningPlan, inputs: dict) -> None:
-    """Compact a model whose structure is not to be discovered again, as that of a model with gates is not."""
-    if structure.blocks:
-        attach_gates(model, SparsityConfig(target=0.01), inputs, structure=structure)
-        compact(model, plan, inputs)
 
 
 @pytest.mark.parametrize("name", OF_ZOO.values())

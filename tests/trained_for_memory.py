@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from conftest import training_arguments
 from datasets import Dataset
 from launching import deepspeed_on_cpus
+from pruning import training_arguments
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, BertForSequenceClassification
 
