@@ -1,4 +1,4 @@
-"""`hf-sparse`: look at checkpoints, upload them, renew their cards, rewrite them for serving, and plan memory."""
+"""`hf-sparse`: inspect checkpoints, upload them, write their cards, rewrite them for serving, and estimate memory."""
 
 import argparse
 import sys
@@ -22,7 +22,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser(
         "inspect",
         help="print what a checkpoint has kept, without loading its weights",
-        description="Prints sizes, dtype and the heads and neurons that every sublayer kept, from config and headers.",
+        description="Prints the sizes, the dtype, and the heads and neurons that every sublayer kept, from the config "
+        "and the headers of the weight files.",
     )
     inspect.add_argument("source", metavar="PATH_OR_REPO", help="a directory, or a repository such as me/my-model")
     inspect.add_argument("--revision", help="branch, tag or commit of the repository")
@@ -31,11 +32,13 @@ def _parser() -> argparse.ArgumentParser:
     push = commands.add_parser(
         "push",
         help="upload a saved model, with its card",
-        description="Uploads model, tokenizer, card, report and picture; training state and pickles stay. Log in first "
-        "by `hf auth login`, or set HF_TOKEN.",
+        description="Uploads model, tokenizer, card, report and picture, but no training state and no pickles. Log in "
+        "first by `hf auth login`, or set HF_TOKEN.",
     )
-    push.add_argument("directory", metavar="PATH", type=Path, help="where save_model or a recipe has written it")
-    push.add_argument("repo_id", metavar="REPO", help="such as me/my-model; made if there is none")
+    push.add_argument(
+        "directory", metavar="PATH", type=Path, help="the directory that save_model or a recipe has written"
+    )
+    push.add_argument("repo_id", metavar="REPO", help="such as me/my-model; created if it does not exist")
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     push.add_argument("--revision", help="branch to write to")
     _add_card_fields(push)
@@ -43,19 +46,21 @@ def _parser() -> argparse.ArgumentParser:
 
     card = commands.add_parser(
         "card",
-        help="write README.md anew from config.json and report.json",
-        description="Writes the model card of a saved model; one that was edited (its mark deleted) stays.",
+        help="write README.md again from config.json and report.json",
+        description="Writes the model card of a saved model again; a card that was edited (its mark deleted) is kept.",
     )
-    card.add_argument("directory", metavar="PATH", type=Path, help="where save_model or a recipe has written it")
-    card.add_argument("--model_id", help="the repository that its examples load; the directory's name by default")
+    card.add_argument(
+        "directory", metavar="PATH", type=Path, help="the directory that save_model or a recipe has written"
+    )
+    card.add_argument("--model_id", help="the repository that the examples load; by default the directory's name")
     _add_card_fields(card)
     card.set_defaults(run=_card)
 
     estimate = commands.add_parser(
         "estimate",
-        help="print what a pruning run takes of every device's memory, from a config alone",
-        description="Prints bytes per device for weights, gates, optimizer, teacher and activations under an engine, "
-        "without allocating the model. Flags are named as those of training scripts.",
+        help="print how much memory a pruning run takes on every device, from a config alone",
+        description="Prints the memory per device for weights, gates, optimizer, teacher and activations under an "
+        "engine, without allocating the model. Flags have the names that training scripts use.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     estimate.add_argument("source", metavar="PATH_OR_REPO", help="a directory, or a repository such as me/my-model")
@@ -66,14 +71,14 @@ def _parser() -> argparse.ArgumentParser:
         help="FSDP2, or ZeRO of DeepSpeed",
     )
     estimate.add_argument("--num_processes", type=int, default=1, help="devices, as given to accelerate launch")
-    estimate.add_argument("--per_device_train_batch_size", type=int, default=8, help="sequences of one step")
+    estimate.add_argument("--per_device_train_batch_size", type=int, default=8, help="sequences per device in one step")
     estimate.add_argument("--max_seq_length", type=int, default=512, help="tokens of a sequence")
     estimate.add_argument("--bf16", action="store_true", help="mixed precision")
     estimate.add_argument(
         "--activation_checkpointing",
         "--gradient_checkpointing",  # its name in older versions of transformers
         action="store_true",
-        help="keep inputs of layers only",
+        help="keep only the inputs of layers, and compute the rest twice",
     )
     estimate.add_argument("--teacher_name_or_path", help="a dense teacher, such as the model itself")
     estimate.add_argument("--target", type=float, default=0.5, help="share of the prunable parameters to remove")
@@ -82,11 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     anymodel = commands.add_parser(
         "anymodel",
         help="rewrite a pruned decoder for engines that serve layers of different sizes (vLLM's AnyModel)",
-        description="Copies a pruned checkpoint, with the sizes of its layers as vLLM's AnyModel reads them. "
-        "Transformers does not load the copy.",
+        description="Copies a pruned checkpoint, with the sizes of its layers in the format of vLLM's AnyModel. "
+        "Transformers cannot load the copy.",
     )
     anymodel.add_argument("directory", metavar="PATH", type=Path, help="a pruned checkpoint")
-    anymodel.add_argument("output", metavar="OUTPUT", type=Path, help="where the rewritten copy goes")
+    anymodel.add_argument("output", metavar="OUTPUT", type=Path, help="directory of the rewritten copy")
     anymodel.set_defaults(run=lambda given: export_anymodel(given.directory, given.output))
     return parser
 
@@ -107,10 +112,10 @@ def _estimate(given: argparse.Namespace) -> None:
 
 
 def _add_card_fields(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model_name", help="what the card calls it")
+    parser.add_argument("--model_name", help="name of the model in the card")
     parser.add_argument("--language", help="of the texts, such as en")
     parser.add_argument("--license", help="of the weights, such as apache-2.0")
-    parser.add_argument("--tags", nargs="*", default=[], help="for the card")
+    parser.add_argument("--tags", nargs="*", default=[], help="tags of the card")
 
 
 def _card_fields(given: argparse.Namespace, model_id: str | None) -> CardFields:
@@ -128,7 +133,7 @@ def _push(given: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; what the user can mend becomes one line and exit code 2."""
+    """Run a command; an error that the user can mend becomes one line and exit code 2."""
     given = _parser().parse_args(arguments)
     try:
         given.run(given)

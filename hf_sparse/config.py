@@ -1,4 +1,4 @@
-"""`SparsityConfig`: every choice of a pruning run, documented once, checked once, never mutated."""
+"""`SparsityConfig`: every option of a pruning run, documented once, checked once, never changed."""
 
 import typing
 from dataclasses import dataclass, field, fields, replace
@@ -30,14 +30,14 @@ class DistillationConfig:
     """
 
     distillation_weight: float = _option(
-        0.5, "Weight of the teacher's logits against the labels, from 0 to 1, which needs no labels."
+        0.5, "Weight of the teacher's logits against the labels, from 0 to 1; with 1 no labels are needed."
     )
     distillation_temperature: float = _option(2.0, "Temperature at which student and teacher logits are compared.")
     hidden_distillation_weight: float = _option(
         20.0, "Weight of the relative squared error to the teacher's hidden states; 0 compares logits alone."
     )
     cache_teacher: bool = _option(
-        False, "Remember what the teacher says about each row, for data that is the same in every epoch."
+        False, "Remember the teacher's outputs for each row, for data that is the same in every epoch."
     )
 
     def __post_init__(self) -> None:
@@ -53,29 +53,29 @@ class DistillationConfig:
 
 @dataclass(frozen=True)
 class SearchConfig(DistillationConfig):
-    """How gates find out what goes: the schedule and how they learn; `HfArgumentParser` turns every field into a flag.
+    """How gates search for what is removed: schedule and learning; `HfArgumentParser` turns every field into a flag.
 
     Raises:
         SparsityError: a value is outside its range.
     """
 
-    target: float = _option(0.5, "Fraction of what can be pruned to remove, between 0 and 1.")
+    target: float = _option(0.5, "Share of the prunable cost to remove, between 0 and 1.")
     t0: float = _option(0.05, "Threshold every gate starts from, between 0 and 1; gates are exactly 1 whatever it is.")
     p: float = _option(0.5, "Exponent of the p-norm penalty, between 0 and 1.")
     gate_learning_rate: float = _option(0.1, "Learning rate of the gates; their weight decay is always 0.")
     warm_start: float | None = _option(
         None,
-        "Power of the sensitivity of the loss to what a gate scales, estimated on a few rows, that its importance "
-        "starts from; 0 starts all alike. By default 0.5 for heads and neurons, or 1 where more than nine tenths go, "
-        "and 1 for single weights.",
+        "Importances start at this power of how much the loss depends on what each gate scales, estimated on a few "
+        "rows; with 0 all start alike. By default 0.5 for heads and neurons, or 1 if more than nine tenths are "
+        "removed, and 1 for single weights.",
     )
     sparsity_warmup: float = _option(0.01, "Share of the steps before the penalty starts.")
     sparsity_ramp: float = _option(0.12, "Share of the steps over which the density descends to its target.")
     sparsity_hold: float = _option(
-        0.05, "Share of the steps that may go by until the structure is fixed; the learning rate decays after it."
+        0.05, "Share of the steps that the search may take after the descent; the learning rate decays after it."
     )
     controller_gain: float = _option(
-        40.0, "How strongly the multiplier lambda answers a density above its schedule, integrated over the ramp."
+        40.0, "How strongly the multiplier lambda grows while the density is above its schedule, over one ramp."
     )
 
     def __post_init__(self) -> None:
@@ -97,12 +97,12 @@ class SearchConfig(DistillationConfig):
 
     @property
     def density(self) -> float:
-        """The share that is kept: what the target leaves."""
+        """The share of the cost that is kept."""
         return 1.0 - self.target
 
     @property
     def descent(self) -> tuple[float, ...]:
-        """The targets that a run goes through, ascending."""
+        """The targets of the stages of a run, ascending."""
         return (self.target,)
 
 
@@ -115,23 +115,24 @@ class SparsityConfig(SearchConfig):
     """
 
     target: float = _option(
-        0.5, "Fraction of the prunable cost (attention heads and FFN neurons) to remove, between 0 and 1."
+        0.5, "Share of the prunable cost (attention heads and FFN neurons) to remove, between 0 and 1."
     )
     targets: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Several targets, ascending: one run descends through them and leaves a model at each; then "
-            "--target is not used."
+            "help": "Several targets, ascending: one run descends from one to the next and leaves a model at each; "
+            "--target is then not used."
         },
     )
     target_speedup: float | None = _option(
         None,
-        "Instead of --target: make the model so many times as fast on this device, such as 2.0; needs --cost latency.",
+        "Instead of --target: how many times as fast the model becomes on this device, such as 2.0; needs --cost "
+        "latency.",
     )
     cost: Literal["params", "macs", "latency"] = _option(
         "params",
-        "What a head or neuron costs: its parameters, its multiply-accumulates, or its share of the time, which is "
-        "first measured on this device for sublayers of all sizes; on a batch of your data.",
+        "What a head or neuron costs: its parameters, or, on a batch of your data, its multiply-accumulates or its "
+        "share of the time, which is first measured on this device for sublayers of all sizes.",
     )
     cost_batch_size: int = _option(32, "Rows of the batch that --cost macs counts on and --cost latency measures.")
     cost_sequence_length: int | None = _option(
@@ -139,24 +140,24 @@ class SparsityConfig(SearchConfig):
     )
     round_to: int | None = _option(
         None,
-        "Keep heads and neurons so that projections read a multiple of this number of channels, such as the group size "
-        "of a quantizer; 0, with --cost latency, for what this device is fastest with. By default a multiple of 32, or "
-        "of 8 where few neurons stay, in models at least 256 wide.",
+        "Round up the heads and neurons that stay, so that projections read a multiple of this number of channels, "
+        "such as the group size of a quantizer; 0, with --cost latency, for the multiple that is fastest on this "
+        "device. By default 32, or 8 where few neurons stay, in models at least 256 wide.",
     )
     gate: Literal["relative", "simplex"] = _option(
         "relative", "Gate function of arXiv:1910.03201: bounded and relative, or normalised on a simplex."
     )
     group: Literal["kind", "layer"] = _option(
-        "kind", "Who competes: all heads (and all neurons) of the model, or those of each layer on their own."
+        "kind", "Which units compete: all heads (and all neurons) of the model, or those of each layer."
     )
     sublayer_gates: bool = _option(
-        False, "Gate whole attention and FFN sublayers as well; a unit's gate is then its own times its sublayer's."
+        False, "Gate whole attention and FFN sublayers as well; a unit is then scaled by its gate times its sublayer's."
     )
     exclude: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Blocks to leave alone, by name or pattern, such as vision_tower or *.layers.0.*; costs and target "
-            "then count the others alone. What is frozen is left alone anyway."
+            "help": "Blocks that are not pruned, by name or pattern, such as vision_tower or *.layers.0.*; costs and "
+            "target then count only the other blocks. Frozen blocks are never pruned."
         },
     )
     include: list[str] | None = field(
@@ -164,12 +165,12 @@ class SparsityConfig(SearchConfig):
     )
     layout: Literal["free", "uniform"] = _option(
         "free",
-        "Sizes of layers: each its own, or the same in all, so that the stock class loads them; then --group is layer.",
+        "Sizes of layers: free, or the same in all, so that the stock class loads the model; --group is then layer.",
     )
     refit: bool = _option(
         True,
-        "Fit output projections to those of the teacher by least squares when the model shrinks, unless that is late "
-        "in the run.",
+        "Fit output projections to the teacher's by least squares when the model shrinks, unless that is late in the "
+        "run.",
     )
 
     def __post_init__(self) -> None:
@@ -188,7 +189,7 @@ class SparsityConfig(SearchConfig):
         ):
             raise SparsityError(f"targets are {self.targets}: give ascending numbers between 0 and 1, both excluded")
         if self.sublayer_gates and self.layout == "uniform":
-            raise SparsityError("a uniform layout keeps every sublayer: sublayer_gates go with layout='free'")
+            raise SparsityError("a uniform layout keeps every sublayer: sublayer_gates need layout='free'")
         if self.target_speedup is not None and not self.target_speedup > 1:
             raise SparsityError(f"target_speedup is {self.target_speedup}: give a number above 1, such as 2.0")
         if self.target_speedup is not None and (self.cost != "latency" or self.targets is not None):
@@ -204,25 +205,25 @@ class SparsityConfig(SearchConfig):
 
     @property
     def descent(self) -> tuple[float, ...]:
-        """The targets that a run goes through, ascending."""
+        """The targets of the stages of a run, ascending."""
         return tuple(self.targets) if self.targets is not None else (self.target,)
 
     def stage(self, index: int) -> "SparsityConfig":
-        """The settings of one stage: its target alone."""
+        """Return the settings of one stage, with the target of that stage only."""
         return replace(self, target=self.descent[index], targets=None)
 
 
 @dataclass(frozen=True)
 class WeightSparsityConfig(SearchConfig):
-    """Which weights of linear layers become zero, while their shapes stay; `HfArgumentParser` makes flags of it.
+    """Which weights of linear layers become zero; their shapes stay. `HfArgumentParser` turns every field into a flag.
 
     Raises:
         SparsityError: a value is outside its range or not among its choices.
     """
 
-    target: float = _option(0.5, "Fraction of the weights of linear layers that become zero, between 0 and 1.")
+    target: float = _option(0.5, "Share of the weights of linear layers that become zero, between 0 and 1.")
     pattern: Literal["unstructured", "block", "2:4"] = _option(
-        "unstructured", "What a gate is for: a weight, a square block of them, or a weight of which 2 in 4 stay."
+        "unstructured", "What a gate scales: a weight, a square block of weights, or a weight of which 2 in 4 stay."
     )
     block_size: int = _option(32, "Rows and columns of a block, for --pattern block.")
 

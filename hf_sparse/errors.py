@@ -6,7 +6,7 @@ class SparsityError(ValueError):
 
 
 class UnknownInputsError(SparsityError):
-    """Example inputs cannot be made from a model's config: some of its data has to be passed."""
+    """Example inputs cannot be made from a model's config: a batch of its data has to be given."""
 
 
 class NonFiniteLossError(SparsityError):

@@ -97,7 +97,7 @@ def parse() -> argparse.Namespace:
 
 def loaded(model: Any, directory: Path) -> Any:
     """A model without dropout as from_pretrained leaves it, which may be in shards."""
-    model.save_pretrained(directory)  # by the first process
+    model.save_pretrained(directory)  # by the main process
     torch.distributed.barrier()
     return without_dropout(type(model).from_pretrained(directory, dtype=model.dtype))
 

@@ -83,7 +83,7 @@ def test_zero_shares_the_optimizer_and_from_stage_2_the_gradients() -> None:
     one, two = (estimate_memory(BERT, engine, 4, bf16=True).parts for engine in ("zero1", "zero2"))
     total = one["weights"] // 2
     assert one["optimizer"] == two["optimizer"] == 8 * total // 4
-    assert one["weights of it in float32"] == total
+    assert one["optimizer's weights in float32"] == total
     assert one["gradients"] == 2 * total == 4 * two["gradients"]
 
 

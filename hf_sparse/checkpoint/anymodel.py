@@ -18,14 +18,18 @@ from hf_sparse.structure.stock import OWN_ENTRIES
 
 
 def export_anymodel(directory: str | Path, output: str | Path) -> None:
-    """Write a copy of a pruned checkpoint for engines that build every layer by its own sizes.
+    """Copy a pruned checkpoint for engines that build every layer by its own sizes.
 
-    Its config is that of the stock model type, with `architectures: ["AnyModel"]`, `base_architecture`, and the sizes
-    of every layer in `block_configs`. The weights are the same files. Heads that share keys and values went together,
-    so query heads differ between layers as well; `anymodel_arch_info` says so.
+    The config of the copy is that of the stock model type, with `architectures: ["AnyModel"]`, `base_architecture`, and
+    the sizes of every layer in `block_configs`. The weights are the same files. Heads that share keys and values are
+    removed together, so query heads differ between layers as well, which `anymodel_arch_info` records.
+
+    Args:
+        directory: of the pruned checkpoint.
+        output: another directory, for the copy.
 
     Raises:
-        SparsityError: there is no pruned checkpoint, or its sizes cannot be said that way.
+        SparsityError: there is no pruned checkpoint, or its sizes cannot be described that way.
     """
     source = Path(directory)
     entries = read_config(source / CONFIG_NAME)
@@ -39,7 +43,7 @@ def export_anymodel(directory: str | Path, output: str | Path) -> None:
     recipe = entries["hf_sparse"]
     for key in ("selections", "padded"):
         if recipe[key]:
-            raise SparsityError(f"{source} has {key} in its recipe, which AnyModel has no word for")
+            raise SparsityError(f"{source} has {key} in its recipe, which AnyModel cannot describe")
     if not recipe["shapes"]:
         # By its stock model type transformers would load it, and make up what is missing.
         raise SparsityError(
@@ -49,7 +53,7 @@ def export_anymodel(directory: str | Path, output: str | Path) -> None:
         raise SparsityError(f"{output} is the checkpoint itself: give another directory")
     biases = [f"{removal['output']}.bias" for removal in recipe["removed"].values()]
     if any(name.endswith(bias) for name in tensor_names(source) for bias in biases):
-        raise SparsityError(f"{source} keeps the bias of a sublayer that is gone, which AnyModel has no word for")
+        raise SparsityError(f"{source} keeps the bias of a removed sublayer, which AnyModel cannot describe")
     try:
         # The latter is what loading a checkpoint of an earlier version and saving it again makes of the former.
         table = entries.get("per_layer_config") or entries["layer_sizes"]
@@ -73,7 +77,7 @@ def export_anymodel(directory: str | Path, output: str | Path) -> None:
     }
     with replaced_directory(Path(output)) as target:
         for file in source.iterdir():
-            # The card says how transformers loads the checkpoint; it does not load the copy.
+            # The card explains how transformers loads the checkpoint; transformers cannot load the copy.
             if file.is_file() and file.suffix not in (".py", ".bin") and file.name not in (CONFIG_NAME, CARD):
                 shutil.copy2(file, target / file.name)
         (target / CONFIG_NAME).write_text(json.dumps(rewritten, indent=2) + "\n")
@@ -84,7 +88,7 @@ _EXTRA_FIELDS = {"attention.num_attention_heads": "num_attention_heads"}
 
 
 def _block(sizes: dict[str, Any]) -> dict[str, Any]:
-    """A layer as AnyModel reads it, from the sizes that it has."""
+    """Describe a layer for AnyModel by its sizes."""
     skip = sizes.get("skip", ())
     attention: dict[str, Any] = {"no_op": "attention" in skip}
     if not attention["no_op"]:

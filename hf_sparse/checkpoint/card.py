@@ -1,4 +1,4 @@
-"""The model card of a checkpoint, from its config, its headers and the report of its run."""
+"""Write the model card of a checkpoint, from its config, its headers and the report of its run."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,11 +20,11 @@ TAGS = ("hf_sparse", "pruning", "structured-sparsity", "arxiv:1910.03201")
 
 @dataclass(frozen=True)
 class CardFields:
-    """What a card says beside what is measured; named as in `Trainer.create_model_card`.
+    """The entries of a card that are not measured, with the names of `Trainer.create_model_card`.
 
     Attributes:
-        model_id: how the model is loaded, its repository; the name of its directory by default.
-        model_name: what it is called; the last part of `model_id` by default.
+        model_id: the repository that the examples load; by default the name of the directory.
+        model_name: the name of the model; by default the last part of `model_id`.
         language: of the texts.
         license: of the weights.
         tags: beside hf_sparse's own.
@@ -38,11 +38,11 @@ class CardFields:
 
 
 NO_FIELDS = CardFields()
-"""Nothing beside what is measured."""
+"""A card with nothing but what is measured."""
 
 
 def model_card(directory: Path, about: CardFields) -> ModelCard:
-    """The card of the checkpoint in a directory, with what its report.json says where there is one.
+    """Make the card of the checkpoint in a directory, with the contents of its report.json, if there is one.
 
     Raises:
         SparsityError: there is no checkpoint, or the report is not one.
@@ -72,20 +72,20 @@ def model_card(directory: Path, about: CardFields) -> ModelCard:
 
 
 def _is_of(report: Report, summary: CheckpointSummary) -> bool:
-    """Whether a report is that of a checkpoint, whose files may also have buffers."""
+    """Tell whether a report belongs to a checkpoint, whose files may also have buffers."""
     same_sizes = bool(summary.layers) and tuple(report.layers) == summary.layers
     return same_sizes or report.pruned.parameters == summary.parameters
 
 
 def write_card(directory: Path, destination: Path, about: CardFields) -> None:
-    """Write the card of a checkpoint into its directory, unless there is one that somebody has made their own.
+    """Write the card of a checkpoint into its directory, unless there is one that somebody has edited.
 
-    What an older card says of language, license and tags is kept where nothing else is given.
+    Language, license and tags of an older card are kept unless others are given.
 
     Args:
         directory: where the checkpoint is now.
         destination: where it will be, and where an older card may be.
-        about: what else the card says.
+        about: other entries of the card.
 
     Raises:
         SparsityError: as `model_card`.
@@ -128,7 +128,7 @@ def _card_data(summary: CheckpointSummary, report: Report | None, about: CardFie
 
 
 def _results(report: Report, task: str) -> list[EvalResult]:
-    """The metrics of the pruned and of the dense model, for the card's model-index."""
+    """List the metrics of the pruned and of the dense model, for the card's model-index."""
     dataset = report.origin.dataset or "unknown"
     return [
         EvalResult(

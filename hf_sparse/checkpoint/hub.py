@@ -1,4 +1,4 @@
-"""Upload checkpoints; whatever happens on the way, the local model stays and the error says how to go on."""
+"""Upload checkpoints; if an upload fails the local model stays, and the error names the command to continue with."""
 
 import shlex
 import tempfile
@@ -46,16 +46,16 @@ def push_to_hub(
     revision: str | None = None,
     commit_message: str = "Upload pruned model",
 ) -> CommitInfo:
-    """Upload a pruned model, with its card, to a repository that is made if there is none.
+    """Upload a pruned model, with its card, to a repository, which is created if it does not exist.
 
     Args:
         model: a compact model, or the directory of one.
         repo_id: such as "me/my-model".
-        processing_class: its tokenizer or processor, if a model is given.
-        report: of its run, if a model is given.
-        about: what else the card says.
+        processing_class: the tokenizer or processor, if a model is given.
+        report: of the model's run, if a model is given.
+        about: other entries of the card.
         private: whether a new repository is private.
-        token: to write with; that of `hf auth login` by default. It is never stored.
+        token: to write with; by default that of `hf auth login`. It is never stored.
         revision: branch to write to.
         commit_message: of the commit.
 
@@ -81,7 +81,7 @@ def upload(
     commit_message: str = "Upload pruned model",
     again: str | None = None,
 ) -> CommitInfo:
-    """Upload the checkpoint in a directory, its card renewed with the repository's name; see `push_to_hub`.
+    """Upload the checkpoint in a directory, after its card got the repository's name; see `push_to_hub`.
 
     Raises:
         SparsityError: there is no whole checkpoint, or the upload failed.

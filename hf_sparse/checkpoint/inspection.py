@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its config and the headers of its weight files: no weights are read."""
+"""Summarise a checkpoint from its config and the headers of its weight files; no weights are read."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -26,19 +26,19 @@ LARGEST_CONFIG = 64 << 20
 
 @dataclass(frozen=True)
 class CheckpointSummary(Printed):
-    """What a checkpoint is; prints as a table.
+    """A summary of a checkpoint; prints as a table.
 
     Attributes:
         source: the directory or repository.
-        architecture: the class that it is made of, of transformers or one of its authors' own.
-        auto_class: the auto class that loads it, if any does; a stock checkpoint is loaded by its architecture, too.
-        model_type: of its config.
-        pruned: whether it is of a pruned model type; a stock checkpoint has no record of what it was.
+        architecture: the class of the model before it was pruned, of transformers or one of its authors' own.
+        auto_class: the auto class that loads the checkpoint, if any does; its architecture loads a stock one, too.
+        model_type: of the config.
+        pruned: whether the model type is a pruned one; a stock checkpoint has no record of what was removed.
         parameters: values in its weight files.
         dense_parameters: parameters of the model before it was pruned; None if unknown.
         dtypes: values by dtype.
         files: weight files.
-        layers: what every sublayer had and has; empty if unknown.
+        layers: the units that every sublayer had and has; empty if unknown.
     """
 
     source: str
@@ -54,7 +54,7 @@ class CheckpointSummary(Printed):
 
     @property
     def of_own_class(self) -> bool:
-        """Whether its architecture is not of transformers."""
+        """Whether the architecture is not one of transformers."""
         return not hasattr(transformers, self.architecture)
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ class CheckpointSummary(Printed):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A config.json, with its recipe checked if it is that of a pruned model.
+    """Read a config.json, and check its recipe if it is that of a pruned model.
 
     Raises:
         SparsityError: it is not one, or its recipe cannot be.
@@ -151,7 +151,7 @@ def inspect_checkpoint(source: str | Path, revision: str | None = None, token: s
 
 
 def tensor_names(directory: Path) -> list[str]:
-    """Names of the tensors in a directory.
+    """Return the names of the tensors in a directory.
 
     Raises:
         SparsityError: it has no whole weights.
@@ -160,7 +160,7 @@ def tensor_names(directory: Path) -> list[str]:
 
 
 def _local_tensors(directory: Path) -> tuple[dict[str, tuple[str, int]], int]:
-    """(dtype, values) of every tensor in a directory by name, and the number of files."""
+    """Read (dtype, values) of every tensor in a directory, by name, and the number of files."""
     names = [SAFE_WEIGHTS_NAME]
     try:
         if not (directory / SAFE_WEIGHTS_NAME).is_file():

@@ -1,8 +1,8 @@
-"""`TheClass.from_pretrained` of a class that is not of transformers builds what is left of it, too.
+"""Let `TheClass.from_pretrained` load pruned models of a class that is not one of transformers.
 
-Such a class is called with a stock config, and nothing of hf_sparse is asked. But transformers has a registry of what
-may change a model between the making of its skeleton and the loading of its weights: that of quantizers. Nothing is
-quantized here, and what is loaded is a plain model.
+Transformers makes such a class from its stock config, without calling hf_sparse. But it has a registry of objects that
+may change a model after its skeleton is made and before its weights are loaded: the quantizers. Nothing is quantized
+here, and the loaded model is a plain one.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # which is being imported while this is
 
 @register_quantization_config(LOADED_BY["quant_method"])
 class ReplayConfig(QuantizationConfigMixin):
-    """What config.json has to say for this: that the recipe in it is to be replayed."""
+    """The entry of config.json which asks for the recipe to be replayed."""
 
     def __init__(self, quant_method: str = LOADED_BY["quant_method"]) -> None:
         self.quant_method: Any = quant_method
@@ -43,11 +43,11 @@ class Replay(HfQuantizer):
         resize_(model.base_model, config.hf_sparse)
 
     def postprocess_model(self, model: "PreTrainedModel", **kwargs: Any) -> None:
-        """Leave nothing of this on the model, in place."""
+        """Remove the traces of this quantizer from the model, in place."""
         self.remove_quantization_config(model)
 
     def is_serializable(self) -> bool:
-        """Whether the model may be saved."""
+        """Return True: the model may be saved."""
         return True
 
     @property

@@ -33,8 +33,8 @@ def save_pruned(
         model: without gates.
         path: the directory.
         processing_class: its tokenizer or processor, saved beside it.
-        report: of its run; adds report.json, structure.png, and what they say to the card.
-        about: what else the card says.
+        report: of its run; adds report.json, structure.png, and their contents to the card.
+        about: other entries of the card.
         max_shard_size: larger weights are split into files of this size.
 
     Raises:
@@ -55,13 +55,13 @@ def save_pruned(
 
 
 def complete(directory: Path, path: Path, report: Report | None, about: CardFields) -> None:
-    """Write what a checkpoint has beside model and tokenizer: its report, its picture and its card.
+    """Add to a checkpoint what it has beside model and tokenizer: its report, its picture and its card.
 
     Args:
         directory: where it is being written.
         path: where it will be; a card that somebody has edited there stays.
         report: of its run, if it is known.
-        about: what else the card says.
+        about: other entries of the card.
     """
     if report is not None:
         from hf_sparse.report.pictures import plot_structure  # matplotlib takes longer to import than all of hf_sparse
@@ -78,7 +78,7 @@ def load_pruned(path: str | Path, kind: type[PreTrainedModel] | None = None) -> 
 
     Args:
         path: the directory.
-        kind: the class that was pruned; needed only if it is not one of transformers.
+        kind: the class of the model that was pruned; needed only if it is not one of transformers.
 
     Raises:
         SparsityError: there is no such checkpoint, it is damaged, or its architecture is unknown here.

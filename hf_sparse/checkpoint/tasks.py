@@ -1,4 +1,4 @@
-"""What an architecture is for: the auto class that loads it and the task it does, by transformers' own tables."""
+"""Find the auto class that loads an architecture, and its task, in transformers' own tables."""
 
 import re
 from collections import Counter
@@ -14,8 +14,8 @@ from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, architectures, auto_
 def auto_class(architecture: str, model_type: str) -> str | None:
     """Choose the auto class under which people look for an architecture; None if none knows it.
 
-    Several load BART or a CLIP. The one whose other architectures have the same ending, such as
-    ForConditionalGeneration, is meant for it; of those, one that has a pipeline; and the general ones come last.
+    Several auto classes load BART or a CLIP. First come those whose other architectures have the same ending, such as
+    ForConditionalGeneration; among these, those with a pipeline; the general ones come last.
 
     Args:
         architecture: name of a class of transformers.
@@ -44,7 +44,7 @@ def _names(types: dict[str, Any]) -> list[str]:
 
 
 def _pipelines() -> dict[str, list[str]]:
-    """The auto classes that each task's pipeline loads, by task."""
+    """List the auto classes that each task's pipeline loads, by task."""
     tasks: dict[str, Any] = SUPPORTED_TASKS
     return {task: [auto.__name__ for auto in entry["pt"]] for task, entry in tasks.items()}
 
@@ -54,7 +54,7 @@ def _ending(architecture: str) -> str:
 
 
 def task_of(architecture: str, model_type: str) -> str | None:
-    """The task of an architecture, as pipelines and the Hub call it; None if it has no name.
+    """Name the task of an architecture as pipelines and the Hub do; None if it has no name.
 
     Args:
         architecture: name of a class of transformers.

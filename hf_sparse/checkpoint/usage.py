@@ -1,4 +1,4 @@
-"""Code for model cards that goes on from a loaded model to something that can be seen, by the task."""
+"""Code for model cards that uses a loaded model for its task and prints a result."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Usage:
-    """Code that goes on from a loaded model.
+    """Code that uses a loaded model.
 
     Attributes:
-        reader: the variable for what reads its inputs, as `pipeline` calls it.
-        loader: the auto class that loads that.
-        code: lines that follow; empty if what to do is not known.
+        reader: the name of the variable for the tokenizer, processor or the like, as `pipeline` calls it.
+        loader: the auto class that loads the reader.
+        code: lines that use model and reader; empty if the task is not known.
     """
 
     reader: str
@@ -20,7 +20,7 @@ class Usage:
 
     @property
     def imports(self) -> list[str]:
-        """What it needs of transformers."""
+        """The names that the code imports from transformers."""
         return [self.loader, *(["pipeline"] if self.code.startswith("print(pipeline") else [])]
 
 

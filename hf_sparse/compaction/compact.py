@@ -1,4 +1,4 @@
-"""`compact(model, plan)`: slice what the plan drops, fold the gates in, and prove that nothing else changed."""
+"""`compact(model, plan)`: remove the units that the plan drops, multiply the gates in, and prove that outputs stay."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -39,16 +39,16 @@ from hf_sparse.structure.stock import computes_the_same, stock_config, to_stock_
 
 @dataclass(frozen=True)
 class CompactionReport(Printed):
-    """What a compaction did.
+    """What a compaction removed, and how exact it is; prints as a table.
 
     Attributes:
-        plan: what every block of the model kept, with the units of zero weight that had to stay.
+        plan: the units that every block of the model kept, with the units of zero weight that had to stay.
         max_abs_diff: largest difference between gated and compact outputs on the verification batch, in float32.
         parameters_before: parameters of the model without its gates.
         parameters_after: parameters of the compact model.
-        removed: names of the attention and FFN sublayers that lost everything.
-        identities: paths of the norms that nothing reads any more, and which are gone as well.
-        stock: whether a stock config says it all, so that the model is one of the stock class.
+        removed: names of the attention and FFN sublayers that were removed as a whole.
+        identities: paths of the norms that were removed, since nothing reads them any more.
+        stock: whether a stock config can describe all sizes, so that the model is one of the stock class.
     """
 
     plan: PruningPlan
@@ -60,7 +60,7 @@ class CompactionReport(Printed):
     stock: bool
 
     def __str__(self) -> str:
-        """What was removed and how exact it is, above the table of the plan."""
+        """Print what was removed and how exact it is, above the table of the plan."""
         share = 1 - self.parameters_after / self.parameters_before
         return (
             f"{self.parameters_before:,} parameters before, {self.parameters_after:,} after: {share:.1%} removed\n"
@@ -70,7 +70,7 @@ class CompactionReport(Printed):
         )
 
     def then(self, later: "CompactionReport") -> "CompactionReport":
-        """What this compaction and a later one of the same model did together."""
+        """Join this report and that of a later compaction of the same model."""
         return CompactionReport(
             self.plan.then(later.plan),
             max(self.max_abs_diff, later.max_abs_diff),
@@ -82,15 +82,15 @@ class CompactionReport(Printed):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in types that JSON has."""
+        """Return the report in types that JSON has."""
         return {**vars(self), "plan": json.loads(self.plan.to_json())}
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> "CompactionReport":
-        """Read what `to_dict` gave.
+        """Read a report from what `to_dict` returned.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: the entry is something else.
         """
         return cls(
             PruningPlan.from_json(json.dumps(entry["plan"])),
@@ -107,22 +107,27 @@ class CompactionReport(Printed):
 def compact(
     model: PreTrainedModel, plan: PruningPlan | None = None, inputs: Mapping[str, Any] | None = None
 ) -> CompactionReport:
-    """Make a model physically smaller in place: attached gates are folded into its weights and taken off.
+    """Make a model physically smaller in place: attached gates are multiplied into its weights and removed.
 
-    The class of the model and of its config become those of pruned models, so that `save_pretrained` writes a
-    checkpoint that `from_pretrained` rebuilds; if all layers keep the same numbers and a stock config can say so, they
-    stay stock, and the checkpoint needs no code. Outputs before and after are compared in float32, or in float64 where
-    that leaves a doubt; on a small batch also those that the model gives only when asked, such as router logits, and
-    those that follow from its cache.
+    The model and its config get the classes of pruned models, so that `save_pretrained` writes a checkpoint that
+    `from_pretrained` rebuilds. If all layers keep the same numbers and a stock config can describe them, the classes
+    stay the stock ones, and the checkpoint needs no code.
+
+    Outputs before and after are compared in float32, or in float64 if float32 leaves a doubt. On a small batch the
+    comparison includes outputs that the model returns only when asked, such as router logits, and outputs that are
+    computed with its cache.
 
     Args:
         model: with or without gates.
-        plan: what to keep; by default what the attached gates keep.
+        plan: the units to keep; by default those that the attached gates keep.
         inputs: a batch to compare outputs on; made from the config by default.
+
+    Returns:
+        What was removed, and the largest difference between the outputs.
 
     Raises:
         SparsityError: the plan does not fit the model, or the outputs differ, or it is not a model of transformers with
-            plain weights; it is then as it was.
+            plain weights; the model is then as it was.
     """
     require_prunable(model)
     try:
@@ -141,7 +146,7 @@ class _DoubtfulError(SparsityError):
 def _compacted(
     model: PreTrainedModel, plan: PruningPlan | None, inputs: Mapping[str, Any] | None, dtype: torch.dtype
 ) -> CompactionReport:
-    """What `compact` says, with outputs compared in a dtype."""
+    """Do what `compact` does, with outputs compared in a dtype."""
     bank = gate_bank(model)
     inputs = dict(inputs) if inputs is not None else example_inputs(model)
     if model.device != HOST:  # from which it can run elsewhere
@@ -205,18 +210,18 @@ def _compacted(
 def compact_alike_(
     model: PreTrainedModel, structure: ModelStructure, done: CompactionReport, gated: Iterable[Block] = ()
 ) -> None:
-    """Give a model, in place, the form that `compact` has given to one like it; weights are for the caller to fill in.
+    """Give a model, in place, the shapes that `compact` gave to another one of its kind.
 
-    Nothing is computed with it, so they need not be there: they may be on torch's meta device.
+    The caller fills in the weights. Nothing is computed with them, so they may be on torch's meta device.
 
     Args:
         model: without gates.
-        structure: of both, before.
-        done: what was done to the other one.
-        gated: blocks whose gates were folded into it; their parameters become new ones even if no unit is gone.
+        structure: of both models, before compaction.
+        done: the report of the other model.
+        gated: blocks of the other model that had gates; their parameters become new ones even if no unit was removed.
 
     Raises:
-        SparsityError: that was not one like it.
+        SparsityError: the other model was of another kind.
     """
     kept = _kept_units(structure, done.plan)
     gates = _open_gates(structure, kept) | {block.name: torch.ones(block.units) for block in gated}
@@ -233,7 +238,7 @@ def compact_alike_(
 
 
 def _kept_units(structure: ModelStructure, plan: PruningPlan) -> dict[str, Tensor]:
-    """Kept units of every block, ascending.
+    """Return the kept units of every block, ascending.
 
     Raises:
         SparsityError: the plan names blocks or units that the model does not have.
@@ -251,7 +256,7 @@ def _kept_units(structure: ModelStructure, plan: PruningPlan) -> dict[str, Tenso
 
 
 def _open_gates(structure: ModelStructure, kept: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gates that are 1, for the blocks that lose units: nothing is done to others that have no gates of their own."""
+    """Make gates of 1 for the blocks that lose units; other blocks are changed only if they have gates of their own."""
     return {b.name: torch.ones(b.units) for b in structure.blocks if len(kept[b.name]) < b.units}
 
 
@@ -293,7 +298,7 @@ def _compact_(
 
 
 def _idle_norms(model: PreTrainedModel, optional: OptionalOutputs, inputs: dict[str, Any]) -> set[str]:
-    """Modules without children, with vectors for parameters, on which no output depends: seen by autograd."""
+    """Find, by autograd, the norms (modules that only have vectors for parameters) on which no output depends."""
     shapes = {
         name: {parameter.ndim for parameter in module.parameters(recurse=False)}
         for name, module in model.named_modules()
@@ -315,7 +320,7 @@ def _idle_norms(model: PreTrainedModel, optional: OptionalOutputs, inputs: dict[
 
     handles = [model.get_submodule(name).register_forward_hook(scaled(name)) for name in names]
     with torch.enable_grad(), hooked(handles):
-        # Some go on from a cache by changing it in place, which has no gradient; what they read is the same.
+        # Some models change their cache in place, which has no gradient; a second forward reads the same norms anyway.
         found = [replace(optional, goes_on=False).of(model)]
         if optional.inputs is not inputs:
             found.append(outputs(model, inputs))
@@ -327,7 +332,7 @@ def _idle_norms(model: PreTrainedModel, optional: OptionalOutputs, inputs: dict[
 
 
 def _drop_norms_(model: PreTrainedModel, names: set[str], inputs: dict[str, Any]) -> tuple[str, ...]:
-    """Replace norms by identities in place, unless the model reads more of them; the paths of those that are gone."""
+    """Replace norms by identities in place, and return their paths; none if the model reads more than their outputs."""
     norms = {name: model.get_submodule(name) for name in sorted(names)}
     config: Any = model.config
     recipe = config.hf_sparse
@@ -344,7 +349,7 @@ def _drop_norms_(model: PreTrainedModel, names: set[str], inputs: dict[str, Any]
 
 
 def _put_identities_(model: PreTrainedModel, names: Iterable[str]) -> None:
-    """Put identities in the place of norms, in the model and in its recipe."""
+    """Put identities in the place of norms, in the model and in its recipe, in place."""
     config: Any = model.config
     prefix = f"{base_path(model)}." if base_path(model) else ""
     for name in names:
@@ -357,7 +362,7 @@ def _put_identities_(model: PreTrainedModel, names: Iterable[str]) -> None:
 
 
 def _stock_form(model: PreTrainedModel, structure: ModelStructure, kept: dict[str, Tensor]) -> PreTrainedConfig | None:
-    """The stock config that says what the sizes of a pruned model are, where there is one."""
+    """Find the stock config that describes the sizes of a pruned model; None if there is none."""
     config: Any = model.config
     if not config.model_type.startswith(MODEL_TYPE_PREFIX):
         return None

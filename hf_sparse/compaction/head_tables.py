@@ -1,4 +1,4 @@
-"""Tables outside of the config that name heads as [layer, head] follow what a plan moves and removes."""
+"""Renumber heads in tables outside of the config, which name heads as [layer, head], after a plan removed some."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ logger = logging.get_logger(__name__)
 
 
 def renumber_heads_(model: PreTrainedModel, structure: ModelStructure, kept: Mapping[str, Sequence[int]]) -> None:
-    """Renumber, in place, the heads that a model's generation config names; a warning says which of them are gone.
+    """Renumber the heads that a model's generation config names, in place, and warn of those that were removed.
 
     Args:
-        model: of which the generation config is replaced, where it has such a table.
+        model: its generation config is replaced if it has such a table.
         structure: of the model before it got smaller.
-        kept: the units that every block of it has kept, by block name.
+        kept: the units that every block has kept, by block name.
     """
     config: Any = vars(model).get("generation_config")
     for table in HEAD_TABLES:
@@ -35,7 +35,7 @@ def renumber_heads_(model: PreTrainedModel, structure: ModelStructure, kept: Map
         model.generation_config = config = copy.copy(config)
         if left:
             setattr(config, table.name, left)
-        else:  # whoever needs it says that it is missing
+        else:  # code that needs the table reports that it is missing
             delattr(config, table.name)
         if gone := [[layer, head] for layer, head, now in moved if now is None]:
             logger.warning(
@@ -49,11 +49,11 @@ def renumber_heads_(model: PreTrainedModel, structure: ModelStructure, kept: Map
 def _new_numbers(
     table: HeadTable, structure: ModelStructure, kept: Mapping[str, Sequence[int]]
 ) -> dict[int, dict[int, int]]:
-    """By layer, the number that each head of it has got; heads that are gone have none."""
+    """Map, by layer, the old number of each head to its new one; removed heads have none."""
     numbers: dict[int, dict[int, int]] = {}
     for block in structure.blocks:
         if block.kind == "attention" and table.attention.search(block.name):
             heads = query_heads(block, torch.tensor(kept[block.name], dtype=torch.long))
-            # Where projections are padded, attention goes on computing all heads.
+            # Where projections are padded, attention still computes all heads.
             numbers[block.layer] = {head: head if block.padded else i for i, head in enumerate(heads)}
     return numbers

@@ -1,4 +1,4 @@
-"""The config of a pruned model: its type, its recipe, and its sizes layer by layer."""
+"""Write the config of a pruned model: its type, its recipe, and its sizes layer by layer."""
 
 import re
 from collections import Counter
@@ -29,7 +29,7 @@ from hf_sparse.structure.stock import CONFIG_ERRORS
 
 
 def describe_(model: PreTrainedModel, structure: ModelStructure, kept: dict[str, Tensor], recipe: Recipe) -> None:
-    """Turn the model and its config in place into those of the pruned model type, with sizes per layer."""
+    """Turn a model and its config, in place, into those of the pruned model type, with its recipe and sizes."""
     config: Any = model.config
     again = config.model_type.startswith(MODEL_TYPE_PREFIX)
     if not again:
@@ -48,10 +48,10 @@ def describe_(model: PreTrainedModel, structure: ModelStructure, kept: dict[str,
 
 
 def become_(model: PreTrainedModel, pruned: Any) -> None:
-    """Give a model and its config, in place, the classes of pruned ones."""
+    """Give a model and its config, in place, the classes of pruned models and configs."""
     config: Any = model.config
     model.__class__ = pruned
-    # Which states a forward records transformers looks up by the class; it notes that where a model is made.
+    # Transformers looks up by the class which states a forward records; it fills that table where a model is made.
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(model)), model._can_record_outputs)
     # Configs made by `Config(**entries)` have it as an attribute, which would hide that of the class.
     vars(config).pop("model_type", None)
@@ -59,14 +59,14 @@ def become_(model: PreTrainedModel, pruned: Any) -> None:
 
 
 def seal_(model: PreTrainedModel) -> None:
-    """Close the recipe of a pruned model, in place: from here on a change of it is a mistake."""
+    """Write the checksum of a pruned model's recipe, in place: any later change is noticed when it is loaded."""
     config: Any = model.config
     if config.model_type.startswith(MODEL_TYPE_PREFIX):
         config.hf_sparse = sealed(config.hf_sparse, config)
 
 
 def _merged(earlier: Recipe, later: Recipe) -> Recipe:
-    """The recipe that leads from the stock model to the result of pruning twice."""
+    """Merge two recipes into the one that leads from the stock model to the result of pruning twice."""
     now = {layer["block"]: layer["kept"] for layer in later["layers"]}
     layers: list[LayerRecord] = [{**one, "kept": now.get(one["block"], one["kept"])} for one in earlier["layers"]]
     gone = tuple(f"{path}." for name, removal in later["removed"].items() for path in (name, removal["output"]))
@@ -82,7 +82,7 @@ def _merged(earlier: Recipe, later: Recipe) -> Recipe:
 
 
 def _traced(earlier: Recipe, caches: dict[str, CachedHeads]) -> dict[str, CachedHeads]:
-    """The heads that a later round kept, as those of the stock model; none where an earlier one did not note them."""
+    """Count the heads that a later round kept as those of the stock model; left out if an earlier record lacks them."""
     known = earlier.get("caches", {})
     shrunk = [f".{layer['block']}" for layer in earlier["layers"] if layer["kept"] < layer["units"]]
     traced: dict[str, CachedHeads] = {}
@@ -100,12 +100,12 @@ def _traced(earlier: Recipe, caches: dict[str, CachedHeads]) -> dict[str, Cached
 
 @dataclass(frozen=True)
 class _Left:
-    """What is left of one block, in the words of one config.
+    """What is left of one block, in the entries of one config.
 
     Attributes:
-        block: which.
+        block: the block.
         count: units that stay.
-        sizes: entries of the config by their names.
+        sizes: entries of the config, by their names.
     """
 
     block: Block
@@ -114,15 +114,15 @@ class _Left:
 
     @property
     def stack(self) -> str:
-        """Path of the list that its layer is in; the model's own, "", outside of all."""
+        """Path of the list of layers that the block is in; "" outside of all lists."""
         found = re.match(r"(.*?)(?:^|\.)\d+(?:\.|$)", self.block.name)
         return found[1] if found else ""
 
 
 def _describe_sizes_(model: PreTrainedModel, structure: ModelStructure, kept: dict[str, Tensor], again: bool) -> None:
-    """Write what is left of every layer into the config and those in it, in place, by the names of the stock config.
+    """Write what is left of every layer into the config and the configs in it, in place, by names of the stock config.
 
-    In `per_layer_config` where that can say it; where it cannot say all, `layer_sizes` has every block by its path.
+    `per_layer_config` gets all that it can express. If that is not everything, `layer_sizes` has every block by path.
     """
     config: Any = model.config
     names = size_names(model, structure.blocks)
@@ -146,12 +146,12 @@ def _describe_sizes_(model: PreTrainedModel, structure: ModelStructure, kept: di
 
 
 def _unnamed(record: LayerRecord) -> dict[str, int]:
-    """What is left of a block that no entry of the stock config counts the units of."""
+    """Describe what is left of a block whose units no entry of the stock config counts."""
     return {"heads" if record["kind"] == "attention" else "neurons": record["kept"]}
 
 
 def _tell_(holder: Any, left: list[_Left], model: PreTrainedModel, structure: ModelStructure, again: bool) -> set[str]:
-    """Give a config, in place, the `per_layer_config` of its layers; the names of the blocks that it tells all of."""
+    """Give a config, in place, the `per_layer_config` of its layers; return the names of the blocks fully described."""
     pruned = has_pruned_sizes(holder)
     named = [one for one in left if one.sizes]
     stacks = {one.stack for one in named}
@@ -183,7 +183,7 @@ def _tell_(holder: Any, left: list[_Left], model: PreTrainedModel, structure: Mo
 
 
 def _set_(holder: Any, layers: dict[int, dict[str, Any]]) -> bool:
-    """Set the `per_layer_config` of a config in place, if it takes it and then says the same."""
+    """Set the `per_layer_config` of a config in place, if the config accepts it and then reads back the same."""
     for switch in TABLE_SWITCHES:
         setattr(holder, switch, True)
     try:
@@ -201,6 +201,6 @@ def _set_(holder: Any, layers: dict[int, dict[str, Any]]) -> bool:
 
 
 def _gone(left: list[_Left]) -> set[str]:
-    """The sublayers of a layer of which nothing is left."""
+    """Name the sublayers of a layer of which nothing is left."""
     part = {"attention": "attention", "ffn": "mlp", "experts": "mlp"}
     return {part[one.block.kind] for one in left} - {part[one.block.kind] for one in left if one.count}

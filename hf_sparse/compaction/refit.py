@@ -1,8 +1,8 @@
-"""Least squares: output projections learn, in closed form, to say what those of the teacher say.
+"""Fit output projections to those of the teacher by least squares, in closed form.
 
-What is left of a sublayer after its units were removed is the best that few gradient steps could make of it. Its output
-is linear in its last projection, so the squared error to the teacher's output has a minimum that is found exactly; the
-recovery then starts from there (He et al., arXiv:1707.06168, section 3.2, for channels of convolutions).
+After its units were removed, a sublayer has had only few gradient steps to make up for them. Its output is linear in
+its last projection, so the squared error to the teacher's output has a minimum that is found exactly; the recovery then
+starts from there (He et al., arXiv:1707.06168, section 3.2, for channels of convolutions).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ RIDGE = 1e-2
 
 
 def refittable(model: nn.Module, teacher: nn.Module, projections: Sequence[str]) -> list[str]:
-    """The projections that can be refitted: linear in both models (or only a bias is left), and equally wide.
+    """Choose the projections that can be refitted: linear in both models (or only a bias is left), and equally wide.
 
-    Layers that are frozen stay as they are, and experts, who see the tokens that are sent to them, not the teacher's.
+    Frozen layers are left out, and experts, which see the tokens that are routed to them, not those of the teacher's.
     """
     modules, taught = dict(model.named_modules()), dict(teacher.named_modules())
     both = [(name, _width(modules.get(name)), _width(taught.get(name))) for name in projections]
@@ -34,12 +34,12 @@ def refittable(model: nn.Module, teacher: nn.Module, projections: Sequence[str])
 
 
 def depths(model: nn.Module) -> dict[str, int]:
-    """How many layers a model has, by the path of every list of them."""
+    """Count the layers in every list of layers of a model, by path."""
     return {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
 
 
 def _width(module: nn.Module | None) -> int | None:
-    """Outputs of a linear layer; None if it is something else."""
+    """Return the number of outputs of a linear layer, or of a bias left of one; None for other modules."""
     if isinstance(module, BiasOnly):
         return module.size
     return widths(module)[1] if isinstance(module, nn.Linear | Conv1D) else None
@@ -47,16 +47,16 @@ def _width(module: nn.Module | None) -> int | None:
 
 @torch.no_grad()
 def refit_(model: PreTrainedModel, teacher: nn.Module, projections: Sequence[str], inputs: Mapping[str, Any]) -> None:
-    """Change output projections in place, one after the other, so that they say what the teacher's do.
+    """Fit output projections to the teacher's in place, one after the other, in one forward.
 
-    All in one forward: each is fitted as soon as its inputs are there, and says what it has learnt, so that those after
-    it make up for its errors, too. One that runs several times, for several layers, cannot say what each of them wants,
-    and stays as it is.
+    Each projection is fitted as soon as its inputs are computed, and computes its output with the new weights, so that
+    later projections make up for its errors, too. A projection that runs several times, for several layers, has no
+    single best fit, and stays as it is.
 
     Args:
         model: pruned, in evaluation mode.
         teacher: dense, in evaluation mode.
-        projections: paths of linear layers of both, as `refittable` finds them.
+        projections: paths of linear layers of both models, as `refittable` finds them.
         inputs: one batch, without labels.
     """
     mask = inputs.get("attention_mask")
@@ -87,14 +87,14 @@ def refit_(model: PreTrainedModel, teacher: nn.Module, projections: Sequence[str
 
 
 def _tokens(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Values of shape (..., width) as (tokens, width), without padding where a mask says what that is."""
+    """Reshape values of shape (..., width) to (tokens, width), without padding if there is a mask."""
     if mask is not None and mask.shape == values.shape[:-1]:
         return values[mask.bool()]
     return values.flatten(0, -2)
 
 
 def _fit_(module: nn.Module, inputs: Tensor, errors: Tensor) -> None:
-    """Change a linear layer, or the bias left of one, in place by what its outputs for some inputs lack."""
+    """Change a linear layer, or the bias left of one, in place, to add these errors to its outputs for these inputs."""
     bias = module._parameters.get("bias")
     inputs = inputs[:, : 0 if isinstance(module, BiasOnly) else None].double()
     width = inputs.shape[1]

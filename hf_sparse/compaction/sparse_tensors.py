@@ -1,4 +1,4 @@
-"""Sparse tensors for the weights of linear layers that have zeros: what runs faster, where torch has kernels for it."""
+"""Replace weights with many zeros by sparse tensors, which run faster where torch has kernels for them."""
 
 import warnings
 from typing import Literal, get_args
@@ -16,22 +16,22 @@ from hf_sparse.structure.slicing import set_parameter_
 Layout = Literal["csr", "bsr", "2:4"]
 
 DENSEST = 0.1
-"""Layers with a larger share of weights left stay dense: sparse products are no faster there."""
+"""Layers that keep a larger share of their weights stay dense: sparse products are no faster for them."""
 
 
 @torch.no_grad()
 def to_sparse_(model: PreTrainedModel, layout: Layout, block_size: int = 32, densest: float = DENSEST) -> list[str]:
     """Replace weights of linear layers by sparse tensors, in place, for inference; outputs stay the same.
 
-    Such a model can neither be trained nor saved: save it before, sparse tensors are for the memory of one process. Run
-    it under `torch.no_grad()`: torch's sparse products do not take tensors of inference mode.
+    Such a model can neither be trained nor saved: save it before. Run it under `torch.no_grad()`, not in inference
+    mode, whose tensors torch's sparse products do not accept.
 
     Args:
         model: without gates or masks, as `trainer.fold()` leaves it.
         layout: "csr" for single weights and "bsr" for blocks, which torch multiplies on CPUs and GPUs; "2:4" for
             NVIDIA GPUs that skip two of four weights, in half precision.
         block_size: rows and columns of a block of "bsr".
-        densest: layers with a larger share of weights, or blocks, left stay dense; all of "2:4" are half as dense.
+        densest: layers that keep a larger share of their weights, or blocks, stay dense; not used for "2:4".
 
     Returns:
         The layers that were changed, by path.

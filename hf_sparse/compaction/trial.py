@@ -1,4 +1,4 @@
-"""What a compaction is tried in: masked, in float32 or float64, on a small batch, and with a way back."""
+"""Try a compaction: mask the model, compute in float32 or float64 on a small batch, and undo changes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ _SMALL = 1 << 13  # values in the tensors of a batch
 
 
 def small_batch(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """A batch of which all hidden states can be kept: the inputs, or one that is made up from the config."""
+    """Choose a batch so small that all hidden states can be kept: the inputs, or one made from the config."""
     if sum(value.numel() for value in inputs.values() if isinstance(value, Tensor)) <= _SMALL:
         return inputs
     try:
@@ -31,7 +31,7 @@ def small_batch(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any
 def masked(
     model: PreTrainedModel, structure: ModelStructure, gates: dict[str, Tensor], kept: dict[str, Tensor]
 ) -> Iterator[None]:
-    """Inside this context the gates of dropped units are at zero, those of others multiplied into the weights."""
+    """Mask a model: multiply its gates into the weights, with zero for the dropped units, until the block ends."""
     weights = {}
     for block in [block for block in structure.blocks if block.name in gates]:
         weight = model.get_parameter(block.weight.parameter)
@@ -48,14 +48,14 @@ def masked(
 
 
 def in_dtype(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Inputs with those in float32 in another dtype."""
+    """Convert the inputs that are in float32 to another dtype."""
     wide = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dtype == torch.float32}
     return {**inputs, **{name: value.to(dtype) for name, value in wide.items()}}
 
 
 @contextmanager
 def computing_in(dtype: torch.dtype, model: nn.Module) -> Iterator[None]:
-    """Compute in float32 or float64, so that a difference is a mistake and not rounding."""
+    """Let a model compute in float32 or float64, so that a difference is a mistake and not rounding."""
     narrow = {torch.float16, torch.bfloat16, torch.float32} - {dtype}
     before = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -71,7 +71,7 @@ def computing_in(dtype: torch.dtype, model: nn.Module) -> Iterator[None]:
 
 
 def snapshot(model: nn.Module) -> Any:
-    """A function that undoes every change of modules, attributes, classes and parameters made after this call."""
+    """Return a function that undoes all later changes of modules, attributes, classes and parameters of a model."""
     modules = list(model.modules())
     states = [(module, type(module), vars(module).copy()) for module in modules]
     tables = [{key: value.copy() for key, value in state.items() if isinstance(value, dict)} for *_, state in states]

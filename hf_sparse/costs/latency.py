@@ -1,4 +1,4 @@
-"""What blocks take on this device by the number of units that are left: measured, and remembered on disk."""
+"""Measure how long blocks take on this device by the number of units that are left, and remember it on disk."""
 
 import functools
 import hashlib
@@ -52,9 +52,9 @@ Counts = Mapping[int, float]
 def measured_costs(
     model: PreTrainedModel, structure: ModelStructure, config: SparsityConfig, batch: Mapping[str, Any]
 ) -> CostTable:
-    """The cost of every block in milliseconds on the model's device, in its dtype, and that of the rest of the model.
+    """Measure the cost of every block, and of the rest of the model, in milliseconds on its device and in its dtype.
 
-    With several processes the first one measures, while the others wait for what it finds.
+    With several processes the main process measures, while the others wait for the result.
 
     Args:
         model: without gates; left as it is.
@@ -63,7 +63,7 @@ def measured_costs(
         batch: to time.
 
     Raises:
-        SparsityError: the model cannot be run on such a batch, or takes no time for its blocks there.
+        SparsityError: the model cannot be run on such a batch, or its blocks take no measurable time on it.
     """
 
     def measure() -> CostTable:
@@ -89,7 +89,7 @@ class _Stopwatch:
         self.measured: dict[str, list[float]] = {}
 
     def costs(self, structure: ModelStructure, config: SparsityConfig) -> CostTable:
-        """The table of all blocks.
+        """Measure the cost table of all blocks.
 
         By itself a block finds its weights in caches that the whole model does not leave them in. So what blocks take
         beside each other is measured one by one, and what they take together in whole models of several sizes.
@@ -112,7 +112,7 @@ class _Stopwatch:
         return CostTable({name: tuple(table.tolist()) for name, table in scaled.items()}, rest, multiple)
 
     def _check(self, alone: Sequence[float], together: Sequence[float]) -> None:
-        """Refuse, or warn of, a batch in which fewer units save no time; SHARES of them take this long."""
+        """Refuse, or warn of, a batch in which fewer units save no time, by the times of `SHARES` of all units."""
         name = main_input(self.model, self.batch)
         batch = f"{shape_text(name, self.batch[name].shape)} on {self.about['device']}"
         whole, quarter = together[-1], together[SHARES.index(0.25)]
@@ -130,7 +130,7 @@ class _Stopwatch:
             )
 
     def _times(self, block: Block, counts: Sequence[int]) -> Counts:
-        """How much longer the module around a block takes with so many of its units than with none."""
+        """Measure how much longer the module around a block takes with these numbers of units than with none."""
         scope = scope_of(block, self.called)
         module = self.model.get_submodule(scope)
         about = {
@@ -152,7 +152,7 @@ class _Stopwatch:
         blocks: Sequence[Block],
         sizes: Sequence[Mapping[str, int]],
     ) -> list[float]:
-        """The shortest time of a module, by its path, with each of some numbers of units by block name.
+        """Measure the shortest time of a module, by its path, with each of some numbers of units by block name.
 
         Remembered by all that it depends on: `about` has what is not the same for the whole model and batch.
         """
@@ -171,7 +171,7 @@ class _Stopwatch:
         return found
 
     def _preferred_multiple(self, structure: ModelStructure) -> int:
-        """The multiple that layers are fastest in, when numbers of neurons are rounded up to it; 1 if it is all one."""
+        """Find the multiple that makes layers fastest when numbers of neurons are rounded up to it; 1 if none does."""
         block = next((block for block in structure.blocks if block.kind == "ffn"), None)
         if block is None or block.units < 2 * MULTIPLES[-1]:
             return 1
@@ -187,7 +187,7 @@ class _Stopwatch:
 
 
 def _typical(block: Block, share: float) -> int:
-    """A number of units near a share of them, at least one unless it is 0; odd, where many need no multiple.
+    """Choose a number of units near a share of them, at least one unless it is 0; an odd one if no multiple is needed.
 
     Devices are faster with round numbers, but where any number may stay, those hardly ever come up.
     """
@@ -198,7 +198,7 @@ def _typical(block: Block, share: float) -> int:
 
 
 def _counts(block: Block) -> list[int]:
-    """The numbers of units to time: all, if they are few; else fewer of them, and closer together where few stay."""
+    """Choose the numbers of units to measure: all, if they are few; else some, closer together where few units stay."""
     if block.units <= POINTS:
         return list(range(block.units + 1))
     return sorted({_typical(block, (step / POINTS) ** 1.5) for step in range(POINTS + 1)})
@@ -209,7 +209,7 @@ def _shapes(module: nn.Module) -> list[list[Any]]:
 
 
 def _table(block: Block, measured: Counts) -> tuple[float, ...]:
-    """The cost for every number of units, between those measured on straight lines, rounded up to their multiple."""
+    """Interpolate the cost for every number of units, rounded up as in training, between the measured ones."""
     points = sorted(measured)
     # Of two sizes, the larger is never faster but by the error of the measurement.
     rising = dict(zip(points, itertools.accumulate((measured[point] for point in points), max)))
@@ -228,7 +228,7 @@ def _path(key: str) -> Path:
 
 
 def _remembered(key: str, count: int) -> list[float] | None:
-    """What the cache has of a measurement; None if it has nothing, or nothing that can be one."""
+    """Read a measurement from the cache; None if there is none, or none that can be right."""
     try:
         entry = json.loads(_path(key).read_text())
         times = [float(time) for time in entry["milliseconds"]]

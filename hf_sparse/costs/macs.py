@@ -1,4 +1,4 @@
-"""Multiply-accumulates: of a whole forward, and of every block by the number of units that are left."""
+"""Count multiply-accumulates: of a whole forward, and of every block by the number of units that are left."""
 
 import functools
 import math
@@ -30,11 +30,11 @@ def count_macs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> int:
 def mac_costs(
     model: PreTrainedModel, structure: ModelStructure, config: SparsityConfig, batch: Mapping[str, Any]
 ) -> CostTable:
-    """Count what every block takes of one forward of a batch, by the number of its units that are left.
+    """Count the multiply-accumulates of every block in one forward, by the number of its units that are left.
 
-    While the model runs once, the module around each block is run on what it is called with, in three sizes; what is
-    between them is a straight line. A block that this batch does not run, such as that of a vision tower on texts
-    alone, costs as much as for one token. With several processes the first one counts.
+    While the model runs once, the module around each block is run on the same arguments in three sizes; between them
+    the cost is a straight line. A block that this batch does not use, such as one of a vision tower when there are only
+    texts, costs as much as for one token. With several processes the main process counts.
 
     Args:
         model: without gates; left as it is.
@@ -57,7 +57,7 @@ def mac_costs(
 
 
 def _counts(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Mapping[str, Any]) -> dict[str, dict[int, int]]:
-    """Multiply-accumulates of the module around each block with no, the fewest and all units, by block name."""
+    """Count for the module around each block with no, the fewest and all of its units, by block name."""
     called = require_called(model, batch)
     counts: dict[str, dict[int, int]] = {}
     handles = []
@@ -85,7 +85,7 @@ def _counts(model: PreTrainedModel, blocks: tuple[Block, ...], batch: Mapping[st
 
 
 def _table(block: Block, counted: Mapping[int, int]) -> tuple[float, ...]:
-    """The cost for every number of units."""
+    """Compute the cost for every number of units from the counted ones."""
     few = block.physical(1)
     if counted[block.units] == counted[0]:
         return tuple(float(block.unit_macs * block.physical(units)) for units in range(block.units + 1))
@@ -104,7 +104,7 @@ def _counted(run: Callable[[], Any]) -> int:
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **options: Any) -> int:
-    """Of the scores of all queries with all keys, and of their products with the values, as if none were masked."""
+    """Count the scores of all queries with all keys, and their products with the values, as if none were masked."""
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
@@ -119,12 +119,12 @@ _FUSED_ATTENTION = {
         "attention_math_for_mps",
     )
 }
-"""Not all of which torch counts, nor with fewer keys than queries."""
+"""Torch does not count all of these kernels, and none with fewer keys than queries."""
 
 
 @contextmanager
 def _plain_experts(model: PreTrainedModel) -> Iterator[None]:
-    """Inside this context experts run as plain products, since grouped ones are counted on no device."""
+    """Let experts run as plain products until the block ends, since grouped products are counted on no device."""
     experts = model.get_experts_implementation() if model._can_set_experts_implementation() else None
     try:
         if experts is not None:

@@ -1,4 +1,4 @@
-"""What a pruning run takes of every device's memory, found without weights: on torch's meta device."""
+"""Estimate the memory that a pruning run takes on every device, without weights: on torch's meta device."""
 
 import copy
 import re
@@ -25,10 +25,10 @@ FEW_TOKENS = 1000
 """Vocabulary of the twin in which units are counted."""
 
 ZERO_BUCKET = 500_000_000
-"""Gradients that DeepSpeed has room for before it sends them, whatever the model: its default reduce_bucket_size."""
+"""Gradients that DeepSpeed's bucket has room for, whatever the model: its default reduce_bucket_size."""
 
 ZERO_LIVE = 1_000_000_000
-"""Parameters that its stage 3 leaves whole once they were needed: its default stage3_max_live_parameters."""
+"""Parameters that stage 3 of DeepSpeed leaves gathered after use: its default stage3_max_live_parameters."""
 
 _LAYER = re.compile(r"\.\d+\.")
 
@@ -38,9 +38,9 @@ class MemoryEstimate(Printed):
     """Bytes on every device, by what they are for; prints as a table.
 
     Attributes:
-        parts: what is there during the search for the structure, when most is.
+        parts: bytes by purpose during the search, when most memory is needed.
         shrinking: the peak while the model shrinks.
-        host: what the first process then takes of the host's memory, where it puts shards together; 0 otherwise.
+        host: bytes of the host's memory that the main process takes meanwhile to gather shards; 0 without shards.
         units: attention heads and FFN neurons that get gates.
     """
 
@@ -56,7 +56,7 @@ class MemoryEstimate(Printed):
 
     def __str__(self) -> str:
         rows = [*self.parts.items(), ("peak of a step", self.training), ("peak while shrinking", self.shrinking)]
-        rows += [("on the host of the first process", self.host)] if self.host else []
+        rows += [("on the host of the main process", self.host)] if self.host else []
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:{width}}  {size / 2**30:9.3f} GiB" for name, size in rows)
 
@@ -72,20 +72,20 @@ def estimate_memory(
     teacher: PreTrainedConfig | None = None,
     target: float = 0.5,
 ) -> MemoryEstimate:
-    """What training a model of a config with gates, by AdamW, takes on every device.
+    """Estimate the memory that training a model with gates, by AdamW, takes on every device, from its config.
 
     Activations are those that a forward on the meta device keeps for its backward; heads and neurons are counted in a
-    small twin of two layers. Allocators, kernels and communication take some more: leave a tenth.
+    small model of two layers. Allocators, kernels and communication take some more: leave a tenth.
 
     Args:
         config: of the model; nothing is downloaded or allocated for its weights.
         engine: one device, DDP, FSDP2, or DeepSpeed ZeRO of stage 1, 2 or 3.
-        processes: devices.
+        processes: the number of devices.
         batch_size: sequences on each device in one step.
-        sequence_length: tokens of each.
+        sequence_length: tokens of each sequence.
         bf16: mixed precision; without it and with FSDP weights are in float32, else in the dtype of the config.
         gradient_checkpointing: keep the inputs of layers only, and compute the rest twice.
-        teacher: of a dense model to learn from, in shards where weights are, unless it is cached.
+        teacher: the config of a dense model to learn from, which is sharded if weights are.
         target: share of the prunable parameters to remove.
 
     Raises:
@@ -131,16 +131,16 @@ def estimate_memory(
     parts["scaled projections"] = compute * scaled // (len(layers) if gradient_checkpointing else 1)
     if zero:
         parts["optimizer"] = 8 * total // processes
-        parts["weights of it in float32"] = 4 * total // processes
+        parts["optimizer's weights in float32"] = 4 * total // processes
         parts["gradients"] = stored * total // (processes if engine != "zero1" else 1)
         parts["bucket of gradients"] = stored * ZERO_BUCKET
     if engine == "zero3":
-        parts["weights put together"] = stored * min(total, ZERO_LIVE)
+        parts["gathered weights"] = stored * min(total, ZERO_LIVE)
         parts["gradients in float32"] = 4 * total // processes if bf16 else 0
     if engine == "ddp":
         parts["buckets of gradients"] = stored * total
     if engine == "fsdp":
-        parts["layers put together"] = compute * (2 * largest + total - inside) + 4 * largest
+        parts["gathered layers"] = compute * (2 * largest + total - inside) + 4 * largest
     elif compute < stored and not zero:
         parts["weights in bfloat16"] = 2 * (total - scaled)
     taught = 0
@@ -151,10 +151,10 @@ def estimate_memory(
         taught = _bytes(teacher) * (size // share + together if share > 1 else size)
         parts["teacher"] = taught
         parts["teacher's hidden states"] = states
-    # Outputs are compared in float32, first with masks; what is left is a copy, before what it was cut from goes.
+    # Outputs are compared in float32, first with masks; the smaller weights are copies, made before the larger ones go.
     copied = round(max(4 * scaled, 4 * (1 - target) * inside)) + (4 - stored) * total
     shrinking, host = parts["weights"] + (0 if zero else parts["optimizer"]) + taught, 0
-    if engine in ("fsdp", "zero3"):  # it runs from there, a layer at a time
+    if engine in ("fsdp", "zero3"):  # weights stay on the host; the device has a layer at a time
         shrinking, host = shrinking + 4 * (largest + total - inside), stored * total + copied
     else:
         shrinking += copied
@@ -162,7 +162,7 @@ def estimate_memory(
 
 
 def _bytes(config: PreTrainedConfig) -> int:
-    """Bytes of a weight as the checkpoint has it, in which transformers loads it."""
+    """Return the bytes of a weight in the dtype of the checkpoint, in which transformers loads it."""
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     return dtype.itemsize
 
@@ -174,7 +174,7 @@ def _on_meta(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _layers(model: nn.Module) -> dict[str, int]:
-    """Parameters of every layer: of the members of the longest lists of modules."""
+    """Count the parameters of every layer, a layer being a member of the longest lists of modules."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
     inner = {id(child) for module in lists for child in module.modules() if child is not module}
     outer = [module for module in lists if id(module) not in inner]
@@ -187,7 +187,7 @@ def _layers(model: nn.Module) -> dict[str, int]:
 
 
 def _gated(config: PreTrainedConfig, model: PreTrainedModel) -> tuple[int, int]:
-    """Units that get gates, and parameters that are scaled, as in a twin of two layers times what there is of each."""
+    """Count the units that get gates and the parameters that are scaled, from a small model of two layers."""
     small = copy.deepcopy(config)
     if getattr(small, "num_hidden_layers", 0) > 2:  # not every architecture has layers
         small.num_hidden_layers = 2
@@ -215,7 +215,7 @@ def _gated(config: PreTrainedConfig, model: PreTrainedModel) -> tuple[int, int]:
 
 
 def _activations(model: PreTrainedModel, batch: int, length: int, bf16: bool) -> tuple[int, int]:
-    """Bytes that a training forward keeps for its backward, and those of the states between layers among them."""
+    """Count the bytes that a training forward keeps for its backward, and those of states between layers among them."""
     model = (model.bfloat16() if bf16 else model.float()).train()
     inputs = _inputs(model, batch, length)
     with _kept(model) as kept:
@@ -241,7 +241,7 @@ def _inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str, Tensor
 
 @contextmanager
 def _kept(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes by storage of what autograd keeps inside this context, without the model's own parameters."""
+    """Count the bytes, by storage, that autograd keeps inside this context, without the model's own parameters."""
     own = {parameter.untyped_storage()._cdata for parameter in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
@@ -258,7 +258,7 @@ def _kept(model: nn.Module) -> Iterator[dict[int, int]]:
 
 
 def load_config(source: str) -> PreTrainedConfig:
-    """The config of a directory or a repository.
+    """Load the config of a directory or a repository.
 
     Raises:
         SparsityError: there is none.

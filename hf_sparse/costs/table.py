@@ -15,18 +15,18 @@ from hf_sparse.structure.dependencies import FORWARD_ERRORS, called_modules
 from hf_sparse.structure.example_inputs import example_inputs, longest_text, main_input
 
 ALIGNED = (32, 8)
-"""What numbers of channels are filled up to by default: the first of these that is little of what a block keeps.
+"""Numbers of channels are rounded up to a multiple of the first of these that is little of what a block keeps.
 
 Quantizers take groups or blocks of 32 channels, tensor cores want multiples of 8 in half precision, and CPUs are slow
-at narrow products of odd widths. Charged for in the search, as a round_to that was asked for, it was worth less
-accuracy (recipes/benchmark).
+at narrow products of odd widths. The cost of rounding up is not charged in the search, unlike that of a `round_to` that
+was asked for: charged, it cost accuracy (recipes/benchmark).
 """
 
 LITTLE = 1 / 8
-"""The share of what a block keeps on average that may be a multiple, of which half is filled up on average."""
+"""The largest multiple, as a share of what a block keeps on average; rounding up adds half of it on average."""
 
 MADE_UP_TOKENS = 128
-"""How long texts are that costs are counted or timed on, where there are no data and no length was asked for."""
+"""Tokens of the texts that costs are taken on, if there are no data and no length was asked for."""
 
 WORTH_ALIGNING = 512
 """Multiply-accumulates per neuron and token from which on rounding is worth it: two projections of a width of 256."""
@@ -38,7 +38,7 @@ class CostTable:
 
     Attributes:
         blocks: by block name, the cost of keeping 0, 1, ... units; never falling, 0 at the start.
-        rest: the cost of everything else in the model, which nothing prunes; 0 where it does not matter.
+        rest: the cost of everything else in the model, which is not pruned; 0 if it is not needed.
         multiple: of the channels of its heads or neurons that every block keeps when the model shrinks.
     """
 
@@ -52,7 +52,7 @@ class CostTable:
         return sum(costs[-1] for costs in self.blocks.values())
 
     def line(self, block: Block) -> tuple[float, float]:
-        """(cost per unit, cost of having any) of a block: its table as a straight line, which gates are charged by."""
+        """Fit a straight line to the costs of a block, which gates pay: (cost per unit, cost of having any unit)."""
         costs = self.blocks[block.name]
         if block.units == 1:
             return costs[1], 0.0
@@ -61,12 +61,12 @@ class CostTable:
         return (costs[block.units] - fixed) / block.units, fixed
 
     def removed(self, kept: Mapping[str, int]) -> float:
-        """The fraction of the prunable cost that is gone when blocks keep so many units; those not named keep all."""
+        """Compute the share of the prunable cost that is removed if blocks keep so many units; others keep all."""
         left = sum(costs[kept.get(name, -1)] for name, costs in self.blocks.items())
         return 1 - left / self.prunable
 
     def target(self, config: SparsityConfig) -> float:
-        """The fraction of the prunable cost to remove: the one asked for, or what makes the model as fast as asked for.
+        """Compute the share of the prunable cost to remove: as asked for, or as much as `target_speedup` needs.
 
         Raises:
             SparsityError: no model without its blocks would be so fast.
@@ -84,7 +84,7 @@ class CostTable:
 
 
 def usual_multiple(structure: ModelStructure, config: SparsityConfig) -> int:
-    """What numbers of channels are rounded up to where nothing is measured."""
+    """Choose the multiple that numbers of channels are rounded up to, if nothing is measured."""
     if config.round_to is not None:
         return config.round_to or 1
     neurons = [block for block in structure.blocks if block.kind == "ffn"]
@@ -95,7 +95,7 @@ def usual_multiple(structure: ModelStructure, config: SparsityConfig) -> int:
 
 
 def parameter_costs(structure: ModelStructure, config: SparsityConfig) -> CostTable:
-    """The parameters of every block; a `round_to` that was asked for is charged, so that the target is met with it."""
+    """Count the parameters of every block, rounded up by a `round_to` that was asked for, so that the target holds."""
     tables = {
         block.name: tuple(float(block.unit_cost * block.physical(units)) for units in range(block.units + 1))
         for block in structure.rounded(config.round_to or 1).blocks
@@ -103,16 +103,16 @@ def parameter_costs(structure: ModelStructure, config: SparsityConfig) -> CostTa
     return CostTable(tables, multiple=usual_multiple(structure, config))
 
 
-# ---- The batch that costs are counted or timed on ----
+# ---- The batch that costs are counted or measured on ----
 
 
 def cost_batch(model: PreTrainedModel, config: SparsityConfig, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Make the batch that costs are counted or timed on.
+    """Make the batch that costs are counted or measured on.
 
     Args:
         model: to be run on it.
-        config: how many rows a batch has that is made up, and how long texts are.
-        inputs: a batch of data, which stays as it is but for a length that was asked for; made up by default.
+        config: has the number of rows and of tokens; the rows are for a batch that is made up.
+        inputs: a batch of data, whose texts get the length that was asked for, if any; made up by default.
     """
     tokens = config.cost_sequence_length
     if inputs is not None:
@@ -122,7 +122,7 @@ def cost_batch(model: PreTrainedModel, config: SparsityConfig, inputs: Mapping[s
 
 
 def enlarged(inputs: Mapping[str, Any], model: PreTrainedModel, rows: int | None, tokens: int) -> dict[str, Any]:
-    """A batch of as many rows, all by default, and of texts as long, as given, by repeating another; not padded."""
+    """Repeat a batch until it has `rows` rows (its own, by default) and its texts `tokens` tokens; without padding."""
     main = inputs[main_input(model, inputs)]
     rows = rows or len(main)
     batch = {}

@@ -1,4 +1,4 @@
-"""Attach gates to a model, detach them, and read off the plan that they have learnt.
+"""Attach gates to a model, detach them, and read the plan that they have learnt.
 
 All gates are computed once per forward, by a hook of the model, since a group spans its layers; each block's gates
 then scale the columns of its output projection.
@@ -34,7 +34,7 @@ logger = logging.get_logger(__name__)
 
 
 def gate_bank(model: nn.Module) -> GateBank | None:
-    """The gates of heads and neurons attached to a model, or None."""
+    """Return the gates of heads and neurons attached to a model, or None."""
     bank = attached_gates(model)
     return bank if isinstance(bank, GateBank) else None
 
@@ -49,12 +49,13 @@ def attach_gates(
     """Attach gates to a model in place; every gate is 1, so its outputs do not change.
 
     Args:
-        model: any that `discover` finds something in.
+        model: a model in which `discover` finds blocks.
         config: gate, group, cost and controller settings.
-        inputs: a batch that it can be run on, from any device, for `discover`, and to count or time costs on; by
-            default small for the one and of the size that the config says for the other, made from the model's config.
-        costs: what its blocks cost, or those that they were cut from; blocks without a cost then get no gates. By
-            default they are chosen, and counted or measured, as the config says.
+        inputs: a batch that the model can be run on, from any device: for `discover`, and to count or measure costs on.
+            By default both get a batch made from the model's config, `discover` a small one, and the costs one of the
+            size that `config` gives.
+        costs: of the blocks, or of the larger ones that they were cut from; blocks without a cost then get no gates. By
+            default they are counted or measured as `config` asks.
         structure: what `discover` finds, if that is known, or the part of it to prune.
 
     Returns:
@@ -118,7 +119,7 @@ def _costs(
 
 
 def detach_gates(model: PreTrainedModel) -> None:
-    """Take the gates off a model in place; its weights stay as they are, without the gates folded in.
+    """Remove the gates from a model in place; its weights stay as they are, without the gates multiplied in.
 
     Raises:
         SparsityError: no gates are attached.
@@ -128,7 +129,7 @@ def detach_gates(model: PreTrainedModel) -> None:
 
 
 def require_bank(model: nn.Module) -> GateBank:
-    """The gates attached to a model.
+    """Return the gates of heads and neurons attached to a model.
 
     Raises:
         SparsityError: there are none.
@@ -141,9 +142,10 @@ def require_bank(model: nn.Module) -> GateBank:
 
 @torch.no_grad()
 def current_plan(model: PreTrainedModel) -> PruningPlan:
-    """The units whose gates are not zero now, for every gated block, and closed ones that fill up its number.
+    """Read the plan that gates have learnt: the units whose gates are not zero now, in every gated block.
 
-    That is a multiple (`SparsityConfig.round_to`), and in a uniform layout the same in all blocks of a kind.
+    Their number is rounded up with closed units: to a multiple (`SparsityConfig.round_to`), and in a uniform layout to
+    the same number in all blocks of a kind.
 
     Raises:
         SparsityError: no gates are attached.

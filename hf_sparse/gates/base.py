@@ -1,4 +1,4 @@
-"""Gates whose density a controller steers, whatever it is that they scale."""
+"""The base class of all gates: their density is steered by a controller, whatever they scale."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ class SteeredGates(Scaler):
 
     Attributes:
         config: gate and controller settings.
-        controller: of lambda, one for every density that is steered.
-        start_density: that it descends from.
+        controller: steers a lambda for every density that is held to a schedule.
+        start_density: the density that the descent starts from.
     """
 
     config: SearchConfig
@@ -30,21 +30,21 @@ class SteeredGates(Scaler):
 
     @property
     def target_density(self) -> float:
-        """The density to end at."""
+        """The density that the descent ends at."""
         return self.config.density
 
     def scheduled_density(self, progress: float) -> float:
-        """The density that the schedule asks for, where its descent has come so far: from 0 to 1."""
+        """Compute the density that the schedule asks for after this share of the descent, from 0 to 1."""
         return descended(self.start_density, self.target_density, progress)
 
     @property
     @abstractmethod
     def largest_unit(self) -> float:
-        """The largest share of the density that goes with one unit, or with as many as go together."""
+        """The largest density that is lost with one unit, or with the units that can only be removed together."""
 
     @property
     def warm_start(self) -> float:
-        """The power of the sensitivities that importances start from."""
+        """The power of the sensitivities that importances start at."""
         given = self.config.warm_start
         return self._usual_warm_start if given is None else given
 
@@ -55,34 +55,34 @@ class SteeredGates(Scaler):
 
     @abstractmethod
     def group_gates(self) -> dict[str, Tensor]:
-        """The gates of every group."""
+        """Compute the gates of every group, by its name."""
 
     @abstractmethod
     def density(self, gates: dict[str, Tensor]) -> Tensor:
-        """Exact density of the model with these gates, shape ()."""
+        """Compute the exact density of the model with these gates, shape ()."""
 
     @abstractmethod
     def densities(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
-        """That of every group, 1 while all of its gates are open, shape ()."""
+        """Compute the exact density of every group, shape (); 1 while all of its gates are open."""
 
     @abstractmethod
     def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:
-        """What the controller holds to its schedule, shape (k,)."""
+        """Compute the densities that the controller holds to their schedule, shape (k,)."""
 
     @abstractmethod
     def penalties(self, gates: dict[str, Tensor]) -> Tensor:
-        """The parts of R that a lambda each is for, shape (k,)."""
+        """Compute the parts of the penalty R that have a lambda of their own, shape (k,)."""
 
     def penalty(self, gates: dict[str, Tensor]) -> Tensor:
-        """R: the effective densities of all groups, weighted by their share of what can be pruned, shape ()."""
+        """Compute R: the effective densities of all groups, weighted by their share of the prunable cost, shape ()."""
         return self.penalties(gates).sum()
 
     def penalize_(self, step: int, schedule: Schedule) -> None:
         """Steer lambda by the densities, in place, and add the gradient of lambda * R to the gradients of the gates.
 
         Args:
-            step: optimizer steps that are over.
-            schedule: of the stage that they are in.
+            step: the number of optimizer steps that are over.
+            schedule: the schedule of the current stage.
         """
         parameters = list(self.parameters())
         with torch.enable_grad():
@@ -93,7 +93,7 @@ class SteeredGates(Scaler):
             parameter.grad = slope if parameter.grad is None else parameter.grad + slope
 
     def reopen_(self) -> None:
-        """Undo in place what was learnt: every gate is exactly 1, none more important than another, and lambda zero."""
+        """Undo in place what was learnt: every gate is exactly 1, all are equally important, and lambda is zero."""
         for module in self.modules():
             if isinstance(module, GateGroup):
                 module.reopen_()
@@ -101,30 +101,30 @@ class SteeredGates(Scaler):
 
     @abstractmethod
     def pooled(self, name: str, values: Tensor) -> Tensor:
-        """Sums of values of the shape of a scale, by its name, over what each of its gates scales."""
+        """Sum values, of the shape of the scale with this name, over what each of its gates scales."""
 
     @abstractmethod
     def start_from_(self, sensitivities: Mapping[str, Tensor], power: float) -> None:
-        """Set the importances in place to a power of what the loss loses without each; every gate stays exactly 1.
+        """Set the importances in place to a power of the sensitivities; every gate stays exactly 1.
 
         Args:
-            sensitivities: by the names of the scales, not negative.
-            power: 0 for all alike.
+            sensitivities: how much the loss depends on each gate, by the names of the scales, not negative.
+            power: 0 makes all importances equal.
         """
 
 
 def attached_gates(model: nn.Module) -> SteeredGates | None:
-    """The gates attached to a model, of whatever kind, or None."""
+    """Return the gates attached to a model, of whatever kind, or None."""
     gates = model._modules.get(BANK)
     return gates if isinstance(gates, SteeredGates) else None
 
 
 def log_importances(sensitivities: Tensor, power: float) -> Tensor:
-    """Importances from sensitivities; what no row depends on starts as the least of the others.
+    """Compute logarithms of importances from sensitivities; a sensitivity of 0 counts as the smallest of the others.
 
     Args:
         sensitivities: not negative, one at least above 0.
-        power: that they are raised to.
+        power: what they are raised to.
     """
     least = sensitivities[sensitivities > 0].min()
     return power * sensitivities.clamp(min=least).log()

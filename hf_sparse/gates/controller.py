@@ -12,7 +12,7 @@ from hf_sparse.gates.mathematics import Float32Module
 
 @dataclass(frozen=True)
 class Schedule:
-    """Optimizer steps at which the phases of a stage end; it begins at `start`, its recovery lasts until `end`."""
+    """The optimizer steps at which the phases of a stage end; it begins at `start`, its recovery lasts until `end`."""
 
     start: int
     warmup_end: int
@@ -22,7 +22,7 @@ class Schedule:
 
     @classmethod
     def stages(cls, config: SearchConfig, total: int) -> tuple["Schedule", ...]:
-        """The stages of a run of `total` optimizer steps, of equal lengths, one for each target."""
+        """Divide a run of `total` optimizer steps into stages of equal lengths, one for each target."""
         count = len(config.descent)
         ends = [round(total * (stage + 1) / count) for stage in range(count)]
         return tuple(cls._stage(config, start, end) for start, end in zip([0, *ends], ends))
@@ -36,11 +36,11 @@ class Schedule:
         return cls(start, warmup, ramp, hold, end)
 
     def progress_at(self, step: int) -> float:
-        """How far the descent is at an optimizer step: 0 in the warm-up, then linear to 1."""
+        """Compute the share of the descent that is over at an optimizer step: 0 in the warm-up, then linear to 1."""
         return _passed(step, self.warmup_end, self.ramp_end)
 
     def recovery_at(self, step: int) -> float:
-        """How much of the recovery is over at an optimizer step: 0 before it, then linear to 1."""
+        """Compute the share of the recovery that is over at an optimizer step: 0 before it, then linear to 1."""
         return _passed(step, self.hold_end, self.end)
 
 
@@ -48,7 +48,7 @@ Density = TypeVar("Density", float, Tensor)
 
 
 def descended(start: Density, target: Density, progress: float) -> Density:
-    """The density that is scheduled where a descent from `start` to `target` has come so far, from 0 to 1."""
+    """Compute the scheduled density after this share of a descent from `start` to `target`, from 0 to 1."""
     return start - progress * (start - target)
 
 
@@ -71,7 +71,7 @@ class Controller(Float32Module):
 
     PROPORTIONAL = 5.0
     LEAST_ERROR = 0.01
-    """What an error counts as at least once the ramp is over: else the density would only ever come near its target."""
+    """The least size of an error once the ramp is over: without it the density would only ever come near its target."""
 
     starts: Tensor
     targets: Tensor
@@ -100,6 +100,6 @@ class Controller(Float32Module):
         return self.multiplier
 
     def reset_(self) -> None:
-        """Let every lambda start from zero again, in place."""
+        """Set every lambda back to zero, in place."""
         self.integral.zero_()
         self.multiplier.zero_()

@@ -1,4 +1,4 @@
-"""Optimizer steps of the gates that are shortened, so that the density never falls through its schedule or its target.
+"""Shorten optimizer steps of the gates, so that the density never falls through its schedule or its target.
 
 Many gates can close in one step, since the penalty moves all of them at the same speed. A step that went too far is
 repeated with a smaller learning rate: the structure is one that gradient descent has passed through, and no unit is
@@ -25,7 +25,7 @@ class Descent:
 
     Args:
         bank: the gates, before the step.
-        scheduled: the density that its schedule has after the step.
+        scheduled: the density that the schedule asks for after the step.
     """
 
     def __init__(self, bank: SteeredGates, scheduled: float) -> None:
@@ -63,7 +63,7 @@ class Descent:
 
         Args:
             before: density before the step, less the goal.
-            after: density after it, less the goal; of the other sign.
+            after: density after the step, less the goal; of the other sign.
             goal: the density to end at.
             nearest: whether to end at the density nearest to the goal, or else at the nearest before it.
         """

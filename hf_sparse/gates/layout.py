@@ -1,4 +1,4 @@
-"""How many units blocks keep where not every number will do, and which closed ones make it up."""
+"""Choose how many units blocks keep where not every number is possible, and which closed units are kept for that."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from hf_sparse.structure.blocks import Block
 
 
 def uniform_counts(blocks: Sequence[Block], unit_costs: Mapping[str, float], density: float) -> dict[str, int]:
-    """How many units every block of a kind keeps, so that together they have a density.
+    """Choose how many units all blocks of a kind keep, so that all kinds together have a density.
 
     Kinds with few units are rounded first, and those with many make up for it.
 
@@ -35,7 +35,7 @@ def uniform_counts(blocks: Sequence[Block], unit_costs: Mapping[str, float], den
 
 
 def widest_counts(kept: Mapping[str, Sequence[int]], blocks: Sequence[Block]) -> dict[str, int]:
-    """How many units every block of a kind keeps, by block name, so that the widest loses nothing."""
+    """Choose how many units each block keeps, by block name: as many as the widest of its kind."""
     widest: dict[str, int] = {}
     for block in blocks:
         widest[block.kind] = max(widest.get(block.kind, 0), len(kept[block.name]))

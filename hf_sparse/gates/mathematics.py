@@ -63,8 +63,8 @@ GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"relative": relative_gat
 class Float32Module(nn.Module):
     """A module whose own tensors keep their dtype when the surrounding model is cast.
 
-    model.to(bfloat16) and model.half() must move the gates but not round them: a gate near its threshold is alive or
-    dead by less than half precision can say.
+    model.to(bfloat16) and model.half() must move the gates but not round them: whether a gate near its threshold is
+    open or closed depends on less than half precision can represent.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -105,7 +105,7 @@ class GateGroup(Float32Module):
 
     @torch.no_grad()
     def reopen_(self) -> None:
-        """Make all components equally important in place and every gate exactly 1, as they are at first."""
+        """Make all components equally important and every gate exactly 1, in place, as at the start."""
         self.beta.fill_(self.first_beta)
         self.open_(torch.zeros_like(self.alpha))
 
@@ -126,5 +126,5 @@ class GateGroup(Float32Module):
         self.opening.copy_(self.function(self.alpha, self.beta))
 
     def forward(self) -> Tensor:
-        """The gates, shape (n,) or (n, groups)."""
+        """Compute the gates, shape (n,) or (n, groups)."""
         return self.function(self.alpha, self.beta) / self.opening

@@ -1,4 +1,4 @@
-"""How dense a set of gates is: exactly, and as the differentiable p-norm that the objective penalises."""
+"""Compute how dense gates leave a model, as the differentiable p-norm that the objective penalises."""
 
 from collections.abc import Callable
 

@@ -16,34 +16,34 @@ GROUP, KEPT = 4, 2
 
 
 class Pattern(ABC):
-    """How the gates of a matrix and its weights belong together, and who competes: all of them, unless it says so."""
+    """How the gates of a matrix lie on its weights, and which gates compete: all of them, unless a subclass differs."""
 
     @abstractmethod
     def fits(self, outputs: int, inputs: int) -> bool:
-        """Whether a matrix of this size can have the pattern."""
+        """Tell whether a matrix of this size can have the pattern."""
 
     @abstractmethod
     def pool(self, values: Tensor) -> Tensor:
-        """Sums of values, shape (outputs, inputs), over the weights of every gate: shape (n,), or (4, n)."""
+        """Sum values, shape (outputs, inputs), over the weights of every gate: shape (n,), or (4, n)."""
 
     @abstractmethod
     def spread(self, gates: Tensor, outputs: int, inputs: int) -> Tensor:
-        """The gate of every weight, shape (outputs, inputs), from gates as `pool` gives them."""
+        """Lay gates, in the order of `pool`, out on the weights: the gate of every weight, shape (outputs, inputs)."""
 
     def shares(self, count: int) -> Tensor:
-        """What every gate costs, as a share of all, for `count` gates, or groups of them."""
+        """Compute the share of the cost that every gate has, for `count` gates, or groups of gates."""
         return torch.full((count,), 1 / count)
 
     def kept(self, alpha: Tensor, gates: Tensor) -> Tensor:
-        """Which weights stay, bool, of the shape of the gates."""
+        """Choose the weights that stay, bool, of the shape of the gates."""
         return gates > 0
 
     def density(self, gates: Tensor) -> Tensor:
-        """The share of gates that are open, shape ()."""
+        """Compute the share of gates that are open, shape ()."""
         return (gates > 0).float().mean()
 
     def penalized(self, gates: Tensor, weights: Tensor, p: float) -> Tensor:
-        """The effective density that lambda is for, shape ()."""
+        """Compute the effective density that lambda multiplies, shape ()."""
         return relative_density(gates, weights, p)
 
 
@@ -52,15 +52,15 @@ class Unstructured(Pattern):
     """A gate for every weight."""
 
     def fits(self, outputs: int, inputs: int) -> bool:
-        """Every matrix."""
+        """Return True: every matrix can have it."""
         return True
 
     def pool(self, values: Tensor) -> Tensor:
-        """Nothing is summed."""
+        """Flatten values to one per gate; nothing is summed, since every gate has one weight."""
         return values.flatten()
 
     def spread(self, gates: Tensor, outputs: int, inputs: int) -> Tensor:
-        """As they are."""
+        """Give every weight its own gate."""
         return gates.view(outputs, inputs)
 
 
@@ -71,16 +71,16 @@ class Blocks(Pattern):
     size: int
 
     def fits(self, outputs: int, inputs: int) -> bool:
-        """Whole blocks only, which is what sparse formats have."""
+        """Tell whether the matrix consists of whole blocks, as sparse formats demand."""
         return outputs % self.size == 0 and inputs % self.size == 0
 
     def pool(self, values: Tensor) -> Tensor:
-        """Over every block."""
+        """Sum values over every block."""
         rows, columns = (length // self.size for length in values.shape)
         return values.reshape(rows, self.size, columns, self.size).sum((1, 3)).flatten()
 
     def spread(self, gates: Tensor, outputs: int, inputs: int) -> Tensor:
-        """Over every block."""
+        """Give all weights of a block its gate."""
         rows, columns = outputs // self.size, inputs // self.size
         blocks = gates.view(rows, 1, columns, 1).expand(rows, self.size, columns, self.size)
         return blocks.reshape(outputs, inputs)
@@ -91,43 +91,43 @@ class TwoOfFour(Pattern):
     """A gate for every weight; those of four weights beside each other in a row compete, and two stay."""
 
     def fits(self, outputs: int, inputs: int) -> bool:
-        """Whole groups only."""
+        """Tell whether rows consist of whole groups of four."""
         return inputs % GROUP == 0
 
     def pool(self, values: Tensor) -> Tensor:
-        """Nothing is summed; shape (4, n)."""
+        """Reshape values to one per gate, shape (4, n); nothing is summed."""
         return values.reshape(-1, GROUP).T
 
     def spread(self, gates: Tensor, outputs: int, inputs: int) -> Tensor:
-        """Back into rows."""
+        """Put gates, shape (4, n), back into rows."""
         return gates.T.reshape(outputs, inputs)
 
     def shares(self, count: int) -> Tensor:
-        """All alike, shape (4, count)."""
+        """Give every gate the same share, shape (4, count)."""
         return torch.full((GROUP, count), 1 / (GROUP * count))
 
     def kept(self, alpha: Tensor, gates: Tensor) -> Tensor:
-        """Exactly two of four: where fewer gates are open, the next one's weight starts again from zero."""
+        """Keep exactly two of four: where fewer gates are open, the next weight starts again from zero."""
         return largest(alpha, KEPT)
 
     def density(self, gates: Tensor) -> Tensor:
-        """As if two of four were open at least."""
+        """Compute the density as if at least two of every four gates were open."""
         return (gates > 0).sum(0).clamp(min=KEPT).float().mean() / GROUP
 
     def penalized(self, gates: Tensor, weights: Tensor, p: float) -> Tensor:
-        """The mean of those fours alone of which more than two are open.
+        """Compute the mean over only those groups of four of which more than two gates are open.
 
-        The fewer they are, the more each of them weighs, so that the last ones are found as soon.
+        The fewer such groups are left, the more each of them weighs, so that the last ones close as fast as the first.
         """
         more = (gates > 0).sum(0) > KEPT
         return torch.where(more, relative_density(gates, weights, p), 0.0).sum() / more.sum().clamp(min=1)
 
 
 def largest(values: Tensor, count: int) -> Tensor:
-    """Where values are among the `count` largest of their column; bool, shape (n, groups)."""
+    """Find the `count` largest values of every column; bool, shape (n, groups)."""
     return torch.zeros_like(values, dtype=torch.bool).scatter_(0, values.topk(count, 0).indices, True)
 
 
 def pattern_of(name: str, block_size: int) -> Pattern:
-    """The pattern that `WeightSparsityConfig` calls by this name."""
+    """Return the pattern that has this name in `WeightSparsityConfig`."""
     return {"unstructured": Unstructured(), "block": Blocks(block_size), "2:4": TwoOfFour()}[name]

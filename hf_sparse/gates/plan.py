@@ -42,7 +42,7 @@ class PruningPlan(Printed):
         return f"PruningPlan({len(self.kept)} blocks: {units:,} units kept, {removed} blocks removed)"
 
     def __str__(self) -> str:
-        """A table that fits a screen: kept units of each block, or how many by name where there are many blocks."""
+        """Print a table that fits a screen: the kept units of each block, or only how many if blocks are many."""
         rows = [(name, f"{len(units):,}", _ranges(units)) for name, units in self.kept.items()]
         if len(rows) > _LINES:
             alike: dict[str, list[int]] = {}
@@ -56,19 +56,19 @@ class PruningPlan(Printed):
         return table(rows, left=(0, 2))
 
     def then(self, later: "PruningPlan") -> "PruningPlan":
-        """The plan that does both: `later` counts the units that this one has kept."""
+        """Join this plan and a later one, whose indices count the units that this plan has kept."""
         kept = dict(self.kept)
         for name, units in later.kept.items():
             kept[name] = tuple(self.kept[name][unit] for unit in units) if name in self.kept else units
         return PruningPlan(kept)
 
     def to_json(self) -> str:
-        """The plan as a JSON object `{"kept": {block: [unit, ...]}}`."""
+        """Write the plan as a JSON object `{"kept": {block: [unit, ...]}}`."""
         return json.dumps({"kept": {name: list(units) for name, units in self.kept.items()}})
 
     @classmethod
     def from_json(cls, text: str) -> "PruningPlan":
-        """Read a plan back.
+        """Read a plan that `to_json` wrote.
 
         Raises:
             SparsityError: the text is not a plan.

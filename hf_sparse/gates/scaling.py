@@ -1,4 +1,4 @@
-"""Modules with a scaled weight: what a gate does to a model.
+"""Let modules read their weight multiplied by a scale: this is what a gate does to a model.
 
 `F.linear(x, W * s, b)` equals scaling the input, `F.linear(x * s, W, b)`, but its cost does not grow with the tokens
 and nothing of the size of the activations is kept for the backward pass. Scaling the parameter and not a kind of
@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 
 class ParameterScale:
-    """The scale that one parameter is read with, of a shape that broadcasts over it; None leaves it as it is.
+    """The factor of one parameter when it is read, of a shape that broadcasts over it; None for no factor.
 
-    It belongs to a forward and its backward, so copies of a model start without it.
+    A scale belongs to a forward and its backward, so copies of a model start without one.
 
     Args:
         ndim: dimensions of the parameter.
@@ -46,7 +46,7 @@ def _scaled_class(stock: Any, name: str) -> Any:
 
 
 def scale_parameter_(module: nn.Module, name: str) -> ParameterScale:
-    """Change the class of a module in place so that its parameter `name` is read with the scale that is returned."""
+    """Change the class of a module in place so that its parameter `name` is read times the scale that is returned."""
     scale = ParameterScale(module.get_parameter(name).ndim)
     changed, kind = cast(Any, module), cast(Any, type(module))
     changed.__class__ = _scaled_class(kind, name)
@@ -62,7 +62,7 @@ def unscale_parameter_(module: nn.Module) -> None:
 
 
 class Scaler(nn.Module, ABC):
-    """Scales parameters of the model that it is attached to, anew in every forward; subclasses say by what."""
+    """Scales parameters of the model that it is attached to, anew in every forward; subclasses compute the scales."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,19 +73,19 @@ class Scaler(nn.Module, ABC):
 
     @abstractmethod
     def scales(self) -> dict[str, Tensor]:
-        """By name, what its parameter is read with, of a shape that broadcasts over it."""
+        """Compute the scales, by name, each of a shape that broadcasts over its parameter."""
 
     def open(self, module: nn.Module, args: Any) -> None:
-        """Forward pre-hook of the model: compute the scales and hand each parameter its own."""
+        """Compute the scales and give each parameter its own: the forward pre-hook of the model."""
         self._running = True
         self._hand_out()
 
     def close(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the model: its encoder, if it runs now, runs on its own."""
+        """Note that the model has run, so that an encoder that runs next runs alone: a forward hook of the model."""
         self._running = False
 
     def open_encoder(self, module: nn.Module, args: Any) -> None:
-        """Forward pre-hook of an encoder, which generate() runs on its own."""
+        """Compute the scales if the encoder runs alone, as in generate(): the forward pre-hook of the encoder."""
         if not self._running:
             self._hand_out()
 
@@ -98,9 +98,9 @@ class Scaler(nn.Module, ABC):
 
     @contextmanager
     def leaves(self) -> Iterator[dict[str, Tensor]]:
-        """Let all forwards inside this context read the same scales, leaves of autograd, which are given by name.
+        """Let all forwards in this context read the same scales, which are leaves of autograd, by name.
 
-        The slope of a loss by a leaf then counts every forward that the loss is made of.
+        The gradient of a loss for a leaf then counts every forward that the loss is made of.
         """
         self._leaves = {name: value.detach().requires_grad_() for name, value in self.scales().items()}
         try:
@@ -116,13 +116,13 @@ class Scaler(nn.Module, ABC):
 
 
 def attach_scaler_(model: PreTrainedModel, place: str, scaler: Scaler, paths: Mapping[str, str]) -> None:
-    """Make a scaler a submodule of a model, in place, which from now on is read with its scales.
+    """Make a scaler a submodule of a model, in place, so that parameters are read times its scales from now on.
 
     Args:
         model: is changed.
         place: name of the submodule.
         scaler: on the device of the model afterwards, if that has weights.
-        paths: by the scaler's names, those of the parameters.
+        paths: the paths of the parameters, by the names of their scales.
     """
     for name, path in paths.items():
         module, _, parameter = path.rpartition(".")

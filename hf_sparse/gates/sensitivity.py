@@ -12,7 +12,7 @@ from hf_sparse.gates.base import SteeredGates
 def sensitivities(
     gates: SteeredGates, rows: Iterable[Mapping[str, Any]], loss_of: Callable[[Mapping[str, Any]], Tensor]
 ) -> dict[str, Tensor]:
-    """Mean square of dL/dg for every gate g = 1: the diagonal of the empirical Fisher information.
+    """Compute the mean square of dL/dg for every gate g = 1: the diagonal of the empirical Fisher information.
 
     Kwon et al., arXiv:2204.09656, equation 7. Squares are taken row by row, so that they do not depend on batches. All
     forwards of a loss count, but for those without gradients.
@@ -20,7 +20,7 @@ def sensitivities(
     Args:
         gates: attached to a model.
         rows: batches of one row each.
-        loss_of: the model's loss on one of them.
+        loss_of: computes the model's loss on one of these batches.
 
     Returns:
         By the names of the scales, each of the shape of its gates, in float32.

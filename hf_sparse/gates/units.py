@@ -84,7 +84,7 @@ class GateBank(SteeredGates):
         self.controller = Controller(config.controller_gain, *self._descent())
 
     def _expected_filling(self) -> float:
-        """The density that closed units add which fill up a multiple, on average; 0 where gates are charged for it."""
+        """Estimate the density of the closed units that stay because numbers are rounded up; 0 if gates pay for it."""
         added = 0.0
         for block, table in zip(self.structure.blocks, self.tables):
             counts = range(1, block.units + 1)
@@ -96,7 +96,7 @@ class GateBank(SteeredGates):
         return self.unit_costs[block.name] / self.costs.prunable
 
     def _descent(self) -> tuple[Tensor, Tensor]:
-        """The densities to start from and to end at: those of the model, or in a uniform layout of every block."""
+        """Choose the densities to start from and to end at: of the model, or of every block in a uniform layout."""
         if self.config.layout == "free":
             return torch.tensor([self.start_density]), torch.tensor([self.target_density])
         blocks = self.structure.blocks
@@ -106,9 +106,10 @@ class GateBank(SteeredGates):
 
     @property
     def target_density(self) -> float:
-        """The density of open gates to end at, so that the model then has the one asked for.
+        """The density of open gates to end at, so that the model then has the density that was asked for.
 
-        That is less by what fills up multiples, or in a uniform layout the nearest to it that there is.
+        It leaves room for closed units that stay because numbers are rounded up. In a uniform layout it is the nearest
+        density that such a layout can have.
         """
         if self.config.layout == "free":
             return self.asked_density - self.filling
@@ -117,18 +118,18 @@ class GateBank(SteeredGates):
 
     @property
     def _usual_warm_start(self) -> float:
-        """Measured in recipes/benchmark: where few units stay, it pays to trust the sensitivities more."""
+        """Default warm-start power, from recipes/benchmark: where few units stay, sensitivities deserve more trust."""
         return 0.5 if self.target <= 0.9 else 1.0
 
     @functools.cached_property
     def largest_unit(self) -> float:
-        """The largest share of the prunable cost that goes with one unit, or with as many as go together."""
+        """The largest share of the prunable cost that is lost with one unit, or with units removed together."""
         return float(self.tables.diff(dim=1).max())
 
     # ---- Gates ----
 
     def group_gates(self) -> dict[str, Tensor]:
-        """The gates of every group's units, shape (units,)."""
+        """Compute the gates of every group's units, by group, shape (units,)."""
         gates = {name: group() for name, group in self.groups.items()}
         if self.config.sublayer_gates:
             sublayers = self._sublayer_gates()
@@ -136,15 +137,15 @@ class GateBank(SteeredGates):
         return gates
 
     def _sublayer_gates(self) -> Tensor:
-        """The gate of every block, shape (blocks,)."""
+        """Compute the gate of every block, shape (blocks,)."""
         return self.get_submodule(SUBLAYERS)()
 
     def start_from_(self, sensitivities: Mapping[str, Tensor], power: float) -> None:
-        """Set the importances in place to a power of what the loss loses with a unit; every gate stays exactly 1.
+        """Set the importances in place to a power of the sensitivities; every gate stays exactly 1.
 
         Args:
-            sensitivities: by block name, not negative, shape (units,).
-            power: 0 for all alike.
+            sensitivities: how much the loss depends on each unit, by block name, not negative, shape (units,).
+            power: 0 makes all importances equal.
         """
         for name, group in self.groups.items():
             scores = torch.cat([sensitivities[block.name] for block in self.members[name]])
@@ -152,15 +153,15 @@ class GateBank(SteeredGates):
                 group.open_(log_importances(scores, power).to(group.alpha))
 
     def pooled(self, name: str, values: Tensor) -> Tensor:
-        """Sums over the columns of every unit of a block, shape (units,)."""
+        """Sum values over the columns of every unit of a block, shape (units,)."""
         return next(block for block in self.structure.blocks if block.name == name).column_sums(values)
 
     def block_gates(self) -> dict[str, Tensor]:
-        """The gates of every block, shape (units,)."""
+        """Compute the gates of every block, by block name, shape (units,)."""
         return self._by_block(self.group_gates())
 
     def block_importances(self) -> dict[str, Tensor]:
-        """The logarithms of the importances of every block's units, shape (units,)."""
+        """Return the logarithms of the importances of every block's units, by block name, shape (units,)."""
         return self._by_block({name: group.alpha for name, group in self.groups.items()})
 
     def _by_block(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,7 +172,7 @@ class GateBank(SteeredGates):
         return found
 
     def scales(self) -> dict[str, Tensor]:
-        """What every block's output projection is scaled with."""
+        """Compute the scale of every block's output projection, by block name."""
         gates = self.block_gates()
         return {
             block.name: block.column_scale(gates[block.name], self._scales[block.name].ndim)
@@ -182,7 +183,7 @@ class GateBank(SteeredGates):
 
     @torch.no_grad()
     def counts(self, gates: dict[str, Tensor]) -> Tensor:
-        """Open gates of every block, shape (blocks,)."""
+        """Count the open gates of every block, shape (blocks,)."""
         counts = torch.zeros(len(self.tables), dtype=torch.long, device=self.tables.device)
         for name, gate in gates.items():
             counts.index_add_(0, self.get_buffer(f"{name}_blocks"), (gate > 0).long())
@@ -193,16 +194,16 @@ class GateBank(SteeredGates):
         return self.tables.gather(1, counts.unsqueeze(1)).squeeze(1)
 
     def densities(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Exact cost-weighted density of every group, 1 while all of its gates are open, shape ()."""
+        """Compute the exact cost-weighted density of every group, shape (); 1 while all of its gates are open."""
         left = self._block_densities(self.counts(gates))
         whole = self.tables.amax(1)
         places = {name: self.get_buffer(f"{name}_blocks").unique() for name in gates}
         return {name: left[place].sum() / whole[place].sum() for name, place in places.items()}
 
     def density(self, gates: dict[str, Tensor]) -> Tensor:
-        """Exact cost-weighted density of the model, shape ().
+        """Compute the exact cost-weighted density of the model, shape ().
 
-        In a uniform layout that of what will stay: as many units in every block of a kind as the widest of them has.
+        In a uniform layout every block counts as many units as the widest block of its kind has, since those will stay.
         """
         counts = self.counts(gates)
         if self.config.layout == "uniform":
@@ -210,13 +211,13 @@ class GateBank(SteeredGates):
         return self._block_densities(counts).sum()
 
     def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:
-        """What the controller holds to its schedule, shape (k,): the model's density, or every block's."""
+        """Compute the densities that are held to their schedule, shape (k,): the model's, or every block's."""
         if self.config.layout == "free":
             return self.density(gates).unsqueeze(0)
         return self._block_densities(self.counts(gates)) / self.tables.amax(1)
 
     def penalties(self, gates: dict[str, Tensor]) -> Tensor:
-        """The parts of R that a lambda each is for, shape (k,): effective densities times their share of the cost."""
+        """Compute the parts of R with a lambda each, shape (k,): effective densities times shares of the cost."""
         density = DENSITIES[self.config.gate]
         parts = [
             density(gates[name], group.weights, self.config.p) * group.share for name, group in self.groups.items()

@@ -1,4 +1,4 @@
-"""Gates on the weights of linear layers: attach them, fix what they have learnt, and leave exact zeros.
+"""Put gates on the weights of linear layers, fix what they have learnt, and leave exact zeros.
 
 The model keeps its shapes and stays a stock one; `hf_sparse.compaction.sparse_tensors` makes sparse tensors of its
 weights.
@@ -27,7 +27,7 @@ from hf_sparse.structure.selection import frozen_parameters
 logger = logging.get_logger(__name__)
 
 MASKS = "sparsity_masks"
-"""Name of the submodule that keeps weights at zero which the search has found."""
+"""Name of the submodule that holds the masks, which keep weights at zero that the search has closed."""
 
 
 def matrices(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -94,11 +94,11 @@ class WeightGates(SteeredGates):
     # ---- Gates ----
 
     def group_gates(self) -> dict[str, Tensor]:
-        """All gates, shape (n,), or (4, n) with 2:4."""
+        """Compute all gates, shape (n,), or (4, n) with 2:4."""
         return {"weights": self.group()}
 
     def scales(self) -> dict[str, Tensor]:
-        """The gate of every weight, by path of its layer."""
+        """Compute the gate of every weight, by path of its layer."""
         return self._laid_out(self.group())
 
     def _laid_out(self, gates: Tensor) -> dict[str, Tensor]:
@@ -107,11 +107,11 @@ class WeightGates(SteeredGates):
         return {name: scale.T if self.turned[name] else scale for name, scale in spread.items()}
 
     def masks(self) -> dict[str, Tensor]:
-        """Which weights stay, bool, by path of their layer."""
+        """Choose the weights that stay, bool, by path of their layer."""
         return self._laid_out(self.pattern.kept(self.group.alpha.detach(), self.group().detach()))
 
     def pooled(self, name: str, values: Tensor) -> Tensor:
-        """Sums over the weights of every gate of a layer."""
+        """Sum values over the weights of every gate of a layer."""
         return self.pattern.pool(values.T if self.turned[name] else values)
 
     def start_from_(self, sensitivities: Mapping[str, Tensor], power: float) -> None:
@@ -124,24 +124,24 @@ class WeightGates(SteeredGates):
 
     @property
     def largest_unit(self) -> float:
-        """The share of the weights that one gate is for."""
+        """The share of the weights that one gate scales."""
         return 1 / self.group.alpha.numel()
 
     @torch.no_grad()
     def density(self, gates: dict[str, Tensor]) -> Tensor:
-        """The share of the weights whose gates are open; with 2:4 as if two of four were open at least, shape ()."""
+        """Compute the share of weights with open gates, shape (); with 2:4 as if at least two of four were open."""
         return self.pattern.density(gates["weights"])
 
     def densities(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
-        """No group is told apart from the whole."""
+        """Return nothing: the only group is the whole."""
         return {}
 
     def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:
-        """That of the model, shape (1,)."""
+        """Compute the density of the model, shape (1,)."""
         return self.density(gates).unsqueeze(0)
 
     def penalties(self, gates: dict[str, Tensor]) -> Tensor:
-        """The effective density, shape (1,); with 2:4 of those four alone of which more than two are open."""
+        """Compute the effective density, shape (1,); with 2:4 only of groups of which more than two gates are open."""
         return self.pattern.penalized(gates["weights"], self.group.weights, self.config.p).unsqueeze(0)
 
 
@@ -159,7 +159,7 @@ class WeightMasks(Scaler):
             self.register_buffer(str(index), mask)
 
     def scales(self) -> dict[str, Tensor]:
-        """The masks, by path of their layer."""
+        """Return the masks, by path of their layer."""
         return {name: self.get_buffer(str(index)) for index, name in enumerate(self.names)}
 
 
@@ -200,7 +200,7 @@ def attach_masks(model: PreTrainedModel, masks: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def fix_weights_(model: PreTrainedModel) -> None:
-    """Multiply the gates into the weights of a model, in place, and keep those at zero that are closed.
+    """Multiply the gates into the weights of a model, in place, and mask the weights whose gates are closed.
 
     Raises:
         SparsityError: no gates on weights are attached.
@@ -218,7 +218,7 @@ def fix_weights_(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def fold_weights_(model: PreTrainedModel) -> None:
-    """Leave exact zeros in a model in place, which then is a plain one: gates, if there are any, become masks first."""
+    """Make a model with gates or masks on its weights a plain one with exact zeros, in place."""
     if attached_gates(model) is not None:
         fix_weights_(model)
     masks = model._modules.get(MASKS)
@@ -230,7 +230,7 @@ def fold_weights_(model: PreTrainedModel) -> None:
 
 
 def parameter_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter by name, without those of gates."""
+    """Return the shape of every parameter by name, without those of gates."""
     named = model.named_parameters()
     return {name: tuple(parameter.shape) for name, parameter in named if not name.startswith(BANK)}
 

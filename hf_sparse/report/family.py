@@ -1,4 +1,4 @@
-"""The models that one run leaves: a table and a picture of what each size costs and is worth."""
+"""Compare the models that one run leaves, in a table and a picture of what each size costs and is worth."""
 
 import json
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def write_family(directory: Path, members: Mapping[str, Report]) -> None:
 
 
 def family_table(members: Mapping[str, Report]) -> str:
-    """The members as a table in Markdown."""
+    """Write the members as a table in Markdown."""
     names = sorted(
         {
             (split, name)

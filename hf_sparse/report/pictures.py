@@ -1,4 +1,4 @@
-"""Pictures: the heads and neurons that every layer kept, and the models that one run leaves."""
+"""Draw pictures: of the heads and neurons that every layer kept, and of the models that one run leaves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ def plot_structure(layers: Sequence[LayerSizes], title: str, path: Path) -> None
 
 
 def _labels(sizes: Sequence[LayerSizes]) -> list[str]:
-    """What to call each row: its layer, with its stack where the model has two, and whether it looks across."""
+    """Name each row: its layer, with its stack if the model has two, and whether it is cross attention."""
     stacks = [next((part for part in layer.block.split(".") if part in ("encoder", "decoder")), "") for layer in sizes]
     labels = []
     for layer, stack in zip(sizes, stacks):

@@ -1,4 +1,4 @@
-"""The report of a pruning run: measured sizes, MACs, latencies and metrics, one schema for all tasks."""
+"""The report of a pruning run: measured sizes, MACs, latencies and metrics, with one schema for all tasks."""
 
 import functools
 import json
@@ -35,7 +35,7 @@ Metrics = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class ModelMeasurements:
-    """One model, measured.
+    """The measurements of one model.
 
     Attributes:
         parameters: number of parameters.
@@ -58,10 +58,10 @@ class Origin:
 
     Attributes:
         base_model: the model that was pruned, as an id on the Hub; None if it has none.
-        task: what it does, as the Hub calls it, such as "text-classification"; None if unknown.
-        dataset: what it was trained on, for people; None if unknown.
-        dataset_id: the id of that on the Hub; None if it has none.
-        command: what was run.
+        task: its task as the Hub calls it, such as "text-classification"; None if unknown.
+        dataset: the name of the training data, for people; None if unknown.
+        dataset_id: the id of the training data on the Hub; None if it has none.
+        command: the command of the run; None if unknown.
     """
 
     base_model: str | None = None
@@ -73,24 +73,24 @@ class Origin:
 
 @dataclass(frozen=True, repr=False)
 class Report(Printed):
-    """Everything that a pruning run leaves to be read; `report.json` has these keys. It prints as a table.
+    """The results of a pruning run, which `report.json` has under these keys; prints as a table.
 
     Attributes:
         origin: what the model was made from.
-        target: fraction of the prunable cost asked to be removed.
-        achieved: fraction of the prunable cost removed.
-        cost: what the cost counts.
+        target: share of the prunable cost that was to be removed.
+        achieved: share of the prunable cost that was removed.
+        cost: what the cost counts: "params", "macs" or "latency".
         max_abs_diff: largest difference between gated and compact outputs on a real batch.
         batch: shape of the input that MACs and latencies belong to, such as (rows, tokens).
         dense: the model before pruning.
         pruned: the model after pruning.
         speedup: dense over pruned latency.
-        layers: what every sublayer kept.
+        layers: the units that every sublayer had and kept.
         sparsity: all settings of the run.
         versions: of the libraries.
-        device: what latencies were measured on.
+        device: the device of the latencies.
         seed: of the run.
-        input: name of that input.
+        input: name of the input that `batch` is the shape of.
     """
 
     origin: Origin
@@ -113,7 +113,7 @@ class Report(Printed):
         return f"Report({self.achieved:.1%} of the prunable {self.cost_text} removed, {self.speedup:.2f} times as fast)"
 
     def __str__(self) -> str:
-        """A table of the model before and after, and one of what is left of each kind of sublayer."""
+        """Print a table of the model before and after, and one of what is left of each kind of sublayer."""
         models = (self.dense, self.pruned)
         rows = [
             ("", "dense", "pruned"),
@@ -147,7 +147,7 @@ class Report(Printed):
 
     @classmethod
     def read(cls, path: Path) -> "Report":
-        """Read a report back.
+        """Read a report that `write` wrote.
 
         Raises:
             SparsityError: the file is not a report, or cannot be read.
@@ -167,12 +167,12 @@ class Report(Printed):
 
     @property
     def cost_text(self) -> str:
-        """What the cost counts, for people."""
+        """The name of the cost, for people."""
         return {"params": "parameters", "macs": "multiply-accumulates", "latency": "latency"}[self.cost]
 
     @property
     def batch_text(self) -> str:
-        """The batch for people: how many rows of how many tokens, or images of which size."""
+        """The size of the batch, for people: so many rows of so many tokens, or images of a size."""
         return shape_text(self.input, self.batch)
 
 
@@ -193,9 +193,9 @@ def make_report(
     Args:
         dense: the model before.
         pruned: the model after, on the same device.
-        structure: what could be pruned in the dense one.
-        compaction: what its compaction returned.
-        costs: of the dense one.
+        structure: what could be pruned in the dense model.
+        compaction: the report of its compaction.
+        costs: of the dense model.
         sparsity: settings of the run.
         inputs: a batch to measure both on.
         metrics: of the dense and of the pruned model, by data split; empty where they were not evaluated.
@@ -228,14 +228,14 @@ def make_report(
 
 
 def hub_id(model: PreTrainedModel) -> str | None:
-    """The repository that a model was loaded from; None if it is a directory, or was never on the Hub."""
+    """Return the repository that a model was loaded from; None if that was a directory, or nothing."""
     name = str(model.config.name_or_path)
     is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
     return name if is_id and not Path(name).exists() else None
 
 
 def command_line() -> str:
-    """The command that this process was started by, without the tokens in it."""
+    """Return the command that started this process, without the tokens in it."""
     script = Path(sys.argv[0])
     words, hidden = ["accelerate", "launch"] if "WORLD_SIZE" in os.environ else ["python"], False
     for word in [script.name if script.is_absolute() else str(script), *sys.argv[1:]]:
@@ -245,7 +245,7 @@ def command_line() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that results depend on."""
+    """Return the versions of the libraries that results depend on."""
     return {
         "hf_sparse": __version__,
         "torch": torch.__version__,
@@ -255,7 +255,7 @@ def versions() -> dict[str, str]:
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Size of the weights in bytes, tied ones counted once."""
+    """Count the bytes of the weights, tied weights once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 

@@ -1,4 +1,4 @@
-"""What holds inside a block of code and is undone at its end, whatever happens in it."""
+"""Change something for the time of a block of code; the change is undone at its end, also after an error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,9 +44,9 @@ def unchanged_random_state(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def plain_forward(model: nn.Module) -> Iterator[None]:
-    """The forward of the model's class, without what accelerate, or a Trainer, has put in its place.
+    """Let a model have the forward of its class, without the one that accelerate or a Trainer has put in its place.
 
-    A copy of a model would take theirs with it, which goes on running the model that was copied.
+    A copy of the model would take that forward with it, and it would still run the model that was copied.
     """
     forward = vars(model).pop("forward", None)
     try:
@@ -58,7 +58,7 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def full_precision_forward(model: nn.Module) -> Iterator[None]:
-    """The forward that a Trainer computes its loss by, without the mixed precision that accelerate puts around it."""
+    """Let a model compute in its own precision, without the mixed precision that accelerate puts around its forward."""
     forward = vars(model).get("forward")
     if forward is not None:
         vars(model)["forward"] = vars(model).get("_original_forward", forward)  # as accelerate calls it

@@ -34,7 +34,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 @contextmanager
 def replaced_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory whose files take the place of those of `path` when the block ends without an error.
+    """Open a temporary directory; its files replace those of `path` when the block ends without an error.
 
     Raises:
         SparsityError: the directory cannot be written; what was there is as it was.

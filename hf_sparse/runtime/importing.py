@@ -31,7 +31,7 @@ class _Waiting(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None, /
     ) -> ModuleSpec | None:
-        """The spec of the module waited for, and None for every other."""
+        """Find the module that is waited for; None for every other."""
         if name != self.theirs:
             return None
         sys.meta_path.remove(self)

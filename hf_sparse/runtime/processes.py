@@ -12,18 +12,18 @@ Found = TypeVar("Found")
 
 
 def is_first() -> bool:
-    """Whether this is the first process of all machines; the only one is."""
+    """Tell whether this is the main process; a process without others is."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def once(work: Callable[[], Found]) -> Found:
-    """What the first process finds, on all of them, which wait for it.
+    """Call a function on the main process, and return its result on all processes, which wait for it.
 
     Args:
         work: returns something that can be pickled.
 
     Raises:
-        SparsityError: it raised one, or, on the processes that waited, anything else.
+        SparsityError: `work` raised one; the processes that waited raise it whatever `work` raised.
     """
     if not distributed.is_initialized():
         return work()
@@ -32,7 +32,7 @@ def once(work: Callable[[], Found]) -> Found:
         try:
             outcome[0] = work()
         except BaseException as error:  # of which the others have to know, or they would wait for ever
-            outcome[1] = error if isinstance(error, SparsityError) else SparsityError(f"the first process: {error!r}")
+            outcome[1] = error if isinstance(error, SparsityError) else SparsityError(f"the main process: {error!r}")
             distributed.broadcast_object_list(outcome)
             raise
     distributed.broadcast_object_list(outcome)
@@ -44,9 +44,9 @@ def once(work: Callable[[], Found]) -> Found:
 
 @torch.no_grad()
 def send_(tensors: Iterable[Tensor]) -> None:
-    """Give tensors, in place, the values that they have on the first process; all are on devices of the run."""
+    """Broadcast tensors in place from the main process; all are on devices of the run."""
     for tensor in tensors if distributed.is_initialized() else ():
-        sent = tensor.contiguous()
-        distributed.broadcast(sent, 0)
-        if sent is not tensor:
-            tensor.copy_(sent)
+        whole = tensor.contiguous()
+        distributed.broadcast(whole, 0)
+        if whole is not tensor:
+            tensor.copy_(whole)

@@ -1,4 +1,4 @@
-"""Running a model whose weights are in the host's memory on a device that need not have room for all of them."""
+"""Run a model whose weights are in the host's memory on a device that need not have room for all of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,23 +16,23 @@ HOST = torch.device("cpu")
 
 
 def layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that transformers would not split between devices, those within others before them."""
+    """Find the layers of a model: the modules that transformers never splits between devices, inner ones first."""
     names = set(model._no_split_modules or ())
     return [module for module in reversed(list(model.modules())) if type(module).__name__ in names]
 
 
 def device_of(inputs: Mapping[str, Any]) -> torch.device:
-    """Where a batch is; the host if it has no tensors."""
+    """Return the device of a batch; the host if it has no tensors."""
     return next((value.device for value in inputs.values() if isinstance(value, Tensor)), HOST)
 
 
 @contextmanager
 def streamed(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Iterator[None]:
-    """Inside this context a model runs where its inputs are, if all of its parameters are in the host's memory.
+    """Let a model run where its inputs are, if all of its parameters are in the host's memory.
 
-    Copies of a layer's weights are there while it runs, of those outside of layers, such as embeddings, during a whole
-    forward; what is changed in them is brought back. For a backward, weights are copied again when it needs them. A
-    model whose class does not name its layers is there as a whole.
+    Each layer's weights are copied to the device while that layer runs; all other weights (such as embeddings) for the
+    whole forward. Changes of the copies are brought back. A backward copies weights again when it needs them. A model
+    whose class does not name its layers is copied as a whole.
     """
     device, homes = device_of(inputs), {parameter.device for parameter in model.parameters()}
     if isinstance(model, FSDPModule) or device == HOST or homes != {HOST}:
@@ -65,7 +65,7 @@ class _Guest:
 
 
 class _Visit:
-    """Puts copies of weights on a device in the place of weights that are elsewhere, and the weights back."""
+    """Puts copies of weights, on a device, in the place of weights that are elsewhere, and later the weights back."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -74,7 +74,7 @@ class _Visit:
         self._guests: dict[int, list[_Guest]] = {}
 
     def begin(self, place: nn.Module, modules: Iterable[nn.Module]) -> Callable[..., None]:
-        """A hook that brings the weights of some modules to the device."""
+        """Make a hook that copies the weights of some modules to the device."""
 
         @torch.no_grad()
         def hook(*_: Any) -> None:
@@ -97,20 +97,20 @@ class _Visit:
         return hook
 
     def end(self, place: nn.Module) -> Callable[..., None]:
-        """A hook that puts back the weights that the other one for this place has brought."""
+        """Make the hook that undoes the one of `begin` for the same place."""
 
         def hook(*_: Any) -> None:
-            self._send_home(self._guests.pop(id(place), []))
+            self._bring_home(self._guests.pop(id(place), []))
 
         return hook
 
     def end_all(self) -> None:
         """Put back all weights that are not where they belong."""
         for place in list(self._guests):
-            self._send_home(self._guests.pop(place))
+            self._bring_home(self._guests.pop(place))
 
     @torch.no_grad()
-    def _send_home(self, guests: Iterable["_Guest"]) -> None:
+    def _bring_home(self, guests: Iterable["_Guest"]) -> None:
         for guest in guests:
             self.homes.pop(_storage(guest.copy), None)
             if guest.table.get(guest.name) is not guest.copy:  # a buffer that the forward has replaced
@@ -121,12 +121,12 @@ class _Visit:
             guest.table[guest.name] = guest.home
 
     def pack(self, tensor: Tensor) -> Any:
-        """What autograd is to keep of a tensor: of a copy, only whose it is."""
+        """Choose what autograd keeps of a tensor: the tensor, or for a copy only the weight that it is a copy of."""
         home = self.homes.get(_storage(tensor))
         return tensor if home is None else (home, tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def unpack(self, packed: Any) -> Tensor:
-        """That tensor."""
+        """Return the tensor that `pack` was given, copied anew if it was a copy."""
         if isinstance(packed, Tensor):
             return packed
         home, *layout = packed

@@ -16,7 +16,7 @@ def table(rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
 
     Args:
         rows: of as many cells each; the first row is the head.
-        left: numbers of the columns that begin at their left; the others end at their right.
+        left: numbers of the columns that are aligned to the left; the others are aligned to the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [

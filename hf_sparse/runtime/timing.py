@@ -37,10 +37,10 @@ def shortest_ms(runs: Sequence[Callable[[], Any]], device: torch.device, repeats
 
 @contextmanager
 def _kept_heap(device: torch.device) -> Iterator[None]:
-    """Inside this context malloc does not give the system back what is free at the end of the heap.
+    """Keep malloc from giving free memory at the end of the heap back to the system.
 
-    It does so when much is free there, which depends on what the process has done before. Then activations of the
-    larger models that are compared, and only theirs, take page faults in every forward, up to a fifth of the time.
+    It does so when much is free there, which depends on what the process has done before. The activations of the larger
+    models that are compared then take page faults in every forward, up to a fifth of the time; those of others do not.
     """
     pieces = [torch.empty(PIECE, dtype=torch.uint8) for _ in range(HEAP // PIECE)] if device.type == "cpu" else []
     del pieces[:-1]  # what is free now has something behind it
@@ -53,7 +53,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as people know it."""
+    """Name a device as people know it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "1 thread"
