@@ -154,7 +154,7 @@ class BiasOnly(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size, dtype=dtype)) if bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """The bias for every position of the input, shape (..., size)."""
+        """Return the bias for every position of the input, shape (..., size)."""
         shape = (*hidden_states.shape[:-1], self.size)
         # A tensor of its own, as from a projection: residuals are added to in place.
         return hidden_states.new_zeros(shape) if self.bias is None else self.bias.expand(shape).clone()
@@ -182,7 +182,7 @@ def _part_of(cache: Any, cross: bool | None) -> Any:
 class _Removed(nn.Module):
     """Stands in for a sublayer without units.
 
-    A projection without bias is not kept as a module, where tools that go by names would want to adapt it.
+    A projection without bias is not kept as a module: tools that choose modules by name would want to adapt it.
 
     Args:
         zeros: outputs of an output projection without bias that was part of the sublayer; None if there is another.
@@ -193,7 +193,7 @@ class _Removed(nn.Module):
         self.zeros = zeros
 
     def constant(self, hidden_states: Tensor) -> Tensor:
-        """Zeros, or the bias that is left, or the input for a projection elsewhere to ignore."""
+        """Return zeros, or the bias that is left, or the input if the output projection is elsewhere and ignores it."""
         if self.zeros is not None:
             return hidden_states.new_zeros((*hidden_states.shape[:-1], self.zeros))
         for output in self.children():
@@ -205,7 +205,7 @@ class RemovedFfn(_Removed):
     """Stands in for an FFN without neurons."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What is left of its output."""
+        """Return what is left of the sublayer's output."""
         return self.constant(_first_tensor(args, kwargs))
 
 
@@ -213,7 +213,7 @@ class RemovedExperts(nn.Module):
     """Stands in for experts without neurons and without biases."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Zeros of the shape of the input."""
+        """Return zeros of the shape of the input."""
         return torch.zeros_like(_first_tensor(args, kwargs))
 
 
@@ -246,7 +246,10 @@ class RemovedAttention(_Removed):
                 setattr(self, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Any, ...]:
-        """The output and, where the removed module returned more, None or what it handed on; takes what that took."""
+        """Return the output and, if the removed module returned more, None or the arguments that it handed on.
+
+        Takes the arguments of the removed module.
+        """
         hidden_states = _first_tensor(args, kwargs)
         encoded = (kwargs.get("key_value_states"), kwargs.get("encoder_hidden_states"))
         source = next((states for states in encoded if states is not None), hidden_states)
@@ -329,7 +332,7 @@ def _attention_stand_in(core: nn.Module, removal: Removal, zeros: int | None) ->
 
 
 def sealed(recipe: Recipe, config: PreTrainedConfig) -> Recipe:
-    """A recipe with the sizes of the config it was made for, and its checksum."""
+    """Add to a recipe the sizes of the config that it was made for, and its checksum."""
     sizes = {name: size for name, size in _sizes(config.to_dict()) if "num_labels" not in name}
     sized: Recipe = {**recipe, "sizes": sizes}
     return {**sized, "checksum": _checksum(sized)}
@@ -344,7 +347,7 @@ _SIZE = re.compile(r"head|layers|hidden_size|intermediate|dim$|^d_|n_embd|num_la
 
 
 def _sizes(entries: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
-    """The entries of a config, and of those in it, that say how large modules are; users change others, or labels."""
+    """Yield the entries of a config, and of configs in it, that size modules; users change only others, or labels."""
     for name, value in entries.items():
         if type(value) is int and _SIZE.search(name):
             yield prefix + name, value
@@ -486,7 +489,7 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
 
 
 def empty_recipe() -> Recipe:
-    """The recipe that changes nothing."""
+    """Make the recipe that changes nothing."""
     return {
         "version": RECIPE_VERSION,
         "checksum": "",
@@ -504,7 +507,7 @@ def empty_recipe() -> Recipe:
 
 
 def resize_(model: nn.Module, recipe: Recipe) -> None:
-    """Give a stock module the shapes of its recipe, in place; its values are then for the caller to fill in.
+    """Give a stock module the shapes of its recipe, in place; the caller fills in the values.
 
     Raises:
         ValueError: the recipe does not fit the module.
@@ -602,7 +605,7 @@ def _set_attribute_(module: Any, path: str, name: str, value: int) -> None:
     holder = module
     _, dot, entry = name.rpartition(".")
     if dot and name == f"config.{entry}":
-        # A copy of its own, since the other layers go on reading theirs; one for all entries of this module.
+        # A copy for this module, since the other layers read the shared one; one copy for all entries.
         if "_config_of_its_own" not in vars(module):
             module.config = _own_config(module.config)
             module._config_of_its_own = True
@@ -633,7 +636,7 @@ def _own_config_class(stock: Any) -> Any:
 
 
 def runs(positions: list[int]) -> list[list[int]]:
-    """Where ascending positions start and stop to follow each other, as pairs."""
+    """Join ascending positions that follow each other into [start, stop] pairs."""
     found: list[list[int]] = []
     for position in positions:
         if found and found[-1][1] == position:
@@ -665,7 +668,7 @@ class _KeptHeads:
         self.caches = [(entry["layer"], entry["cross"], entry["heads"], runs(entry["kept"])) for entry in caches]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Leave the heads that were kept in the cache among some arguments, in place."""
+        """Drop the removed heads from the cache among some arguments, in place."""
         cache = _first_cache(args, kwargs)
         if cache is None:
             return
@@ -677,7 +680,7 @@ class _KeptHeads:
 
 
 def read_filled_caches_(model: nn.Module, caches: Iterable[CachedHeads]) -> None:
-    """Let a model read the heads it kept from caches filled with all heads, in place; by the records of its recipe."""
+    """Let a model read only its kept heads from caches that are filled with all heads, in place, by its recipe."""
     for key in [key for key, hook in model._forward_pre_hooks.items() if isinstance(hook, _KeptHeads)]:
         del model._forward_pre_hooks[key], model._forward_pre_hooks_with_kwargs[key]
     if entries := list(caches):
@@ -819,7 +822,7 @@ def _padding_class(stock: Any) -> Any:
 
 
 def padded_side(module: nn.Module) -> str | None:
-    """The side of a projection that is padded, "inputs" or "outputs"; None if it reads and gives all channels."""
+    """Return the side of a projection that is padded, "inputs" or "outputs"; None if it has all channels."""
     kinds = [type(hook) for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())]
     return "inputs" if _Takes in kinds else "outputs" if _Pads in kinds else None
 
@@ -840,11 +843,11 @@ def _hook_(module: nn.Module, padding: Padding) -> None:
 
 
 TABLE_SWITCHES = ("allow_global_per_layer_attribute_access", "serialize_explicit_per_layer_config")
-"""Entries of a config whose `per_layer_config` says what pruning left: its other entries are those of the skeleton."""
+"""Entries of a config whose `per_layer_config` describes what pruning left; its other entries are the skeleton's."""
 
 
 def configs_in(config: Any) -> Iterator[Any]:
-    """A config and those within it, such as those of a text and a vision model."""
+    """Yield a config and the configs in it, such as those of a text and a vision model."""
     yield config
     for value in vars(config).values():
         if isinstance(value, PreTrainedConfig):
@@ -852,7 +855,7 @@ def configs_in(config: Any) -> Iterator[Any]:
 
 
 def has_pruned_sizes(config: Any) -> bool:
-    """Whether the `per_layer_config` of a config is what pruning left; some stock models have one themselves."""
+    """Tell whether the `per_layer_config` of a config describes what pruning left; some stock configs have one."""
     return bool(config.is_heterogeneous) and all(vars(config).get(name) for name in TABLE_SWITCHES)
 
 
@@ -894,8 +897,8 @@ class _PrunedConfig:
     """Mixed into a stock config: what is left of every layer, beside the stock sizes that the skeleton is built from.
 
     The sizes are in `per_layer_config`, the schema of transformers and of whoever makes caches for a model, in the
-    config that its layers belong to. Where that cannot say all, as where an encoder and a decoder have one config,
-    `layer_sizes` has those of every block by its path.
+    config that its layers belong to. If that cannot express everything, as when an encoder and a decoder share a
+    config, `layer_sizes` has the sizes of every block by its path.
     """
 
     # Here and in _PrunedModel the types of what `super()` is are ignored: that is the stock class, made known later.
@@ -905,7 +908,7 @@ class _PrunedConfig:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A config from what `to_dict` gave.
+        """Make a config from what `to_dict` returned.
 
         Raises:
             ValueError: its recipe is not one, see `check_recipe`.
@@ -923,11 +926,11 @@ class _PrunedConfig:
         return super().from_dict(entries, **kwargs)  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
-        """All entries, as in config.json."""
+        """Return all entries, as in config.json."""
         return _as_in_files(super().to_dict())  # type: ignore[misc]
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The entries that differ from the defaults, as in config.json."""
+        """Return the entries that differ from the defaults, as in config.json."""
         return _as_in_files(super().to_diff_dict())  # type: ignore[misc]
 
 
@@ -991,7 +994,7 @@ class _PrunedModel:
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """Stock's, but from safetensors alone, and strict: what the checkpoint should have is never made up.
+        """Load as the stock class does, but only from safetensors, and strictly: missing weights are never made up.
 
         Raises:
             OSError: there are no weights as safetensors.
@@ -1017,7 +1020,7 @@ class _PrunedModel:
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """Stock's, with what the config says of the architecture: it may have got another head since it was pruned."""
+        """Save as the stock class does, with the present architecture: it may have got another head since pruning."""
         # Tensors keep the names they have here: stock ones of older times are not read by pruned model types.
         self._weight_conversions: list[Any] = []
         config: Any = self.config  # type: ignore[attr-defined]
@@ -1026,10 +1029,10 @@ class _PrunedModel:
         return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Stock's, where all layers have all of their heads.
+        """Start continuous batching as the stock class does, if all layers have all of their heads.
 
         Raises:
-            ValueError: they don't, and there is one paged cache for all layers, with the heads of the stock model.
+            ValueError: heads were removed, and there is one paged cache for all layers, with all heads.
         """
         config: Any = self.config  # type: ignore[attr-defined]
         if any(layer["kind"] == "attention" and layer["kept"] < layer["units"] for layer in config.hf_sparse["layers"]):
@@ -1040,7 +1043,7 @@ class _PrunedModel:
         return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
 
     def _get_name(self) -> str:
-        """That of the stock class, by which Trainer knows whose labels are shifted."""
+        """Return the name of the stock class, by which Trainer knows for which models labels are shifted."""
         return self.stock_class.__name__
 
     # Stock looks into the source of the file that a class is in.
@@ -1055,7 +1058,7 @@ class _PrunedModel:
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """False: the modules are transformers' own, so what is not in files is to be computed as in their classes."""
+        """Return False: the modules are transformers' own, so weights that no file has are made as in their classes."""
         return False
 
 
@@ -1063,7 +1066,7 @@ _HUB_OPTIONS = ("cache_dir", "local_files_only", "proxies", "revision", "subfold
 
 
 def _values_in_files(source: str | os.PathLike[str], options: dict[str, Any]) -> int:
-    """How many values the weights of a checkpoint have, from the headers of its files."""
+    """Count the values of a checkpoint's weights, from the headers of its files."""
     from transformers.modeling_utils import load_state_dict
 
     hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
@@ -1087,7 +1090,7 @@ def _values_in_files(source: str | os.PathLike[str], options: dict[str, Any]) ->
 
 
 def shards(index: Any) -> list[str]:
-    """The files that an index of weights names."""
+    """Read the names of the files in an index of weights."""
     try:
         with open(index, encoding="utf-8") as file:
             names = sorted(set(json.load(file)["weight_map"].values()))
@@ -1099,7 +1102,7 @@ def shards(index: Any) -> list[str]:
 
 
 def differing(info: dict[str, Any]) -> str:
-    """What the tensors are, by the information of `from_pretrained`, that a model has in other sizes than its files."""
+    """Describe the tensors that a model has in other sizes than its files, from what `from_pretrained` reports."""
     found = sorted((str(name), list(has), list(wanted)) for name, has, wanted in info["mismatched_keys"])
     some = ", ".join(f"{name} has {has} for {wanted}" for name, has, wanted in found[:3])
     return some + (f" and {len(found) - 3} more" if len(found) > 3 else "")
@@ -1144,7 +1147,7 @@ _models: dict[tuple[type[transformers.PreTrainedModel], str], type[transformers.
 
 
 def is_of_transformers(stock: type) -> bool:
-    """Whether a class is one of transformers' own, which its name is enough to find again."""
+    """Tell whether a class is one of transformers' own, so that it can be found by its name."""
     return getattr(transformers, stock.__name__, None) is stock
 
 
@@ -1154,11 +1157,11 @@ def _pruned_name(stock: type, own_type: str, model_type: str) -> str:
 
 
 def config_class(model_type: str, stock: type[PreTrainedConfig] | None = None) -> type[PreTrainedConfig]:
-    """The config class of pruned models of a model type, made at the first call; one of transformers is registered.
+    """Return the config class of pruned models of a model type, made and registered at the first call.
 
     Args:
         model_type: such as "bert".
-        stock: the config class before; by default that of transformers.
+        stock: the config class before pruning; by default that of transformers. Other classes are not registered.
 
     Raises:
         ValueError: transformers has no such model type.
@@ -1200,7 +1203,7 @@ def _register_architectures(references: Any, config: Any) -> None:
 
 
 def auto_classes() -> list[tuple[str, dict[str, Any]]]:
-    """(name of an auto class, its stock classes by model type) for each auto class that loads models."""
+    """List (name of an auto class, its stock classes by model type) for each auto class that loads models."""
     names = [name for name in modeling_auto.__all__ if name.startswith("AutoModel")]
     # Its classes are those of other auto classes too, under which users look for them first.
     names.sort(key=lambda name: name == "AutoModelForPreTraining")
@@ -1209,12 +1212,12 @@ def auto_classes() -> list[tuple[str, dict[str, Any]]]:
 
 
 def architectures(found: Any) -> tuple[str, ...]:
-    """The names in an entry of an auto class, which has one or several."""
+    """Return the names in an entry of an auto class, which has one or several."""
     return (found,) if isinstance(found, str) else tuple(found)
 
 
 def model_class(stock: type[transformers.PreTrainedModel], model_type: str) -> type[transformers.PreTrainedModel]:
-    """The class of pruned models of an architecture, made at the first call.
+    """Return the class of pruned models of an architecture, made at the first call.
 
     Args:
         stock: a class of transformers, or one that is derived from PreTrainedModel and makes a model from its config.
@@ -1253,9 +1256,9 @@ def _auto_names(architecture: str) -> list[str]:
 
 
 def auto_map(stock: type[transformers.PreTrainedModel], model_type: str) -> dict[str, str]:
-    """`auto_map` of a checkpoint: the pruned class of a stock architecture under every auto class that loads it.
+    """Make the `auto_map` of a checkpoint: the pruned class of an architecture under every auto class that loads it.
 
-    Of other classes there are no names by which this file could make them.
+    Classes that are not of transformers are left out: this file could not make them from their names.
     """
     model: Any = model_class(stock, model_type)
     names = {"AutoConfig": model.config_class.__name__} if is_of_transformers(model.config_class.stock_class) else {}
@@ -1274,12 +1277,12 @@ class _ConfigLoader:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A config of the pruned model type, of a class derived from the stock config's."""
+        """Make a config of the pruned model type, of a class that is derived from the stock config class."""
         return config_class(cls.model_type.removeprefix(MODEL_TYPE_PREFIX)).from_dict(config_dict, **kwargs)
 
 
 def register() -> None:
-    """Let `AutoConfig`, and through it every `AutoModelForX`, know the pruned model types."""
+    """Register the pruned model types with `AutoConfig`, and through it with every `AutoModelForX`."""
     for model_type in CONFIG_MAPPING_NAMES:
         pruned = MODEL_TYPE_PREFIX + model_type
         loader: Any = type(f"{CLASS_PREFIX}ConfigLoader", (_ConfigLoader,), {"model_type": pruned})
@@ -1287,7 +1290,7 @@ def register() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Pruned classes by name, for `auto_map` in checkpoints, where only this file is at hand."""
+    """Make pruned classes by their names, for `auto_map` in checkpoints, where only this file is at hand."""
     if name.startswith(CLASS_PREFIX):
         stock_name, _, model_type = name.removeprefix(CLASS_PREFIX).partition("__")
         stock: Any = getattr(transformers, stock_name, None)

@@ -1,4 +1,4 @@
-"""What structure cannot tell, as data: what integers that count heads or neurons are called, and lists that name heads.
+"""Names as data, since structure does not show them: of integers that count heads or neurons, and of tables of heads.
 
 Which entries belong to a unit is read from gradients; but modules also keep sizes as integers, for a `view` that is
 taken in the forward pass. They are updated where name and value both fit, since a value alone also matches things
@@ -55,7 +55,7 @@ POSITION_BIASES = (
 
 @dataclass(frozen=True)
 class HeadTable:
-    """Heads, as [layer, head], that code around a model picks from the attention weights it returns.
+    """A table of heads, as [layer, head], which code around a model picks from its attention weights.
 
     Attributes:
         name: of the entry of the generation config.

@@ -1,4 +1,4 @@
-"""What discovery finds: the attention, FFN and expert blocks of a model, what their units own and what they cost."""
+"""The attention, FFN and expert blocks that discovery finds in a model, what their units own and what they cost."""
 
 import functools
 import math
@@ -48,7 +48,7 @@ class Block:
     """A sublayer whose units can be removed.
 
     Attributes:
-        name: path of the module that goes when no unit is left.
+        name: path of the module that is removed when no unit is left.
         kind: "attention", "ffn" or "experts".
         layer: index of the layer in its stack.
         units: number of heads (kv heads with their query heads under grouped queries) or neurons; a neuron of
@@ -68,7 +68,7 @@ class Block:
         padded: whether the projections pad what they lost with zeros, since the code between them counts on all heads.
         heads_per_unit: query heads per unit; 0 for neurons.
         head_dim: width of one query head; 0 for neurons.
-        multiple: what the number of units that stay is rounded up to a multiple of, with units that weigh zero.
+        multiple: the number of units that stay is rounded up to a multiple of this, with units that weigh zero.
         counts: how many units may stay in a uniform layout, ascending; not filled in by `discover`.
     """
 
@@ -97,11 +97,11 @@ class Block:
         return self.slices[0]
 
     def physical(self, count: int) -> int:
-        """How many units stay where so many are kept: those that fill up a multiple weigh zero."""
+        """Round up a number of units to keep to the number that physically stays; the additional units weigh zero."""
         return min(self.units, -(-count // self.multiple) * self.multiple)
 
     def rounded(self, multiple: int) -> "Block":
-        """Round up what stays so that a multiple of columns of the output projection stays; all may always stay."""
+        """Let the block keep only all units, or numbers of units that leave a multiple of its output's columns."""
         width = self.columns.shape[1]
         multiple = math.lcm(self.multiple, math.lcm(multiple, width) // width)
         counts = tuple(count for count in self.counts if count % multiple == 0 or count == self.units)
@@ -114,12 +114,12 @@ class Block:
         return None if torch.equal(flat, torch.arange(len(flat))) else flat.argsort()
 
     def column_sums(self, values: Tensor) -> Tensor:
-        """Sums of values that have the columns of the weight over what each gate scales, shape (units,)."""
+        """Sum values, of the shape of the weight, over what each gate scales, shape (units,)."""
         columns = values.movedim(self.weight.dim, 0).flatten(1).sum(1)
         return columns[self.columns.to(columns.device)].sum(1)
 
     def column_scale(self, gates: Tensor, ndim: int) -> Tensor:
-        """One scale per column from one gate per unit, shaped to broadcast over a weight of `ndim` dimensions."""
+        """Expand one gate per unit to one scale per column, shaped to broadcast over a weight of `ndim` dimensions."""
         scale = gates.unsqueeze(1).expand(self.columns.shape).reshape(-1)
         if self._order is not None:
             scale = scale[self._order.to(scale.device)]
@@ -134,7 +134,7 @@ class ModelStructure(Printed):
     refused: tuple[tuple[str, str], ...] = ()
 
     def rounded(self, multiple: int) -> "ModelStructure":
-        """Round up what stays of every block, so that its output projection reads a multiple of channels."""
+        """Let every block keep only numbers of units at which its output projection reads a multiple of channels."""
         return replace(self, blocks=tuple(block.rounded(multiple) for block in self.blocks))
 
     def __repr__(self) -> str:
@@ -157,7 +157,7 @@ class ModelStructure(Printed):
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """What one sublayer had and kept: heads (query heads under grouped queries) or neurons."""
+    """How many heads (query heads under grouped queries) or neurons one sublayer had and kept."""
 
     block: str
     kind: str
@@ -167,7 +167,7 @@ class LayerSizes:
 
 
 def layer_sizes(structure: ModelStructure, kept: Mapping[str, Sequence[int]]) -> tuple[LayerSizes, ...]:
-    """Heads and neurons of every sublayer, before and after; those that are not named keep all."""
+    """Count the heads and neurons of every sublayer, before and after; sublayers that are not named keep all."""
     sizes = []
     for block in structure.blocks:
         each, units = block.heads_per_unit or 1, len(kept.get(block.name, range(block.units)))

@@ -1,4 +1,4 @@
-"""Whether two forms of a model compute the same: what it returns by default, and what else it can be asked for."""
+"""Compare what two forms of a model compute: the outputs that it returns by default, and those that it is asked for."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ DOUBTFUL = 100
 
 
 def tensors(output: Any, place: str = "") -> dict[str, Tensor]:
-    """The floating-point tensors in what a module returns, by their place in it."""
+    """Find the floating-point tensors in what a module returns, by their place in it."""
     if isinstance(output, Tensor):
         return {place: output} if output.is_floating_point() else {}
     items: Iterable[tuple[Any, Any]] = ()
@@ -37,7 +37,7 @@ def tensors(output: Any, place: str = "") -> dict[str, Tensor]:
 
 
 def outputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The floating-point tensors in the model's outputs, by their place; models that sample draw the same each time."""
+    """Run a model and return the floating-point tensors in its outputs, by place; its random draws never change."""
     return _but_for_caches(_forward(model, inputs))
 
 
@@ -51,7 +51,7 @@ def _forward(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Outputs:
 
 
 def as_outputs(model: nn.Module) -> dict[str, bool]:
-    """The keyword argument with which a model names its outputs; a class of one's own may not know it."""
+    """Return the keyword argument that makes a model name its outputs; none if its class does not take it."""
     kind: Any = type(model)
     known = is_of_transformers(getattr(kind, "stock_class", kind))
     return {"return_dict": True} if known or "return_dict" in inspect.signature(kind.forward).parameters else {}
@@ -62,7 +62,7 @@ def _but_for_caches(found: Outputs) -> dict[str, Tensor]:
 
 
 def largest_difference(reference: Iterable[Tensor], found: Iterable[Tensor]) -> tuple[float, float]:
-    """(largest absolute difference, largest absolute reference) of tensors in pairs; NaN where only one is finite."""
+    """Compute (largest absolute difference, largest absolute reference) of pairs; NaN if only one tensor is finite."""
     differences, scales = [torch.zeros(())], [torch.zeros(())]
     for one, other in zip(reference, found, strict=True):
         if one.numel():
@@ -77,12 +77,12 @@ def largest_difference(reference: Iterable[Tensor], found: Iterable[Tensor]) -> 
 
 @dataclass(frozen=True)
 class OptionalOutputs:
-    """What a model can be asked for on a batch beside what it returns by default.
+    """The outputs that a model can be asked for on a batch, beside those that it returns by default.
 
     Attributes:
         inputs: the batch, small enough for all hidden states to be kept.
         flags: arguments of the model's forward that ask for more outputs.
-        goes_on: whether a second forward can go on from the cache that the first one returns.
+        goes_on: whether a second forward can continue from the cache that the first one returns.
     """
 
     inputs: Mapping[str, Any]
@@ -90,13 +90,13 @@ class OptionalOutputs:
     goes_on: bool
 
     def of(self, model: PreTrainedModel) -> dict[str, Tensor]:
-        """All outputs of a model by their place, the lengths of its cache, and the outputs that follow from that."""
+        """Compute all outputs of a model by place, the lengths of its cache, and the outputs that follow from it."""
         found = _asked(model, self.inputs, self.flags)
         return _described(found) | (_continued(model, self.inputs, found) if self.goes_on else {})
 
 
 def optional_outputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[OptionalOutputs, dict[str, Tensor]]:
-    """Find what a model can be asked for on a batch; with it comes what the model returns then."""
+    """Find the outputs that a model can be asked for on a batch, and return them together with their values."""
     flags = accepted(model, "use_cache", "output_hidden_states", "output_router_logits", "output_attentions")
     if model.config._attn_implementation != "eager":
         flags.pop("output_attentions", None)  # some compute otherwise when they are asked
@@ -133,7 +133,7 @@ def _described(found: Outputs) -> dict[str, Tensor]:
 
 
 def _continued(model: PreTrainedModel, inputs: Mapping[str, Any], found: Outputs) -> dict[str, Tensor]:
-    """The outputs for a few tokens more, which go on from the cache that a forward has returned.
+    """Compute the outputs for a few more tokens, which continue from the cache that a forward has returned.
 
     Raises:
         LookupError: it has returned none, or has not read tokens.
@@ -141,7 +141,7 @@ def _continued(model: PreTrainedModel, inputs: Mapping[str, Any], found: Outputs
     caches = {name: value for name, value in found.items() if isinstance(value, Cache)}
     read = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
     if len(caches) != 1 or read not in inputs:
-        raise LookupError("there is no cache to go on from")
+        raise LookupError("there is no cache to continue from")
     tokens, mask = inputs[read][:, :3], inputs.get("attention_mask")
     batch = {name: value for name, value in inputs.items() if name.startswith("encoder_")}
     batch |= {read: tokens, **caches}
@@ -154,9 +154,9 @@ def _continued(model: PreTrainedModel, inputs: Mapping[str, Any], found: Outputs
 
 
 def disagreement(reference: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str | None:
-    """Where the optional outputs of two forms of a model differ by more than rounding, and how; None if they don't.
+    """Tell where and how the optional outputs of two forms of a model differ by more than rounding; None if nowhere.
 
-    Of attention weights only their places are compared: heads that are gone have none.
+    Of attention weights only the places are compared: removed heads have none.
     """
     if odd := sorted(reference.keys() ^ others.keys()):
         return f"only one of them returns {odd[0].lstrip('.')}"

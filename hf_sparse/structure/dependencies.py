@@ -1,4 +1,4 @@
-"""Which outputs of projections feed which columns of others, read from autograd.
+"""Find out, by autograd, which outputs of projections feed which columns of other projections.
 
 In one forward, the output of every projection is replaced by noise that gradients are taken for. What reaches the
 input of a projection is then a function of the projections just before it, so every graph is local to one block; the
@@ -30,12 +30,12 @@ _LARGEST_TABLE = 1 << 24  # parameters with more entries are vocabularies, not s
 
 
 def input_dim(projection: nn.Module) -> int:
-    """The dimension of the weight of a projection that its inputs run along; the outputs have the other one."""
+    """Return the dimension of the inputs in the weight of a projection; the other dimension is that of the outputs."""
     return 0 if isinstance(projection, Conv1D) else 1
 
 
 def widths(projection: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a projection."""
+    """Return the numbers of (inputs, outputs) of a projection."""
     dim, weight = input_dim(projection), projection._parameters["weight"]
     assert weight is not None
     return weight.shape[dim], weight.shape[1 - dim]
@@ -46,7 +46,7 @@ def _channel_dim(projection: nn.Module) -> int:
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Arguments with every entry changed, in the same tuples, lists and dicts."""
+    """Change every entry of some arguments, in the same tuples, lists and dicts."""
     if type(value) in (tuple, list):
         return type(value)(mapped(one, change) for one in value)
     if type(value) is dict:
@@ -55,12 +55,12 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def fresh(value: Any) -> Any:
-    """Arguments with their caches copied, since a forward writes into those."""
+    """Copy the caches among some arguments, since a forward writes into them."""
     return mapped(value, lambda one: copy.deepcopy(one) if isinstance(one, Cache) else one)
 
 
 def with_same_parameters(module: nn.Module) -> nn.Module:
-    """A copy of a module that shares its parameters.
+    """Copy a module; the copy shares its parameters.
 
     As `copy.deepcopy` makes it, in a fraction of the time: most of a module are empty tables of hooks.
     """
@@ -75,7 +75,7 @@ def with_same_parameters(module: nn.Module) -> nn.Module:
 
 
 def cached_layers(*values: Any) -> dict[tuple[bool, int], Any] | None:
-    """The layers that hold positions in the cache among some arguments; None if no cache is among them.
+    """Find the layers that hold positions in the cache among some arguments; None if there is no cache.
 
     By (whether it is of cross attention, index of the layer).
     """
@@ -95,7 +95,7 @@ def cached_layers(*values: Any) -> dict[tuple[bool, int], Any] | None:
 
 
 def cached_positions(*values: Any) -> dict[tuple[bool, int], int] | None:
-    """How many positions each layer of the cache among some arguments holds, see `cached_layers`."""
+    """Count the positions that each layer of the cache among some arguments holds, see `cached_layers`."""
     layers = cached_layers(*values)
     return None if layers is None else {place: int(layer.get_seq_length()) for place, layer in layers.items()}
 
@@ -121,7 +121,7 @@ class Call:
 
 
 def accepted(model: nn.Module, *flags: str) -> dict[str, bool]:
-    """Those of some flags that the forward of a model takes, all of them set."""
+    """Set those of some flags that the forward of a model takes."""
     parameters = inspect.signature(type(model).forward).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return {flag: True for flag in flags if takes_any or flag in parameters}
@@ -129,7 +129,7 @@ def accepted(model: nn.Module, *flags: str) -> dict[str, bool]:
 
 @contextmanager
 def leaving_no_hooks(model: nn.Module) -> Iterator[None]:
-    """Takes off the hooks that transformers puts on a model when it is first asked for more outputs, and its note."""
+    """Remove the hooks that transformers puts on a model when it is first asked for more outputs, and its mark."""
     note = "_output_capturing_hooks_installed"
     before = [(module, set(module._forward_hooks), note in vars(module)) for module in model.modules()]
     try:
@@ -146,7 +146,7 @@ def leaving_no_hooks(model: nn.Module) -> Iterator[None]:
 def record_calls(
     model: PreTrainedModel, inputs: Mapping[str, Any], paths: Container[str] | None = None
 ) -> dict[str, Call]:
-    """The first call of every module in a forward of the model, by path; of all, or of those at some paths."""
+    """Record the first call of every module, or of those at some paths, in a forward of the model, by path."""
     calls: dict[str, Call] = {}
     started: dict[str, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
     cached: dict[str, dict[tuple[bool, int], int] | None] = {}
@@ -199,7 +199,7 @@ def called_modules(model: PreTrainedModel, inputs: Mapping[str, Any]) -> set[str
 
 @torch.no_grad()
 def projections(model: PreTrainedModel, inputs: Mapping[str, Any]) -> set[str]:
-    """Paths of the modules that multiply with their weight and do nothing else.
+    """Find the paths of the modules that multiply with their weight and do nothing else.
 
     Subclasses of linear layers compute more, adapters and quantized ones for instance, unless what they returned
     shows that they don't. Convolutions count if they see one position at a time.
@@ -241,7 +241,7 @@ entries, in its own shape, that some columns depend on; all boolean."""
 
 @dataclass
 class Probe:
-    """Graphs from the outputs of projections to the inputs of the next ones.
+    """The graphs from the outputs of projections to the inputs of the next projections.
 
     Attributes:
         inputs: what every projection was given at its first call.
@@ -257,7 +257,7 @@ class Probe:
     _sources: dict[str, list[str]] = field(default_factory=dict)
 
     def sources(self, path: str) -> list[str]:
-        """The projections and parameters that the input of a projection depends on."""
+        """Find the projections and parameters that the input of a projection depends on."""
         if path not in self._sources:
             self._sources[path] = [*self.leaves, *self.parameters]
             if self.inputs[path].grad_fn is None:
@@ -267,7 +267,7 @@ class Probe:
         return self._sources[path]
 
     def reach(self, path: str, columns: Tensor | None = None) -> Reach:
-        """What some columns (all by default) of a projection's input depend on."""
+        """Find what some columns (all by default) of a projection's input depend on."""
         reached: Reach = {}
         for name, tensor, slope in self._slopes(path, columns):
             if slope is None:
@@ -279,7 +279,7 @@ class Probe:
         return reached
 
     def slopes(self, path: str, column: int, name: str) -> Tensor:
-        """The gradient of one column of a projection's input for the outputs of another, shape (..., outputs)."""
+        """Compute the gradient of one column of a projection's input for another's outputs, shape (..., outputs)."""
         found = ((tensor, slope) for one, tensor, slope in self._slopes(path, torch.tensor([column])) if one == name)
         tensor, slope = next(found)
         return torch.zeros_like(tensor) if slope is None else slope
@@ -303,7 +303,7 @@ class Probe:
             yield name, tensor, slope
 
     def attends(self, path: str) -> bool:
-        """Whether there is a softmax between the projections before it and this one."""
+        """Tell whether there is a softmax between a projection and the projections before it."""
         pending, seen = [self.inputs[path].grad_fn], set()
         while pending:
             node: Any = pending.pop()

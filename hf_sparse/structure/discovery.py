@@ -75,7 +75,7 @@ def _differentiable(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Finding:
-    """The outcome for one output projection: a block, or the reason why there is none."""
+    """The result for one output projection: a block, or the reason why there is none."""
 
     path: str
     block: Block | None = None
@@ -130,16 +130,16 @@ class _Discovery:
         return ModelStructure(blocks, tuple(refused))
 
     def _asked_calls(self, flag: str, paths: Container[str] | None = None) -> dict[str, Call]:
-        """The first call of every module, or of those at some paths, when more is asked for; nothing if that fails.
+        """Record calls while the model is asked for all outputs and a cache, by path; nothing if that fails.
 
-        A cache has to be asked for where the config says that there is none by default, as people set it for training.
+        A cache has to be asked for if the config turns it off by default, as is usual for training.
         """
         with suppress(*FORWARD_ERRORS), leaving_no_hooks(self.model):
             return record_calls(self.model, {**self.inputs, **accepted(self.model, flag)}, paths)
         return {}
 
     def _with_stand_ins_of_their_own(self, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
-        """The blocks with what their stand-ins have to do for caches and for those who ask for attention weights."""
+        """Complete the stand-ins of blocks with what they have to do for caches and for attention weights."""
         stand_ins = {block.name: block.stand_in for block in blocks if block.stand_in is not None}
         asked = self._asked_calls("output_attentions", stand_ins)
         stand_ins = {
@@ -149,7 +149,7 @@ class _Discovery:
         return tuple(replace(block, stand_in=stand_ins.get(block.name)) for block in blocks)
 
     def _with_cache_of_its_own(self, block: Block) -> Block:
-        """A block with the layer of the cache that it writes to, and not one that is alike."""
+        """Give a block the layer of the cache that it writes to itself, in place of that of an equal block."""
         if block.cached is None:
             return block
         return replace(block, cached=next(iter(self.calls[block.name].written), None))
@@ -195,7 +195,7 @@ class _Discovery:
         return kind, Slice(f"{path}.weight", input_dim(module), ownership.columns), ownership
 
     def _kind(self, path: str) -> Kind | None:
-        """What a projection closes: attention, or an FFN, whose neurons feed nothing else."""
+        """Find the kind of block that ends with a projection: attention, or an FFN, whose neurons feed nothing else."""
         producers = [name for name in self.probe.sources(path) if name in self.probe.leaves]
         exclusive = [name for name in producers if self._consumers[name] == {path}]
         residual = [widths(self.modules[name])[0] == widths(self.modules[path])[1] for name in producers]
@@ -239,7 +239,7 @@ class _Discovery:
         return replace(block, unit_cost=sum(saved.values()), unit_macs=macs)
 
     def _entries(self, part: Slice) -> int:
-        """Parameters that one unit owns."""
+        """Count the parameters that one unit owns."""
         parameter = self.parameters[part.parameter]
         return parameter.numel() // parameter.shape[part.dim] * part.index.shape[1]
 
@@ -255,7 +255,7 @@ class _Discovery:
         return min(1.0, indices[0].shape[1] / experts) if indices else 1.0
 
     def _core(self, path: str, producers: set[str]) -> str:
-        """What goes when no unit is left: the module that is this block, else what feeds its output projection."""
+        """Find the module to remove when no unit is left: the block's own, or else what feeds its output projection."""
         home = common_path([*producers, path])
         reached = {*self.probe.sources(path)}
         reached |= {f"{name}.{part}" for name in [*self.probe.sources(path), path] for part in ("weight", "bias")}
@@ -272,7 +272,7 @@ class _Discovery:
 
     @functools.cached_property
     def _consumers(self) -> dict[str, set[str]]:
-        """The projections that each projection feeds."""
+        """Find the projections that each projection feeds."""
         found: dict[str, set[str]] = {name: set() for name in self.probe.leaves}
         for path in self.probe.inputs:
             for name in self.probe.sources(path):
@@ -284,7 +284,7 @@ class _Discovery:
         return next((one for one in found.get(_NUMBER.sub("*", path), []) if self._alike(one.path, path)), None)
 
     def _alike(self, one: str, other: str) -> bool:
-        """Whether the modules around two projections are the same but for their weights."""
+        """Tell whether the modules around two projections are equal except for their weights."""
         for up in range(len(one.split("."))):
             first, second = (path.split(".")[: len(path.split(".")) - up] for path in (one, other))
             if first == second:
@@ -308,13 +308,13 @@ class _Discovery:
 
 
 def _layer(path: str) -> int:
-    """Index of the layer that a module is in; 0 outside of all layers."""
+    """Return the index of the layer that a module is in; 0 outside of all layers."""
     layers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", path)
     return int(layers[0]) if layers else 0
 
 
 def _without_overlaps(blocks: list[Block]) -> tuple[Block, ...]:
-    """The blocks, of which those whose removal would take what others slice have no stand-in: one unit stays."""
+    """Keep one unit of each block whose removal would also remove what other blocks slice, by giving it no stand-in."""
 
     slicing: dict[str, set[str]] = {}  # by module, the blocks that slice a parameter in it
     for block in blocks:
@@ -330,7 +330,7 @@ def _without_overlaps(blocks: list[Block]) -> tuple[Block, ...]:
 
 
 def _translated(finding: _Finding, path: str) -> _Finding:
-    """The same finding in another layer."""
+    """Translate a finding to another layer."""
 
     def there(other: str) -> str:
         parts, mine, theirs = other.split("."), finding.path.split("."), path.split(".")
@@ -357,7 +357,7 @@ def _translated(finding: _Finding, path: str) -> _Finding:
 
 
 def _resized_parameters(model: PreTrainedModel) -> set[str]:
-    """Names of the parameters that are smaller since an earlier round of pruning."""
+    """Name the parameters that are smaller since an earlier round of pruning."""
     config: Any = model.config
     if not config.model_type.startswith(MODEL_TYPE_PREFIX):
         return set()
@@ -366,7 +366,7 @@ def _resized_parameters(model: PreTrainedModel) -> set[str]:
 
 
 def _shared_parameters(model: nn.Module) -> set[str]:
-    """Names of the parameters that several modules own, such as embeddings tied to an output layer."""
+    """Name the parameters that several modules own, such as embeddings tied to an output layer."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

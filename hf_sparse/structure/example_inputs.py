@@ -1,4 +1,4 @@
-"""Example inputs for a model of any modality, made from its config and from what its forward reads."""
+"""Make example inputs for a model of any modality, from its config and from what its forward reads."""
 
 import inspect
 import math
@@ -22,9 +22,9 @@ Maker = Callable[[PreTrainedModel, Inputs], Inputs]  # of some inputs, knowing t
 
 
 def example_inputs(model: PreTrainedModel) -> Inputs:
-    """A small random batch that runs all of the model, on its device: text, images, sound, series; always the same.
+    """Make a small random batch that runs all of a model, on its device: text, images, sound, series; always the same.
 
-    Of two texts, the second is padded; where there is no padding token, a model of text alone gets one text.
+    The second of two texts is padded. If there is no padding token, a model that reads only text gets one text.
 
     Raises:
         UnknownInputsError: the model reads something that cannot be made up from its config.
@@ -53,13 +53,13 @@ def example_inputs(model: PreTrainedModel) -> Inputs:
 
 
 def main_input(model: PreTrainedModel, inputs: Mapping[str, Any]) -> str:
-    """The name of what a model mainly reads, or else of the first tensor that there is."""
+    """Return the name of a model's main input, or else of the first tensor in the batch."""
     first = next(name for name, value in inputs.items() if isinstance(value, Tensor))
     return model.main_input_name if model.main_input_name in inputs else first
 
 
 def shape_text(name: str, shape: Sequence[int]) -> str:
-    """How large an input of that name is, for people: 32 x 128 tokens, 8 images of 224 x 224."""
+    """Describe the size of an input for people: 32 x 128 tokens, 8 images of 224 x 224."""
     rows, *sizes = shape
     several = "" if rows == 1 else "s"
     if name == "input_ids" and len(sizes) == 2:
@@ -74,18 +74,18 @@ def shape_text(name: str, shape: Sequence[int]) -> str:
 
 
 def placed(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch with its tensors on a device."""
+    """Copy the tensors of a batch to a device."""
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
 def _read(model: PreTrainedModel, made: Inputs) -> Inputs:
-    """Those of the inputs that forward reads, on the device of the model."""
+    """Choose the inputs that forward reads, on the device of the model."""
     reads = inspect.signature(type(model).forward).parameters
     return {name: tensor.to(model.device) for name, tensor in made.items() if name in reads}
 
 
 def _idle(model: PreTrainedModel, inputs: Inputs) -> set[nn.Module]:
-    """The modules with parameters of their own that a forward does not call."""
+    """Find the modules with parameters of their own that a forward does not call."""
     idle = {module for module in model.modules() if next(module.parameters(recurse=False), None) is not None}
     hooks = [module.register_forward_pre_hook(lambda module, _: idle.discard(module)) for module in idle]
     try:
@@ -122,7 +122,7 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
-# ---- What the config says ----
+# ---- What the config tells ----
 
 
 def _find(config: PreTrainedConfig, *names: str, default: Any = None) -> Any:
@@ -289,7 +289,7 @@ def _tokens(config: PreTrainedConfig, special: set[int]) -> Tensor:
 
 
 def longest_text(model: PreTrainedModel) -> int:
-    """How many tokens a model has positions for, as far as its config says so."""
+    """Return the number of tokens that a model has positions for, as far as its config tells."""
     positions = _find(model.config, "max_position_embeddings", default=-1)
     return sys.maxsize if positions < 0 else positions
 

@@ -1,4 +1,4 @@
-"""Experts whose weights are stacked in tensors of three dimensions: which neurons they have, read from gradients."""
+"""Find, by gradients, the neurons of experts whose weights are stacked in tensors of three dimensions."""
 
 import math
 from typing import Any
@@ -13,14 +13,14 @@ from hf_sparse.structure.ownership import CoupledError, Ownership, OwnerTables, 
 
 
 def stacked_weights(module: nn.Module) -> list[str]:
-    """Names of a module's own parameters of three dimensions, experts first; empty unless there are several."""
+    """Name a module's own parameters of three dimensions, experts first; none unless there are several."""
     names = [name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim == 3]
     counts = {module.get_parameter(name).shape[0] for name in names}
     return names if len(names) > 1 and len(counts) == 1 and counts != {1} else []
 
 
 def expert_neurons(module: nn.Module, call: Call) -> tuple[str, int, Ownership] | None:
-    """What the neurons of experts own, the neuron of one index in all experts being one unit.
+    """Find what the neurons of experts own; the neurons with one index in all experts are one unit.
 
     With some inputs of the down projections masked, the gradient of the output is exactly zero for what only feeds
     those.
@@ -50,7 +50,7 @@ def _owned_by_inputs(
 
     def reach(some: Tensor) -> Reach:
         weight = module.get_parameter(name).detach()
-        # Neurons that an earlier round has kept to fill up a multiple weigh zero, but are neurons like any other.
+        # Neurons that an earlier round kept only to round up a number weigh zero, but are neurons like any other.
         weight = torch.where(weight == 0, weight.abs().mean(), weight)
         mask = torch.zeros(columns, dtype=weight.dtype, device=weight.device)
         mask[some.to(mask.device)] = 1.0

@@ -1,4 +1,4 @@
-"""Which entries of parameters belong to which unit: heads and neurons, told apart by what their columns reach.
+"""Find out which entries of parameters belong to which head or neuron, from what their columns reach.
 
 A column is an entry of a projection's input. The columns of an FFN's down projection each depend on channels of the
 up projection that no other column depends on; the columns of one attention head all depend on the same queries.
@@ -14,7 +14,7 @@ from hf_sparse.structure.dependencies import Probe, Reach
 
 
 class CoupledError(Exception):
-    """Units that depend on each other, so that none can be removed exactly; says why."""
+    """Units depend on each other, so that none can be removed exactly; the message tells why."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,19 @@ class OwnerTable:
 
     @classmethod
     def empty(cls, positions: int) -> "OwnerTable":
-        """Before the first bit."""
+        """Make a table that knows nothing yet."""
         no = torch.zeros(positions, dtype=torch.bool)
         return cls(torch.zeros(positions, dtype=torch.long), no, ~no, no)
 
     def add(self, bit: int, zeros: Tensor, ones: Tensor) -> None:
-        """Note which positions the columns with a 0, and those with a 1, at this bit reach."""
+        """Record which positions are reached by the columns with a 0, and by those with a 1, at this bit."""
         self.owner = self.owner | (ones.long() << bit)
         self.several = self.several | (zeros & ones)
         self.everywhere = self.everywhere & zeros & ones
         self.reached = self.reached | zeros | ones
 
     def index(self, columns: int) -> Tensor | None:
-        """Positions by column, shape (columns, positions per column); None if they have not one owner each."""
+        """Return the positions of each column, shape (columns, positions per column); None without one owner each."""
         if self.several.any() or not self.reached.all() or len(self.owner) % columns:
             return None
         if (torch.bincount(self.owner, minlength=columns) != len(self.owner) // columns).any():
@@ -84,14 +84,14 @@ class OwnerTables:
     tables: dict[tuple[str, int], OwnerTable] = field(default_factory=dict)
 
     def add(self, bit: int, zeros: Reach, ones: Reach) -> None:
-        """Note what the columns with a 0, and those with a 1, at this bit reach."""
+        """Record what is reached by the columns with a 0, and by those with a 1, at this bit."""
         for name in zeros:
             for dim in range(zeros[name].ndim):
                 table = self.tables.setdefault((name, dim), OwnerTable.empty(zeros[name].shape[dim]))
                 table.add(bit, _along(zeros[name], dim), _along(ones[name], dim))
 
     def owned(self, name: str, columns: int) -> tuple[int, Tensor] | None:
-        """The dimension of a tensor whose positions have one owner each, with those; None if all columns share it.
+        """Find the dimension of a tensor whose positions have one owner each, and these; None if columns share it.
 
         Raises:
             CoupledError: it is neither.
@@ -121,7 +121,7 @@ def owners_by_bits(columns: int, reach: Callable[[Tensor], Reach]) -> OwnerTable
 
 
 def neurons(probe: Probe, path: str) -> Ownership:
-    """What the neurons of the FFN with this down projection own.
+    """Find what the neurons of the FFN with this down projection own.
 
     Raises:
         CoupledError: they share channels.
@@ -152,7 +152,7 @@ def _same(one: Reach, other: Reach) -> bool:
 
 
 def head_width(probe: Probe, path: str) -> int:
-    """Columns per query head: the first column index that no longer shares all queries with column 0.
+    """Find the columns per query head: the first column index that no longer shares all queries with column 0.
 
     Raises:
         CoupledError: heads of one width cannot be told apart.
@@ -181,7 +181,7 @@ def head_width(probe: Probe, path: str) -> int:
 
 
 def _attend_alike(probe: Probe, path: str, columns: int, last: Reach, common: Reach) -> bool:
-    """Whether the first and the last column weigh their values alike, as columns of one head do."""
+    """Tell whether the first and the last column weigh their values alike, as columns of one head do."""
     own = {name: last[name] & ~common[name] for name in common}
     values = [name for name in own if own[name].any()]
     slopes = [[probe.slopes(path, column, name).flatten(0, -2) for name in values] for column in (0, columns - 1)]
@@ -192,7 +192,7 @@ def _attend_alike(probe: Probe, path: str, columns: int, last: Reach, common: Re
 
 
 def heads(probe: Probe, path: str) -> Ownership:
-    """What the attention heads with this output projection own, heads that share keys and values as one unit.
+    """Find what the attention heads with this output projection own; heads that share keys and values are one unit.
 
     Raises:
         CoupledError: heads cannot be told apart or share what would have to be cut.
@@ -220,7 +220,7 @@ def heads(probe: Probe, path: str) -> Ownership:
 
 
 def _groups(masks: dict[str, Tensor]) -> list[list[int]]:
-    """Heads that share channels which not all heads share, from masks of shape (heads, channels)."""
+    """Group the heads that share channels which not all heads share, from masks of shape (heads, channels)."""
     count = len(next(iter(masks.values())))
     linked = torch.eye(count, dtype=torch.bool)
     for mask in masks.values():
@@ -243,7 +243,7 @@ def _groups(masks: dict[str, Tensor]) -> list[list[int]]:
 
 
 def _owned(name: str, mask: Tensor) -> tuple[int, Tensor] | None:
-    """The dimension of a tensor that units divide among them, with the positions of each; None if all share it.
+    """Find the dimension of a tensor that units divide among them, with each unit's positions; None if all share it.
 
     Positions that all units reach stay with all of them: keys and values of multi-query attention, for one.
 

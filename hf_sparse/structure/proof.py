@@ -1,4 +1,4 @@
-"""Proof that a block can be sliced: its smaller form is built and compared with the masked one.
+"""Prove that a block can be sliced: build its smaller form and compare it with the masked one.
 
 Sizes that the forward pass reads are found here too: the first set of them with which the two agree is taken.
 """
@@ -39,7 +39,7 @@ from hf_sparse.structure.slicing import common_path, rebased, shrink
 
 
 def prove(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Call]) -> Block:
-    """The block with all that its slicing needs, tried on what the model's modules, by path, were called with.
+    """Complete a block with all that its slicing needs, tried on the recorded calls of the model's modules, by path.
 
     Raises:
         CoupledError: no smaller form computes what the masked block does.
@@ -70,7 +70,7 @@ def prove(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Ca
 
 
 def scope_of(block: Block, calls: Container[str]) -> str:
-    """The smallest module around all that changes, as far as it was called by itself: its path is among `calls`."""
+    """Find the smallest module around all that changes whose own call was recorded: its path is among `calls`."""
     paths = [block.name.rpartition(".")[0], block.output, *(part.parameter for part in block.slices)]
     scope = common_path(paths)
     while scope and scope not in calls:
@@ -79,7 +79,7 @@ def scope_of(block: Block, calls: Container[str]) -> str:
 
 
 def smaller_form(module: nn.Module, path: str, blocks: Sequence[Block], kept: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a module in which blocks keep only some of their units; it shares the parameters that stay whole.
+    """Copy a module so that blocks keep only some of their units; the copy shares the parameters that stay whole.
 
     Args:
         module: one that the blocks are in.
@@ -123,7 +123,7 @@ class _Trial:
 
     @torch.no_grad()
     def fails(self, block: Block, kept: Tensor) -> str | None:
-        """Why the block cannot keep just these units; None if it can."""
+        """Tell why the block cannot keep just these units; None if it can."""
         mask = torch.zeros(block.units).index_fill(0, kept, 1.0)
         name = block.weight.parameter.removeprefix(self.prefix)
         weight = self.module.get_parameter(name)
@@ -142,7 +142,7 @@ class _Trial:
         for place in self.needed:
             if place not in outputs or outputs[place].shape != reference[place].shape:
                 return "its smaller form returns another shape"
-        # Others, such as attention weights, may differ in shape for a good reason, or in those of heads that are gone.
+        # Others, such as attention weights, may differ in shape for a good reason, or by the heads that are removed.
         alike = {place for place in reference if place in outputs and outputs[place].shape == reference[place].shape}
         places = sorted(self.needed if block.padded else alike)
         difference, scale = largest_difference([reference[p] for p in places], [outputs[p] for p in places])
@@ -159,7 +159,7 @@ class _Trial:
 
     @torch.no_grad()
     def cached(self, block: Block) -> tuple[bool, int] | None:
-        """The layer of the cache that holds the kv heads of all units, if a smaller form writes those it kept there."""
+        """Find the layer of the cache that has a kv head for each unit, and in a smaller form only the kept ones."""
         kept = next(_choices(block.units))
         layers = []
         for module in (self.module, smaller_form(self.module, self.path, [block], {block.name: kept})):
@@ -183,9 +183,9 @@ class _Trial:
 
 
 def _handed_on(path: str, calls: Mapping[str, Call]) -> set[str]:
-    """Which of the outputs of a module others need: the first, and those that come back as an argument.
+    """Find the outputs of a module that other modules need: the first, and those that become arguments of others.
 
-    All of those of the model.
+    Of the whole model, all outputs are needed.
     """
     outputs = tensors(calls[path].output)
     if not path:
@@ -204,7 +204,7 @@ def _floating(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _attempts(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Call]) -> Iterator[Block]:
-    """The block with each set of sizes that may have to follow it, the likeliest first."""
+    """Yield the block with each set of sizes that may have to shrink with it, the likeliest first."""
     forms = [block]
     if block.kind == "attention":
         forms += _with_selections(modules, block, calls)
@@ -219,7 +219,7 @@ def _attempts(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str
 
 
 def _padded(modules: Mapping[str, nn.Module], block: Block) -> Iterator[Block]:
-    """The block with smaller projections around attention that goes on computing all heads, some of them from zeros."""
+    """Yield the block with smaller projections around attention that still computes all heads, some from zeros."""
     own = [part for part in block.slices if part.parameter.rpartition(".")[2] in ("weight", "bias")]
     slices = [part for part in own if isinstance(modules[part.parameter.rpartition(".")[0]], nn.Linear | Conv1D)]
     if slices and slices[0] == block.slices[0] and len(slices) > 1:
@@ -238,7 +238,7 @@ def _attribute_sets(block: Block, holders: Mapping[str, nn.Module]) -> list[list
 
 
 def _with_selections(modules: Mapping[str, nn.Module], block: Block, calls: Mapping[str, Call]) -> Iterator[Block]:
-    """The block with its heads picked from arguments that have an entry for each."""
+    """Yield the block with its heads picked from arguments that have an entry for each head."""
     count, module, path = block.units * block.heads_per_unit, modules[block.name], block.name
     # Tables elsewhere are for all layers and stay whole.
     inside = tuple(part for part in block.slices if part.parameter.startswith(f"{path}."))
@@ -343,7 +343,7 @@ def _neuron_counts(block: Block, holders: Mapping[str, nn.Module]) -> Iterator[A
 
 
 def _stand_in(block: Block, call: Call | None) -> Removal:
-    """The record of the block's removal, which its stand-in is made by."""
+    """Make the record by which the stand-in of a block is made."""
     returned = call.output if call is not None and isinstance(call.output, tuple) else ()
     passed = {}
     if call is not None:
@@ -361,7 +361,7 @@ def _stand_in(block: Block, call: Call | None) -> Removal:
 
 
 def with_own_entries(stand_in: Removal, call: Call | None, asked: Call | None = None) -> Removal:
-    """A record of a stand-in with what differs between layers that are alike otherwise, and between kinds of calls.
+    """Add to a record of a stand-in what differs between otherwise equal layers, and between kinds of calls.
 
     Args:
         stand_in: of attention; any other is returned as it is.

@@ -1,4 +1,4 @@
-"""What a model has to be before anything is done to it: one of transformers, with plain weights of its own."""
+"""Refuse models that cannot be pruned: others than those of transformers, and those without plain weights."""
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ def require_plain(model: nn.Module) -> None:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether weights are not plain: some quantizers keep them in buffers of their own, some are not transformers'."""
+    """Tell whether weights are not plain; some quantizers keep them in buffers, and some are not transformers' own."""
     return getattr(model, "hf_quantizer", None) is not None or any(map(_is_packed, model.parameters()))
 
 
@@ -64,7 +64,7 @@ def require_no_adapters(model: nn.Module) -> None:
 
 
 def adapters(model: nn.Module) -> list[str]:
-    """Paths of the modules that peft has put into a model."""
+    """Find the paths of the modules that peft has put into a model."""
     return [path for path, module in model.named_modules() if _is_adapter(module)]
 
 
@@ -87,6 +87,6 @@ def _is_adapter(module: nn.Module) -> bool:
 
 
 def _is_packed(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is not the numbers of its weight, but a packed form of them."""
+    """Tell whether a parameter holds a packed form of its weight instead of the numbers."""
     wrapped = is_traceable_wrapper_subclass(parameter) and not isinstance(parameter, DTensor)
     return wrapped or (parameter.element_size() == 1 and parameter.dtype != torch.bool)

@@ -1,4 +1,4 @@
-"""Which blocks of a model get gates: all that it has, but for those that are left out by name, or frozen."""
+"""Choose the blocks of a model that get gates: all that are not excluded by name and not frozen."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,7 +56,7 @@ def selected(model: PreTrainedModel, structure: ModelStructure, config: Sparsity
 
 
 def frozen_parameters(model: nn.Module) -> set[str]:
-    """Names of the parameters that do not train; none where the whole model is frozen, since gates alone learn then."""
+    """Name the parameters that do not train; none if the whole model is frozen, since then only gates learn."""
     trains = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
     return {name for name, does in trains.items() if not does} if any(trains.values()) else set()
 

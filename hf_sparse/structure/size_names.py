@@ -1,4 +1,4 @@
-"""What the entries of a stock config are called that count the heads or neurons of a block.
+"""Find the entries of a stock config that count the heads or neurons of a block.
 
 They are not looked up: the stock skeleton is built with one entry after the other changed, on no memory, and an entry
 counts the units of the blocks whose shapes, or whose numbers of heads, change with it.
@@ -33,14 +33,14 @@ class SizeName:
 
 
 def size_names(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str, list[SizeName]]:
-    """The entries of the stock config that count the units of each block, by block name; none where there are none."""
+    """Find the entries of the stock config that count the units of each block, by block name."""
     found: dict[str, list[SizeName]] = {block.name: [] for block in blocks}
     config = stock_copy(model)
     try:
         dense = skeleton(model, config)
     except CONFIG_ERRORS:
         return found
-    # Around padded attention all heads are computed, as before: its config still says so.
+    # Padded attention still computes all heads, and its config still has their number.
     changing = [block for block in blocks if not block.padded]
     counts = {block.name: _counts(dense, block) for block in changing}
     for place, holder in enumerate(configs_in(config)):
@@ -103,7 +103,7 @@ def _heads_change(block: Block, dense: nn.Module, other: Any) -> bool:
 
 
 def _per_neuron(block: Block, dense: nn.Module, other: Any, value: int | None, new: int) -> int:
-    """What every neuron adds to an entry; 0 if the block does not have as many as it says."""
+    """Compute what every neuron adds to an entry; 0 if the entry does not count the block's neurons."""
     dim = block.weight.dim
     before, after = (list(one.get_parameter(block.weight.parameter).shape) for one in (dense, other))
     neurons, others = before.pop(dim), after.pop(dim)

@@ -1,4 +1,4 @@
-"""The smaller form of blocks: the resize recipe that a checkpoint carries, and the weights that go with it."""
+"""Make the smaller form of blocks: the recipe that a checkpoint carries, and the weights for it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -17,7 +17,7 @@ BY_PATH = ("shapes", "attributes", "selections", "padded", "caches")
 def shrink(
     parameters: Mapping[str, Tensor], blocks: Sequence[Block], kept: Mapping[str, Tensor], gates: Mapping[str, Tensor]
 ) -> tuple[Recipe, dict[str, Tensor]]:
-    """Slice and fold: what remains of blocks that keep some of their units.
+    """Slice the parameters of blocks that keep only some of their units, and multiply their gates in.
 
     Args:
         parameters: the model's, by name.
@@ -94,7 +94,7 @@ def set_parameter_(model: nn.Module, path: str, parameter: nn.Parameter) -> None
 
 
 def physical_units(block: Block, units: Tensor) -> Tensor:
-    """The units that stay: those kept, and those with a weight of zero that fill up a multiple or an empty block."""
+    """Return the units that stay: those kept, and units of weight zero that round up the number."""
     if not len(units) and block.stand_in is not None:
         return units
     closed = torch.ones(block.units, dtype=torch.bool).index_fill(0, units, False).nonzero().flatten()
@@ -103,12 +103,12 @@ def physical_units(block: Block, units: Tensor) -> Tensor:
 
 
 def query_heads(block: Block, units: Tensor) -> list[int]:
-    """The query heads of some units, ascending."""
+    """Return the query heads of some units, ascending."""
     return sorted((block.columns[units].flatten() // block.head_dim).unique().tolist())
 
 
 def common_path(paths: Iterable[str]) -> str:
-    """The module that several are in, or are."""
+    """Return the path of the smallest module around several, given by their paths."""
     common = []
     for parts in zip(*(path.split(".") for path in paths)):
         if len(set(parts)) > 1:
@@ -118,15 +118,15 @@ def common_path(paths: Iterable[str]) -> str:
 
 
 def base_path(model: PreTrainedModel) -> str:
-    """Path of the base model, which the paths in recipes are relative to."""
+    """Return the path of the base model, which the paths in recipes are relative to."""
     return "" if model.base_model is model else model.base_model_prefix
 
 
 def rebased(recipe: Recipe, base: str) -> Recipe:
-    """A recipe with paths relative to a module that all of them are in.
+    """Make the paths of a recipe relative to a module that all of them are in.
 
     Raises:
-        ValueError: one of them is not.
+        ValueError: one of them is outside of it.
     """
     prefix = f"{base}." if base else ""
 

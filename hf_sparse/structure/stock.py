@@ -1,4 +1,4 @@
-"""Uniform layouts in stock form: where all layers keep the same numbers, a stock config can say so without any code.
+"""Give uniform layouts a stock form: if all layers keep the same numbers, a stock config can describe them.
 
 Which entries of a config those are is not looked up: the stock skeleton is built with one entry after the other
 changed, on no memory, until its parameters have the shapes of the pruned model.
@@ -35,14 +35,14 @@ from hf_sparse.structure.dependencies import FORWARD_ERRORS
 from hf_sparse.structure.slicing import physical_units, shrink
 
 CONFIG_ERRORS = (*FORWARD_ERRORS, StrictDataclassError)
-"""What configs and models raise when their sizes do not go together."""
+"""What configs and models raise when their sizes do not fit each other."""
 
 OWN_ENTRIES = ("hf_sparse", "layer_sizes", "base_model_type", "base_architecture", "auto_map")
 """What the configs of pruned models have beside those of stock models."""
 
 
 def expressible(model: PreTrainedModel, structure: ModelStructure) -> ModelStructure:
-    """The blocks whose kind can be shrunk uniformly within the stock class; all others are refused.
+    """Choose the blocks whose kind can be shrunk uniformly within the stock class; all others are refused.
 
     Their `counts` are the numbers of units that its config accepts.
     """
@@ -61,7 +61,7 @@ def expressible(model: PreTrainedModel, structure: ModelStructure) -> ModelStruc
 
 
 def _counts(model: PreTrainedModel, tensors: Mapping[str, Tensor], blocks: list[Block]) -> tuple[int, ...]:
-    """How many units all of these blocks can keep in stock form, ascending; empty if there is no such form."""
+    """Find the numbers of units that all of these blocks can keep in stock form, ascending; may be empty."""
     units, multiple = blocks[0].units, blocks[0].multiple
     possible = list(range(multiple, units, multiple))
     # Powers of two first: some configs want numbers that divide the width.
@@ -101,7 +101,7 @@ def _accepts(config: PreTrainedConfig, entries: list[tuple[int, str, int]], coun
 def stock_config(
     model: PreTrainedModel, tensors: Mapping[str, Tensor], blocks: list[Block], kept: Mapping[str, Tensor]
 ) -> PreTrainedConfig | None:
-    """The config with which the stock class has tensors of these shapes; None if there is none.
+    """Find the config with which the stock class has tensors of these shapes; None if there is none.
 
     Args:
         model: in any form, for its class and config.
@@ -142,7 +142,7 @@ def stock_config(
 
 
 def named_class(name: str, where: str) -> type[PreTrainedModel]:
-    """The class of transformers with a name that was read from a config.
+    """Return the class of transformers with a name that was read from a config.
 
     Raises:
         SparsityError: it has no such model; `where` begins the message, such as "its config names".
@@ -157,7 +157,7 @@ def named_class(name: str, where: str) -> type[PreTrainedModel]:
 
 
 def stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
-    """The class of transformers that a model has, or had before it was pruned."""
+    """Return the class of a model, or the class that it had before it was pruned."""
     kind: Any = type(model)
     return kind.stock_class if model.config.model_type.startswith(MODEL_TYPE_PREFIX) else kind
 
@@ -191,12 +191,12 @@ def require_loadable(model: PreTrainedModel) -> None:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that a checkpoint has, by name."""
+    """Return the shapes of the tensors that a checkpoint of a model has, by name."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def stock_copy(model: PreTrainedModel) -> PreTrainedConfig:
-    """A copy of the config as it was before the model was pruned, with the sizes of the skeleton."""
+    """Copy a model's config as it was before the model was pruned, with the sizes of the skeleton."""
     config: Any = copy.deepcopy(model.config)
     if config.model_type.startswith(MODEL_TYPE_PREFIX):
         config.__class__ = type(config).stock_class
@@ -239,13 +239,13 @@ def _alike(model: PreTrainedModel, config: PreTrainedConfig, shapes: Mapping[str
 
 
 def skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> nn.Module:
-    """The stock model that a config asks for, without memory for its parameters."""
+    """Make the stock model that a config describes, without memory for its parameters."""
     return _on_no_memory(stock_class(model), config)
 
 
 def _on_no_memory(kind: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module:
-    """A model of a class, with parameters on torch's meta device."""
-    # What it has to say about sizes that are only tried is not for users.
+    """Make a model of a class, with parameters on torch's meta device."""
+    # Warnings about sizes that are only tried are not for users.
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
@@ -258,7 +258,7 @@ def _on_no_memory(kind: type[PreTrainedModel], config: PreTrainedConfig) -> nn.M
 
 @torch.no_grad()
 def computes_the_same(model: PreTrainedModel, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> bool:
-    """Whether a pruned model would compute the same in its stock form.
+    """Tell whether a pruned model would compute the same in its stock form.
 
     Args:
         model: in evaluation mode.
