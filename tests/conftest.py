@@ -2,6 +2,7 @@
 
 import gc
 import os
+from typing import Any
 
 # Before transformers and datasets are imported: nothing may be fetched, and tokenizers must not fork threads.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,14 +21,30 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return MODELS[request.param]()
 
 
+def scope(nodeid: str) -> str:
+    """What runs in one process since its tests share something: a file, or of the zoo a species."""
+    file, _, test = nodeid.partition("::")
+    return test[test.find("[") :] if file.endswith("test_zoo.py") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scopes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope(nodeid)
+
+    return Scopes(config, log)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let tests of a group follow each other: what they share is made once."""
-    groups: dict[str, list[pytest.Item]] = {}
+    """Let tests of a scope follow each other: what they share is made once."""
+    scopes: dict[str, list[pytest.Item]] = {}
     for item in items:
-        mark = item.get_closest_marker("xdist_group")
-        groups.setdefault(mark.args[0] if mark else item.nodeid, []).append(item)
-    items[:] = [item for group in groups.values() for item in group]
+        scopes.setdefault(scope(item.nodeid), []).append(item)
+    items[:] = [item for members in scopes.values() for item in members]
 
 
 def pytest_collection_finish() -> None:

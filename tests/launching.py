@@ -93,9 +93,13 @@ def environment(directory: Path, zero: int | None = None) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(directory / "home"), **deepspeed}
 
 
-@functools.cache
 def forks(deepspeed: bool = False) -> Forks:
     """What starts all Python processes of a session that may share packages and caches; with DeepSpeed another one."""
+    return _forks(deepspeed)
+
+
+@functools.cache
+def _forks(deepspeed: bool) -> Forks:
     home = tempfile.TemporaryDirectory()
     started = Forks(environment(Path(home.name), 3 if deepspeed else None), *(["deepspeed"] if deepspeed else []))
     atexit.register(home.cleanup)

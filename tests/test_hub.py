@@ -31,8 +31,6 @@ for line in sys.stdin:
     print(f"exit {code}", file=sys.stderr, flush=True)
 """
 
-pytestmark = pytest.mark.xdist_group("hub")  # they share a server and what was pushed to it
-
 
 def environment(server: HubServer, home: Path) -> dict[str, str]:
     """A user's: an own cache, no token in it, and the loopback server for a Hub."""

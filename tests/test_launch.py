@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hf_sparse import load_pruned
 
-pytestmark = pytest.mark.xdist_group("launch")  # most compare with one run
 STAGES = ("--targets", 0.3, 0.6)
 
 

@@ -67,8 +67,7 @@ class Subject:
         }
 
 
-subject = functools.lru_cache(maxsize=1)(Subject)  # tests of a species follow each other, being of one group
-OF_ZOO = {name: pytest.param(name, marks=pytest.mark.xdist_group(f"zoo {name}")) for name in ZOO}
+subject = functools.lru_cache(maxsize=1)(Subject)  # tests of a species follow each other
 
 
 def pair(
@@ -83,7 +82,7 @@ def pair(
     return masked(model, structure, plan), small
 
 
-@pytest.mark.parametrize("name", OF_ZOO.values())
+@pytest.mark.parametrize("name", ZOO)
 def test_random_plans_are_exact(name: str) -> None:
     one = subject(name)
     kinds = {block.kind for block in one.structure.blocks}
@@ -128,7 +127,7 @@ def _doubled(inputs: dict) -> dict:
 # These generate codes of several codebooks, by a `generate` that needs the model around them.
 BY_CODEBOOKS = {"csm_depth_decoder_model", "musicgen_decoder", "musicgen_melody_decoder"}
 TEXT = ("decoder", "sequence to sequence")
-GENERATING = [OF_ZOO[name] for name, one in ZOO.items() if one.family in TEXT and name not in BY_CODEBOOKS]
+GENERATING = [name for name, one in ZOO.items() if one.family in TEXT and name not in BY_CODEBOOKS]
 
 
 # The stock models fail with it.
@@ -159,7 +158,7 @@ def test_generation_with_a_cache_gives_the_same_tokens(name: str) -> None:
             assert torch.equal(*(model.generate(**prompt, **options) for model in models)), (kind, way)
 
 
-@pytest.mark.parametrize("name", OF_ZOO.values())
+@pytest.mark.parametrize("name", ZOO)
 def test_trained_models_are_compacted_saved_and_loaded(name: str, tmp_path: Path) -> None:
     model, inputs = copy.deepcopy(subject(name).model), subject(name).inputs
     if not subject(name).structure.blocks:
