@@ -166,7 +166,7 @@ def test_the_plan_of_a_uniform_layout_is_uniform_whatever_the_gates_are() -> Non
     compact(model)
     assert type(model).__name__ == "LlamaForCausalLM"
     torch.testing.assert_close(logits(model), gated, rtol=1e-5, atol=1e-5)
-    # Units that only fill up can be told apart from others by nothing but their weights.
+    # Units that only round up the number differ from others in nothing but their weights.
     assert {block.kind for block in discover(model).blocks} == {"attention", "ffn"}
     compact(model, uniform(model, ffn=2))
     assert type(model).__name__ == "LlamaForCausalLM" and model.config.intermediate_size == 2

@@ -17,6 +17,7 @@ from hf_sparse.gates.attach import current_plan, detach_gates, gate_bank
 from hf_sparse.gates.plan import PruningPlan
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, LayerRecord, resize_
 from hf_sparse.runtime.contexts import evaluating, hooked
+from hf_sparse.runtime.copies import set_parameter_
 from hf_sparse.runtime.streaming import HOST
 from hf_sparse.runtime.tables import Printed
 from hf_sparse.structure.blocks import Block, ModelStructure, layer_sizes
@@ -33,7 +34,7 @@ from hf_sparse.structure.dependencies import FORWARD_ERRORS
 from hf_sparse.structure.discovery import discover
 from hf_sparse.structure.example_inputs import example_inputs, placed
 from hf_sparse.structure.prunable import require_prunable
-from hf_sparse.structure.slicing import base_path, physical_units, rebased, set_parameter_, shrink
+from hf_sparse.structure.slicing import base_path, physical_units, rebased, shrink
 from hf_sparse.structure.stock import computes_the_same, stock_config, to_stock_
 
 

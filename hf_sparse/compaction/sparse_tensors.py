@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates.patterns import GROUP, KEPT
 from hf_sparse.gates.weights import matrices
-from hf_sparse.structure.slicing import set_parameter_
+from hf_sparse.runtime.copies import set_parameter_
 
 Layout = Literal["csr", "bsr", "2:4"]
 

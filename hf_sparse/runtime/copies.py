@@ -1,4 +1,4 @@
-"""Copy models: without weights, with random ones, or just after they were trained."""
+"""Copy models: without weights, with random ones, or just after they were trained; put parameters into them."""
 
 import copy
 from collections.abc import Iterator
@@ -46,6 +46,12 @@ def _states(value: Any) -> Iterator[Tensor]:
             yield from _states(one)
 
 
+def set_parameter_(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    """Put a parameter at a path of a model, in place; the one that was there keeps its values."""
+    module, _, name = path.rpartition(".")
+    model.get_submodule(module).register_parameter(name, parameter)
+
+
 def with_random_weights_(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Give a skeleton weights in place, for measuring: small random ones, as speed does not depend on which."""
     generator = torch.Generator(device).manual_seed(0)
@@ -55,8 +61,7 @@ def with_random_weights_(model: PreTrainedModel, device: torch.device) -> PreTra
             values = torch.empty(parameter.shape, dtype=torch.float32, device=device)
             values = values.normal_(0, 0.02, generator=generator).to(parameter.dtype)
             made[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
-        module, _, key = name.rpartition(".")
-        model.get_submodule(module).register_parameter(key, made[id(parameter)])
+        set_parameter_(model, name, made[id(parameter)])
     nn.Module.to(model, device)  # its buffers; transformers wraps `to` in a way that hides its type
     return model
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_sparse.modeling_hf_sparse import CachedHeads, Padding, Recipe, Removal, empty_recipe, runs
@@ -85,12 +85,6 @@ def shrink(
             padding: Padding = {"side": sides[name, dim], "size": len(keep), "runs": kept_runs}
             recipe["padded"][name.rpartition(".")[0]] = padding
     return recipe, values
-
-
-def set_parameter_(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
-    """Put a parameter at a path of a model, in place; the one that was there keeps its values."""
-    module, _, name = path.rpartition(".")
-    model.get_submodule(module).register_parameter(name, parameter)
 
 
 def physical_units(block: Block, units: Tensor) -> Tensor:
