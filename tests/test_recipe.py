@@ -446,7 +446,7 @@ def test_help_teaches(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         "Fine-tune and prune a text classifier",
         "--target",
         "--teacher_name_or_path",
-        "Fraction of the prunable",
+        "Share of the prunable",
     ):
         assert part in shown
 

@@ -152,9 +152,9 @@ def test_what_is_left_out_stays_whole_in_all_stages_and_after_a_stop(tmp_path: P
 def test_resuming_with_other_frozen_blocks_is_refused(tmp_path: Path) -> None:
     run_of(tmp_path, StopAt(5)).train()
     resumed = run_of(tmp_path / "other")
-    resumed.costs = attach_gates(bert(), SparsityConfig(exclude=["encoder.layer.1"])).costs
+    resumed.run.gated = list(attach_gates(bert(), SparsityConfig(exclude=["encoder.layer.1"])).costs.blocks)
     with pytest.raises(SparsityError, match="gates on other blocks: freeze the same ones as then"):
-        resumed._take_form_of_(tmp_path / "checkpoint-5")
+        resumed.search.go_on_from_(tmp_path / "checkpoint-5")
 
 
 def test_a_part_of_the_structure_that_was_given_stays_the_choice() -> None:
