@@ -9,7 +9,7 @@ questions may have no answer. --do_predict also writes predict_predictions.json 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from common.answers import Answer, find_answers
 from common.files import require_columns, require_texts
 from common.loading import require_fast
 from common.metrics import Metric, local_metric
-from common.running import Data, Task, run
+from common.running import run
+from common.task import Collator, Data, Encoder, Task
 from common.texts import TextArguments
 from datasets import Dataset, DatasetDict
 from embedded.docstring_tasks import questions
@@ -101,11 +102,7 @@ class QuestionAnswering(Task):
                 raise SparsityError(f"{place} has the answer {text!r}, which is not at {start} of its context: mend it")
         return {name: answers[name] for name in ("text", "answer_start")}
 
-    def configure_(self, config: Any, data: Data) -> bool:
-        """Nothing in the config depends on the data."""
-        return True
-
-    def encoder(self, data: Data, processor: PreTrainedTokenizerBase) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+    def encoder(self, data: Data, processor: PreTrainedTokenizerBase) -> Encoder:
         """Cut question and text into windows; `offsets`, `nowhere` and `example` are for `find_answers`."""
         require_fast(processor)
         lengths, stride = self.arguments.lengths(processor), self.arguments.doc_stride
@@ -145,7 +142,7 @@ class QuestionAnswering(Task):
 
         return encode
 
-    def collator(self, processor: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    def collator(self, processor: PreTrainedTokenizerBase) -> Collator:
         """Pad to the longest window."""
         return DataCollatorWithPadding(processor)
 

@@ -13,7 +13,7 @@ them (--hub_model_id me/my-model, --hub_private_repo, --hub_token). --do_predict
 classes of the test data, which then may lack labels; training and evaluation need no flag.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ import numpy as np
 from common.files import require_columns, require_texts
 from common.labels import class_names, label_names, numbered, numbers
 from common.metrics import ACCURACY, MACRO_F1, Metric, class_metrics, local_metric, logits_of
-from common.running import Data, Task, run
+from common.running import run
+from common.task import Collator, Data, Encoder, Task
 from common.texts import TextArguments
 from datasets import Dataset, DatasetDict
 from embedded.docstrings import docstrings
@@ -171,7 +172,7 @@ class TextClassification(Task):
         config.num_labels, config.problem_type = 1, self.problem
         return same
 
-    def encoder(self, data: Data, processor: PreTrainedTokenizerBase) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+    def encoder(self, data: Data, processor: PreTrainedTokenizerBase) -> Encoder:
         """Tokenize texts; labels stay as they are."""
         columns, lengths = self.texts, self.arguments.lengths(processor)
 
@@ -181,7 +182,7 @@ class TextClassification(Task):
 
         return encode
 
-    def collator(self, processor: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    def collator(self, processor: PreTrainedTokenizerBase) -> Collator:
         """Pad to the longest text."""
         return DataCollatorWithPadding(processor)
 

@@ -9,7 +9,7 @@ classes. --do_predict also writes predictions.txt: a line of tags for every row 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from common.files import require_columns
 from common.labels import class_names, label_names, numbered
 from common.loading import require_fast
 from common.metrics import ACCURACY, MACRO_F1, Metric, class_metrics, local_metric, logits_of
-from common.running import Data, Task, run
+from common.running import run
+from common.task import Collator, Data, Encoder, Task
 from common.texts import TextArguments
 from datasets import Dataset, DatasetDict
 from embedded.docstring_tasks import tagged_parameters
@@ -110,7 +111,7 @@ class TokenClassification(Task):
         self.metrics = SPAN_METRICS if self.spans else (ACCURACY, MACRO_F1)
         return Data(DatasetDict(found), self.tags, column, "tags" in found.get("test", found["train"]).column_names)
 
-    def encoder(self, data: Data, processor: PreTrainedTokenizerBase) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+    def encoder(self, data: Data, processor: PreTrainedTokenizerBase) -> Encoder:
         """Tokenize words, and label the first token of each; `starts` are the places of these."""
         require_fast(processor)
         column, lengths, every = self.words, self.arguments.lengths(processor), self.arguments.label_all_tokens
@@ -136,7 +137,7 @@ class TokenClassification(Task):
 
         return encode
 
-    def collator(self, processor: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    def collator(self, processor: PreTrainedTokenizerBase) -> Collator:
         """Pad to the longest row."""
         return DataCollatorForTokenClassification(processor)
 

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import io
+import shutil
 import sys
 import wave
 from collections.abc import Callable
@@ -15,13 +16,15 @@ import pytest
 import torch
 from datasets import DatasetDict
 from pruning import llama
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, ViTConfig, ViTImageProcessor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 # They are found by the path above.
+import embedded.kept
 from embedded import digits, docstring_tasks, smollm, speech
 from embedded.installed import installed_file
+from embedded.kept import kept, untrained
 
 from hf_sparse import SparsityError
 
@@ -171,16 +174,49 @@ def test_what_is_missing_or_changed_is_one_line_with_the_cure(tmp_path: Path, mo
 def test_a_llama_of_a_gguf_file_becomes_a_plain_checkpoint(tmp_path: Path) -> None:
     source, model = tmp_path / "tiny.gguf", llama()
     write_gguf(source, model)
-    directory = smollm.unpacked(source, tmp_path / "models" / "tiny")
-    assert [path.name for path in directory.parent.iterdir()] == ["tiny"]
+    directory = tmp_path / "tiny"
+    smollm.unpack(source, directory)
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
     assert not hasattr(plain.config, "quantization_config")
     tokens = tokenizer("ab ba", return_tensors="pt")["input_ids"]
     assert tokenizer.decode(tokens[0]) == "ab ba"
     with torch.no_grad():
         torch.testing.assert_close(plain(tokens).logits, model(tokens).logits)
-    source.unlink()
-    assert smollm.unpacked(source, directory) == directory  # is not made again
+
+
+def test_what_is_kept_is_made_once_and_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded.kept, "CACHE", tmp_path / "models")
+    times = []
+
+    def write(directory: Path) -> None:
+        (directory / "a").write_text("whole")
+        times.append(directory)
+        if len(times) == 1:
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        kept("one", write)
+    assert not list((tmp_path / "models").iterdir())
+    assert kept("one", write) == kept("one", write) == tmp_path / "models" / "one"
+    assert len(times) == 2 and [path.name for path in (tmp_path / "models").rglob("*")] == ["one", "a"]
+
+
+def test_a_model_from_scratch_is_the_same_each_time_and_another_for_another_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded.kept, "CACHE", tmp_path)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config, processor = ViTConfig(**sizes, image_size=8, patch_size=4), ViTImageProcessor(size=8)
+    state = torch.get_rng_state()
+    first = untrained(AutoModel, config, processor)
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = AutoModel.from_pretrained(first).state_dict()
+    shutil.rmtree(first)
+    assert untrained(AutoModel, config, processor) == first
+    again = AutoModel.from_pretrained(first).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+    assert untrained(AutoModel, ViTConfig(**sizes | {"hidden_size": 16}), processor) != first
+    assert untrained(AutoModel, config, ViTImageProcessor(size=16)) != first
 
 
 def write_gguf(path: Path, model: Any) -> None:

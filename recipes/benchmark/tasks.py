@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from common.metrics import class_metrics, logits_of
-from common.running import Data, encode, load_data
+from common.running import encode, load_data
+from common.task import Data
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from embedded.minilm import minilm
 from text_classification import Arguments, TextClassification

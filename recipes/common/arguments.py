@@ -39,7 +39,13 @@ class ModelArguments:
         default=None, metadata={"help": "Model to prune, from the Hub or a directory. Default: the embedded one."}
     )
     config_name: str | None = field(default=None, metadata={"help": "Its config, if it is not beside the model."})
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Its tokenizer, if it is not beside the model."})
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Its tokenizer or processor, if it is not beside the model.",
+            "aliases": ["--processor_name", "--image_processor_name", "--feature_extractor_name"],
+        },
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloaded models and data are kept."})
     token: str | None = field(default=None, metadata={"help": "Token to read private models and data with."})
@@ -65,8 +71,9 @@ class RecipeArguments(TrainingArguments):
         default=None, metadata={"help": "'auto': go on from the newest whole checkpoint in --output_dir, if any."}
     )
     num_train_epochs: float = field(default=4.0, metadata={"help": "Epochs of pruning and recovery."})
-    dense_epochs: float = field(
-        default=3.0, metadata={"help": "Epochs of fine-tuning before pruning, if the model has no trained head."}
+    dense_epochs: float | None = field(
+        default=None,
+        metadata={"help": "Epochs of fine-tuning before pruning. Default: 3 if the model has no trained head, else 0."},
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size on each device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size on each device."})

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from hf_sparse import SparsityError
 SPLITS = ("train", "validation", "test")
 WORDS = {"keep_default_na": False, "na_values": [""]}
 """For pandas, to which "NA" and "null" would be no words."""
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+Kinds = Mapping[str, tuple[str, dict[str, Any]]]
+"""By the end of a file's name, the builder of datasets that reads it, and its options."""
+KINDS: Kinds = {
     ".csv": ("csv", WORDS),
     ".tsv": ("csv", {**WORDS, "delimiter": "\t", "quoting": csv.QUOTE_NONE}),
     ".json": ("json", {}),
@@ -65,6 +67,21 @@ class DataArguments:
         return {split: path for split, path in given.items() if path is not None}
 
     @property
+    def kinds(self) -> Kinds:
+        """The files that can be read."""
+        return KINDS
+
+    @property
+    def validation_share(self) -> float | None:
+        """The share of the training data to validate on where there is no other; None to refuse that."""
+        return None
+
+    @property
+    def needed(self) -> Sequence[str]:
+        """The splits that must be given."""
+        return SPLITS[: 2 if self.validation_share is None else 1]
+
+    @property
     def embedded(self) -> bool:
         """Whether the embedded default data is used."""
         return self.on_hub[0] is None and set(self.files) <= {"test"}
@@ -80,8 +97,28 @@ class DataArguments:
                 raise SparsityError(f"{option} is {limit}: give a number above 0, or leave it out")
         if self.test_file is not None and self.train_file is None:
             raise SparsityError("--test_file goes with --train_file and --validation_file: give those, too")
+        if self.validation_share is not None and not 0 < self.validation_share < 1:
+            raise SparsityError(
+                f"a share of {self.validation_share:g} cannot be validated on: give one between 0 and 1"
+            )
         if self.dataset_name is not None and self.files:
             raise SparsityError("both --dataset_name and --train_file are given: leave one of them out")
+
+    def read(self, seed: int, cache_dir: str | None = None, token: str | None = None) -> DatasetDict:
+        """Read train, validation and perhaps test rows from the Hub or from files.
+
+        Raises:
+            SparsityError: a file or a split is missing, cannot be read or is empty.
+        """
+        name, config = self.on_hub
+        splits = _read_files(self) if name is None else _read_hub(name, config, self, cache_dir, token)
+        for split, rows in splits.items():
+            if not len(rows):
+                raise SparsityError(f"the {split} data is empty: give a file with at least one row")
+        if "validation" not in splits:
+            parts = splits["train"].train_test_split(self.validation_share, seed=seed)
+            splits |= {"train": parts["train"], "validation": parts["test"]}
+        return DatasetDict({split: splits[split] for split in SPLITS if split in splits})
 
     def limited(self, splits: DatasetDict) -> DatasetDict:
         """The first rows of every split, as many as the flags allow."""
@@ -93,20 +130,6 @@ class DataArguments:
         return DatasetDict(found)
 
 
-def read_splits(arguments: DataArguments, cache_dir: str | None = None, token: str | None = None) -> DatasetDict:
-    """Read train, validation and perhaps test rows from the Hub or from files.
-
-    Raises:
-        SparsityError: a file or a split is missing, cannot be read or is empty.
-    """
-    name, config = arguments.on_hub
-    splits = _read_files(arguments) if name is None else _read_hub(name, config, arguments, cache_dir, token)
-    for split, rows in splits.items():
-        if not len(rows):
-            raise SparsityError(f"the {split} data is empty: give a file with at least one row")
-    return splits
-
-
 def _read_hub(
     name: str, config: str | None, arguments: DataArguments, cache_dir: str | None, token: str | None
 ) -> DatasetDict:
@@ -115,7 +138,7 @@ def _read_hub(
     except (DatasetNotFoundError, DatasetGenerationError, ValueError, OSError) as error:
         raise SparsityError(f"cannot load the data set {name}: {_first_line(error)}") from None
     called = arguments.split_names
-    for split in ("train", "validation"):
+    for split in arguments.needed:
         if called[split] not in found:
             raise SparsityError(
                 f"{name} has no {called[split]} split, only {', '.join(found)}: set --{split}_split_name"
@@ -125,16 +148,17 @@ def _read_hub(
 
 def _read_files(arguments: DataArguments) -> DatasetDict:
     files = arguments.files
-    for split in ("train", "validation"):
+    for split in arguments.needed:
         if split not in files:
             raise SparsityError(f"--{split}_file is missing: give both --train_file and --validation_file")
-    return DatasetDict({split: _read_file(Path(path), split) for split, path in files.items()})
+    return DatasetDict({split: _read_file(Path(path), split, arguments.kinds) for split, path in files.items()})
 
 
-def _read_file(path: Path, split: str) -> Dataset:
-    kind = KINDS.get(path.suffix.lower())
+def _read_file(path: Path, split: str, kinds: Kinds) -> Dataset:
+    kind = kinds.get(path.suffix.lower())
     if kind is None:
-        raise SparsityError(f"--{split}_file {path}: give a .csv, .tsv, .json or .jsonl file")
+        *others, last = kinds
+        raise SparsityError(f"--{split}_file {path}: give a {', '.join(others)} or {last} file")
     if not path.is_file():
         raise SparsityError(f"--{split}_file {path}: there is no such file")
     if not path.stat().st_size:
@@ -142,7 +166,7 @@ def _read_file(path: Path, split: str) -> Dataset:
     builder, options = kind
     if builder == "json":
         with path.open(encoding="utf-8", errors="replace") as file:
-            options = {"field": "data"} if DATA_FIELD.match(file.read(4096)) else {}
+            options = {**options, "field": "data"} if DATA_FIELD.match(file.read(4096)) else options
     try:
         return load_dataset(builder, data_files={split: str(path)}, split=split, **options)
     except (DatasetGenerationError, ValueError, OSError) as error:

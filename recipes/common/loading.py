@@ -28,7 +28,9 @@ def load_processor(source: str, arguments: ModelArguments, processor_class: type
     try:
         processor = processor_class.from_pretrained(source, **_access(arguments))
     except (OSError, ValueError) as error:
-        raise SparsityError(f"cannot load the tokenizer of {source}: {str(error).splitlines()[0]}") from None
+        raise SparsityError(
+            f"cannot load the tokenizer or processor of {source}: {str(error).splitlines()[0]}"
+        ) from None
     if isinstance(processor, PreTrainedTokenizerBase):
         if len(processor) <= len(processor.all_special_tokens):  # what transformers makes up where there is none
             raise SparsityError(

