@@ -89,7 +89,8 @@ def command(
 
 
 def environment(directory: Path, zero: int | None = None) -> dict[str, str]:
-    deepspeed = {} if zero is None else {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(DEEPSPEED)}
+    path = os.pathsep.join(filter(None, [str(DEEPSPEED), os.environ.get("PYTHONPATH")]))
+    deepspeed = {} if zero is None else {"DS_ACCELERATOR": "cpu", "PYTHONPATH": path}
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(directory / "home"), **deepspeed}
 
 

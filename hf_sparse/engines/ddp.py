@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from hf_sparse.engines.base import Engine, Training, trains
-from hf_sparse.runtime.processes import send_
+from hf_sparse.runtime.processes import broadcast_
 
 
 class DDP(Engine):
@@ -19,7 +19,7 @@ class DDP(Engine):
         """As `Engine.editing`; the main process broadcasts its values."""
         with super().editing(model, training):
             yield
-        send_([*model.parameters(), *model.buffers()])
+        broadcast_([*model.parameters(), *model.buffers()])
         if trains(model):
             _register_again_(training.wrapped)
 

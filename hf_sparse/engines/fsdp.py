@@ -23,7 +23,7 @@ from hf_sparse.engines.base import Engine, Training, average_gradients_, evaluat
 from hf_sparse.engines.tensors import META, exchange_, on_device, remove_hooks_, restored, unsharded
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates.base import BANK, SteeredGates, attached_gates
-from hf_sparse.runtime.processes import is_first, send_
+from hf_sparse.runtime.processes import broadcast_, is_main
 from hf_sparse.runtime.streaming import HOST, layers
 
 
@@ -178,7 +178,7 @@ def unshard_(model: nn.Module) -> dict[int, Tensor]:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-    home = HOST if is_first() else META
+    home = HOST if is_main() else META
     shards = [shard for shard in model.parameters() if isinstance(shard, DTensor)]
     wholes = unsharded(model)
     wholes |= {id(shard): nn.Parameter(shard.full_tensor().to(home), shard.requires_grad) for shard in shards}
@@ -206,7 +206,7 @@ def shard_(model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
     before = {id(parameter): name for name, parameter in model.named_parameters()}
     left_out = _ignored(model, accelerator)
     _shard_from_first_(model, accelerator.device, lambda: fsdp2_prepare_model(accelerator, model), left_out)
-    send_(left_out.values())
+    broadcast_(left_out.values())
     after = dict(model.named_parameters())
     _train_(optimizer, {key: after[name] for key, name in before.items()})
     if isinstance(model, GenerationMixin):
@@ -238,7 +238,7 @@ def _shard_from_first_(
     }
     buffers = {id(buffer): on_device(buffer, device) for buffer in model.buffers()}
     exchange_(model, {**outlines, **buffers})
-    send_(buffers.values())
+    broadcast_(buffers.values())
     shard()
     after = dict(model.named_parameters())
     shares: dict[int, Tensor] = {}

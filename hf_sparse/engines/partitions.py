@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from hf_sparse.engines.tensors import META, exchange_, on_device, remove_hooks_, restored, unsharded
-from hf_sparse.runtime.processes import is_first, send_
+from hf_sparse.runtime.processes import broadcast_, is_main
 from hf_sparse.runtime.streaming import HOST
 
 MARKS = (
@@ -52,7 +52,7 @@ def gather_partitions_(model: nn.Module) -> None:
 
     On other processes its parameters are left without values. What an optimizer trains is in float32 afterwards.
     """
-    home = HOST if is_first() else META
+    home = HOST if is_main() else META
     sharded = [parameter for parameter in model.parameters() if "ds_id" in vars(parameter)]
     wholes = {id(shard): nn.Parameter(_whole(shard).to(home), shard.requires_grad) for shard in sharded}
     exchange_(model, {**unsharded(model), **wholes})
@@ -86,7 +86,7 @@ def partition_(model: nn.Module, config: Mapping[str, Any], device: torch.device
     from deepspeed.runtime.zero import Init
 
     buffers = {id(buffer): on_device(buffer, device) for buffer in model.buffers()}
-    send_(buffers.values())
+    broadcast_(buffers.values())
     # What has no values yet takes no memory before they are there: pages that nobody has written to.
     rooms = {id(parameter): on_device(parameter, HOST) for parameter in model.parameters()}
     exchange_(model, {**buffers, **rooms})

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hf_sparse.gates.base import attached_gates
-from hf_sparse.runtime.processes import is_first, send_
+from hf_sparse.runtime.processes import broadcast_, is_main
 from hf_sparse.runtime.streaming import HOST
 
 META = torch.device("meta")
@@ -37,7 +37,7 @@ def spread_(model: nn.Module, device: torch.device) -> None:
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     there = {id(tensor): on_device(tensor, device) for tensor in tensors}
     exchange_(model, there)
-    send_(there.values())
+    broadcast_(there.values())
 
 
 def unsharded(model: nn.Module) -> dict[int, Tensor]:
@@ -45,7 +45,7 @@ def unsharded(model: nn.Module) -> dict[int, Tensor]:
     bank = attached_gates(model)
     gates = {id(tensor) for tensor in (() if bank is None else (*bank.parameters(), *bank.buffers()))}
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in gates]
-    return {id(tensor): on_device(tensor, HOST) for tensor in tensors if is_first() and not isinstance(tensor, DTensor)}
+    return {id(tensor): on_device(tensor, HOST) for tensor in tensors if is_main() and not isinstance(tensor, DTensor)}
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from hf_sparse.engines.tensors import on_device, remove_hooks_
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates.base import BANK, SteeredGates, attached_gates
 from hf_sparse.runtime.contexts import plain_forward, unchanged_random_state
-from hf_sparse.runtime.processes import send_
+from hf_sparse.runtime.processes import broadcast_
 
 GATES = "gates.safetensors"
 """Beside a checkpoint of DeepSpeed: gates in float32, and the state of their optimizer."""
@@ -140,7 +140,7 @@ def _rebuilt(model: PreTrainedModel, training: Training, accelerator: Accelerato
                 parameter.data = parameter.data.to(torch.bfloat16 if parameter.is_floating_point() else parameter.dtype)
             partition_(model, accelerator.deepspeed_config, accelerator.device)
         else:
-            send_([*model.parameters(), *model.buffers()])
+            broadcast_([*model.parameters(), *model.buffers()])
             weights = {name: weight.clone() for name, weight in weights.items()}
         optimizer = training.fresh_optimizer()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -148,7 +148,7 @@ def _rebuilt(model: PreTrainedModel, training: Training, accelerator: Accelerato
         new, zero, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=accelerator.deepspeed_config)
     for name, parameter in _trained(model).items() if half else ():
         whole = on_device(weights[name], accelerator.device)
-        send_([whole])
+        broadcast_([whole])
         (set_float32_ if partitioned else safe_set_full_fp32_param)(parameter, whole)
     gates = attached_gates(model)
     if gates is not None:

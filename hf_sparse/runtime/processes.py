@@ -11,7 +11,7 @@ from hf_sparse.errors import SparsityError
 Found = TypeVar("Found")
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     """Tell whether this is the main process; a process without others is."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
@@ -28,7 +28,7 @@ def once(work: Callable[[], Found]) -> Found:
     if not distributed.is_initialized():
         return work()
     outcome: list[Any] = [None, None]
-    if is_first():
+    if is_main():
         try:
             outcome[0] = work()
         except BaseException as error:  # of which the others have to know, or they would wait for ever
@@ -43,7 +43,7 @@ def once(work: Callable[[], Found]) -> Found:
 
 
 @torch.no_grad()
-def send_(tensors: Iterable[Tensor]) -> None:
+def broadcast_(tensors: Iterable[Tensor]) -> None:
     """Broadcast tensors in place from the main process; all are on devices of the run."""
     for tensor in tensors if distributed.is_initialized() else ():
         whole = tensor.contiguous()

@@ -10,8 +10,8 @@ from hf_sparse.distillation.answers import answers, state_masks
 from hf_sparse.distillation.distiller import LayerMap
 from hf_sparse.distillation.losses import hidden_distances, layer_pairs
 from hf_sparse.gates.plan import PruningPlan
-from hf_sparse.runtime.contexts import plain_forward, unchanged_random_state
-from hf_sparse.runtime.processes import is_first
+from hf_sparse.runtime.contexts import evaluating, plain_forward, unchanged_random_state
+from hf_sparse.runtime.processes import is_main
 from hf_sparse.structure.blocks import ModelStructure
 from hf_sparse.training.base import BaseTrainer
 from hf_sparse.training.calls import LossCalls
@@ -43,16 +43,13 @@ def refit_to_teacher_(trainer: BaseTrainer, calls: LossCalls, outputs: list[str]
     batch = _refit_batch(trainer, calls)
     if batch is None:
         return
-    if not is_first():
+    if not is_main():
         if teacher.sharded:  # all have to ask it together
             with torch.no_grad():
                 teacher.model(**batch)
         return
-    training, _ = model.training, model.eval()
-    try:
+    with evaluating(model):
         refit_(model, teacher.model, names, batch)
-    finally:
-        model.train(training)
 
 
 def _refit_batch(trainer: BaseTrainer, calls: LossCalls) -> dict[str, Any] | None:
@@ -88,14 +85,11 @@ def matched_layers(
         return trainer.run.layer_map
     model, teacher = trainer.bare_model, trainer.distiller.teacher
     batch = calls.verification_batch()
-    training, _ = model.training, model.eval()
-    try:
-        with torch.no_grad(), plain_forward(model), unchanged_random_state(trainer.args.device):
-            outputs = model(**batch, output_hidden_states=True, return_dict=True)
-            taught = teacher.ask(batch).states
-        student, masks = answers(outputs, None).states, state_masks(model, outputs, batch)
-    finally:
-        model.train(training)
+    device = trainer.args.device
+    with torch.no_grad(), evaluating(model), plain_forward(model), unchanged_random_state(device):
+        outputs = model(**batch, output_hidden_states=True, return_dict=True)
+        taught = teacher.ask(batch).states
+    student, masks = answers(outputs, None).states, state_masks(model, outputs, batch)
     left = _layers_left(structure, plan, len(student))
     shapes, others = ([state.shape for state in states] for states in (student, taught))
     if shapes and shapes == others and (len(left) == len(student) or len(set(shapes)) > 1):

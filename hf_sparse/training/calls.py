@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import has_length
 
 from hf_sparse.distillation.listening import without_labels
-from hf_sparse.runtime.contexts import full_precision_forward, hooked
+from hf_sparse.runtime.contexts import evaluating, full_precision_forward, hooked
 from hf_sparse.runtime.processes import once
 from hf_sparse.training.base import BaseTrainer
 
@@ -48,12 +48,8 @@ class LossCalls:
     def estimating(self) -> Iterator[None]:
         """Compute losses inside this context in evaluation mode and in full precision."""
         model = self.trainer.bare_model
-        training, _ = model.training, model.eval()
-        try:
-            with full_precision_forward(model):
-                yield
-        finally:
-            model.train(training)
+        with evaluating(model), full_precision_forward(model):
+            yield
 
     def record(self, inputs: Mapping[str, Any]) -> None:
         """Remember what the loss calls the model with for a batch, in the first of its forwards."""

@@ -31,7 +31,7 @@ from hf_sparse.report.report import Metrics, Origin, Report, command_line, hub_i
 from hf_sparse.runtime.contexts import plain_forward
 from hf_sparse.runtime.copies import copy_in_place, skeleton, with_random_weights_
 from hf_sparse.runtime.files import replaced_directory
-from hf_sparse.runtime.processes import is_first, once
+from hf_sparse.runtime.processes import is_main, once
 from hf_sparse.structure.blocks import ModelStructure
 from hf_sparse.structure.stock import stock_class
 from hf_sparse.training.base import BaseTrainer
@@ -152,7 +152,7 @@ class Results:
         """
         batch, bank = self.calls.verification_batch(), require_bank(self._model)
         done = once(lambda: compact(self._model, inputs=batch))
-        if not is_first():
+        if not is_main():
             detach_gates(self._model)
             compact_alike_(self._model, bank.whole, done, bank.structure.blocks)
         self._compactions.append(done)

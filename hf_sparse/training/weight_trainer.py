@@ -51,7 +51,7 @@ class Zeros(Form):
         masks = self.trainer.bare_model._modules.get(MASKS)
         scales = list(masks.scales().values()) if isinstance(masks, WeightMasks) else []
         left = sum(mask.count_nonzero().item() for mask in scales) / max(1, sum(mask.numel() for mask in scales))
-        return left, 1 - self.config.target
+        return left, self.config.density
 
     def take_(self, run: Run, checkpoint: Path) -> None:
         """Put masks in the place of gates, in place, if the search was over; they are loaded right after this.
