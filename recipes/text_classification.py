@@ -22,6 +22,7 @@ import numpy as np
 from common.files import require_columns, require_texts
 from common.labels import class_names, label_names, numbered, numbers
 from common.metrics import ACCURACY, MACRO_F1, Metric, class_metrics, local_metric, logits_of
+from common.output import write_predicted
 from common.running import run
 from common.task import Collator, Data, Encoder, Task
 from common.texts import TextArguments
@@ -221,10 +222,7 @@ class TextClassification(Task):
             predicted = [", ".join(name for name, logit in zip(data.labels, row) if logit > 0) for row in logits]
         else:
             predicted = [data.labels[number] for number in logits.argmax(-1)]
-        path = directory / "predict_results.txt"
-        lines = ["index\tprediction", *(f"{index}\t{text}" for index, text in enumerate(predicted))]
-        path.write_text("\n".join(lines) + "\n")
-        return path
+        return write_predicted(predicted, directory)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -93,6 +93,17 @@ def checkpoint_to_resume(arguments: RecipeArguments, directory: Path) -> str | N
         return wanted
     found = newest_whole_checkpoint(directory)
     return None if found is None else str(found)
+
+
+# ---- Predictions ----
+
+
+def write_predicted(predicted: Iterable[str], directory: Path) -> Path:
+    """Write predict_results.txt, a numbered line for every row, as run_glue does; returns the file."""
+    path = directory / "predict_results.txt"
+    lines = ["index\tprediction", *(f"{index}\t{text}" for index, text in enumerate(predicted))]
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
 # ---- Tables ----
