@@ -46,10 +46,11 @@ _PIPELINES = {
 }
 """By task: the variable, and what its pipeline is given."""
 
-_CODE = {
-    "text2text-generation": """\
+_GENERATE = """\
 inputs = tokenizer("What a lovely day it was!", return_tensors="pt")
-print(tokenizer.decode(model.generate(inputs["input_ids"])[0], skip_special_tokens=True))""",
+print(tokenizer.decode(model.generate(inputs["input_ids"])[0], skip_special_tokens=True))"""
+_CODE = {
+    **dict.fromkeys(("text2text-generation", "summarization", "translation"), _GENERATE),
     "question-answering": """\
 inputs = tokenizer("Where was Ada born?", "Ada was born in London.", return_tensors="pt")
 outputs = model(**inputs)
