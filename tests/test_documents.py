@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from common.arguments import ModelArguments, RecipeArguments
 from pruning import bert, rows
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -18,10 +19,6 @@ from hf_sparse import PruningPlan, SparsityConfig, compact, discover, save_prune
 from hf_sparse.cli import main
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "recipes"))
-
-from common.arguments import ModelArguments, RecipeArguments  # noqa: E402
-
 GUIDES = ["README.md", "hf_sparse/README.md", "model_cards/README.md"]
 GUIDES += [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("recipes/**/README.md"))]
 CARDS = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("model_cards/*/README.md"))]

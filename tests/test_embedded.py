@@ -4,27 +4,22 @@ import functools
 import importlib.util
 import io
 import shutil
-import sys
 import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import embedded.kept
 import gguf
 import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict
-from pruning import llama
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, ViTConfig, ViTImageProcessor
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-
-# They are found by the path above.
-import embedded.kept
 from embedded import digits, docstring_tasks, smollm, speech
 from embedded.installed import installed_file
 from embedded.kept import kept, untrained
+from pruning import llama
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, ViTConfig, ViTImageProcessor
 
 from hf_sparse import SparsityError
 

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import text_classification
 from accelerate.commands.config.config_args import load_config_from_file
+from common import running
+from common.arguments import INSTEAD
 from launching import command, environment, free_port
 from pruning import bert
+from text_classification import Arguments, TextClassification
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -24,18 +28,10 @@ from transformers import (
     pipeline,
 )
 
+from hf_sparse import SparsityError, load_pruned
+from hf_sparse.training.resume import checkpoint_defect
+
 RECIPES = Path(__file__).parents[1] / "recipes"
-sys.path.insert(0, str(RECIPES))
-
-# They are scripts, found by the path above.
-import text_classification  # noqa: E402
-from common import running  # noqa: E402
-from common.arguments import INSTEAD  # noqa: E402
-from text_classification import Arguments, TextClassification  # noqa: E402
-
-from hf_sparse import SparsityError, load_pruned  # noqa: E402
-from hf_sparse.training.resume import checkpoint_defect  # noqa: E402
-
 ABSENT = "this flag is not given"
 SHORT = {"--learning_rate": 1e-3, "--per_device_train_batch_size": 4, "--dense_epochs": 2, "--report_to": "none"}
 WORDS = [f"word{index}" for index in range(95)]

@@ -9,18 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
-from test_recipe import RECIPES as SCRIPTS
-from test_recipe import WORDS, tiny_model, write_json
-from transformers import AutoTokenizer
-
-sys.path.insert(0, str(SCRIPTS))
-
-# They are scripts, found by the path above.
 import question_answering
 import token_classification
 from common import running
 from common.answers import find_answers
+from datasets import Dataset
+from recipe_runs import mistake, start
+from test_recipe import WORDS, tiny_model, write_json
+from transformers import AutoTokenizer
 
 from hf_sparse import load_pruned
 
@@ -71,17 +67,6 @@ OWN: dict[str, dict[str, object]] = {
 }
 
 
-def start(name: str, flags: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run a recipe in this process; returns its exit code."""
-    words = [str(word) for flag in flags.items() for word in flag if word is not None]
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
-    try:
-        running.run(RECIPES[name], name)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 def flags_of(name: str, directory: Path, counts: tuple[int, int, int] = (96, 16, 9)) -> dict[str, object]:
     files = {
         f"--{split}_file": write_json(directory / f"{split}.json", ROWS[name](count, count))
@@ -107,7 +92,7 @@ def test_a_recipe_trains_resumes_predicts_and_loads_in_a_fresh_process(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags, out = flags_of(name, tmp_path), tmp_path / "out"
-    assert start(name, flags, monkeypatch) == 0
+    assert start(RECIPES[name], flags, monkeypatch) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["origin"]["task"] == name.replace("_", "-")
     assert abs(report["achieved"] - 0.5) <= 0.05 and report["max_abs_diff"] <= 1e-4
@@ -118,7 +103,7 @@ def test_a_recipe_trains_resumes_predicts_and_loads_in_a_fresh_process(
     said, weights = predictions.read_text(), (out / "model.safetensors").read_bytes()
 
     # A finished run has nothing left to resume but its last checkpoint, and says the same.
-    assert start(name, {**flags, "--resume_from_checkpoint": "auto"}, monkeypatch) == 0
+    assert start(RECIPES[name], {**flags, "--resume_from_checkpoint": "auto"}, monkeypatch) == 0
     assert (out / "model.safetensors").read_bytes() == weights and predictions.read_text() == said
 
     code = (
@@ -186,10 +171,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     if flags is SLOW:
         slow = type("SlowTokenizer", (), {"is_fast": False})()
         monkeypatch.setattr(running, "load_processor", lambda *_: slow)
-    assert start(name, given, monkeypatch) == 2
-    [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert message in error
-    assert not (tmp_path / "out").exists()
+    assert message in mistake(RECIPES[name], given, monkeypatch, capsys)
 
 
 def test_tags_that_are_not_of_spans_are_classes() -> None:

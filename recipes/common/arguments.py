@@ -27,6 +27,16 @@ INSTEAD = {
     "remove_columns": "only the columns of texts and labels are read: leave it out",
     "shuffle_train_dataset": "training rows are always shuffled, by --data_seed: leave it out",
     "shuffle_seed": "give --data_seed",
+    "streaming": "rows are read from disk as they are needed: leave it out, or give --max_train_samples",
+    "model_type": "what is pruned has been trained: give --model_name_or_path",
+    "config_overrides": "what is pruned has been trained: give --model_name_or_path",
+    "low_cpu_mem_usage": "this is how all models are loaded: leave it out",
+    "torch_dtype": "weights are trained in float32: give --bf16 for forward passes in half precision",
+    "dtype": "weights are trained in float32: give --bf16 for forward passes in half precision",
+    "eval_packing": "evaluations count rows: leave it out",
+    "use_peft": "gates need all weights to be trained: merge adapters with merge_and_unload() before pruning",
+    "load_in_4bit": "gates need all weights to be trained: leave it out",
+    "load_in_8bit": "gates need all weights to be trained: leave it out",
 }
 """Flags of transformers' examples that have no meaning here, and what to do."""
 

@@ -109,7 +109,7 @@ def _run(task_class: type[Task], description: str | None) -> None:
         **_training(task, splits, processor),
     )
     evaluated = {split: splits[split] for split in _labelled(data) if split != "train"}
-    dense_scores = _evaluate_dense(dense, evaluated, task, processor, arguments)
+    dense_scores = _evaluate_dense(dense, splits, evaluated, task, processor, arguments)
     trained = trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments, Path(str(arguments.output_dir))))
     trainer.compact()
     pruned_scores = _evaluate(trainer, evaluated, task)
@@ -200,11 +200,15 @@ def _load_model(
 
 
 def encode(task: Task, data: Data, processor: Any) -> DatasetDict:
-    """Encode all rows, now or each time they are read."""
+    """Encode all rows, now or each time they are read.
+
+    Raises:
+        SparsityError: rows cannot be encoded, or none is left.
+    """
     encoder, flags = task.encoder(data, processor), task.arguments
     if task.encoded_when_read:
         return DatasetDict({split: rows.with_transform(encoder) for split, rows in data.splits.items()})
-    return DatasetDict(
+    encoded = DatasetDict(
         {
             split: rows.map(
                 encoder,
@@ -217,6 +221,10 @@ def encode(task: Task, data: Data, processor: Any) -> DatasetDict:
             for split, rows in data.splits.items()
         }
     )
+    for split, rows in encoded.items():
+        if not len(rows):
+            raise SparsityError(f"no row is left of the {split} data: {task.why_rows_are_left_out}")
+    return encoded
 
 
 def _batch(rows: Dataset, task: Task, processor: Any, model: PreTrainedModel) -> dict[str, Tensor]:
@@ -249,15 +257,9 @@ def _training(task: Task, splits: DatasetDict, processor: Any) -> dict[str, Any]
     return {
         "train_dataset": splits["train"],
         "eval_dataset": splits["validation"],
-        **_evaluation(task, processor, splits["validation"]),
-    }
-
-
-def _evaluation(task: Task, processor: Any, rows: Dataset) -> dict[str, Any]:
-    return {
         "processing_class": processor,
         "data_collator": task.collator(processor),
-        "compute_metrics": functools.partial(task.compute_metrics, rows=rows),
+        "compute_metrics": functools.partial(task.compute_metrics, rows=splits["validation"]),
         **task.trainer_options(processor),
     }
 
@@ -298,7 +300,12 @@ def _fine_tune(
 
 
 def _evaluate_dense(
-    model: PreTrainedModel, splits: Mapping[str, Dataset], task: Task, processor: Any, arguments: RecipeArguments
+    model: PreTrainedModel,
+    splits: DatasetDict,
+    evaluated: Mapping[str, Dataset],
+    task: Task,
+    processor: Any,
+    arguments: RecipeArguments,
 ) -> dict[str, dict[str, float]]:
     changed = dataclasses.replace(
         arguments,
@@ -309,13 +316,16 @@ def _evaluate_dense(
         lr_scheduler_type="linear",  # which, unlike others, asks for nothing
     )
     changed.deepspeed_plugin = None  # that of the first Trainer
-    evaluator = task.dense_trainer(model=model, args=changed, **_evaluation(task, processor, splits["validation"]))
-    return _evaluate(evaluator, splits, task)
+    # It does not train, but not all Trainers do without training data.
+    return _evaluate(
+        task.dense_trainer(model=model, args=changed, **_training(task, splits, processor)), evaluated, task
+    )
 
 
 def _evaluate(trainer: Trainer, splits: Mapping[str, Dataset], task: Task) -> dict[str, dict[str, float]]:
     """What a Trainer finds of its model, by split."""
     trainer.args.dataloader_persistent_workers = False  # which would go on with the rows of another split
+    trainer.data_collator = task.collator(trainer.processing_class)  # others may join rows, which are counted here
     found = {}
     for split, rows in splits.items():
         trainer.compute_metrics = functools.partial(task.compute_metrics, rows=rows)

@@ -54,6 +54,7 @@ class Task:
         metrics: what is reported, in this order; a task may set them once it has seen the data.
         problem: what a class is for, as configs say it.
         rows_in_order: whether `compute_metrics` needs predictions in the order of the rows.
+        why_rows_are_left_out: what `encoder` leaves out, and what to do.
         encoded_when_read: whether rows are encoded each time they are read, since they would be too large to keep.
         embedded_name: what the data without flags are called.
         embedded_model_id: the model without flags, on the Hub; None if it is trained from scratch.
@@ -70,6 +71,7 @@ class Task:
     metrics: tuple[Metric, ...]
     problem = "single_label_classification"
     rows_in_order = False
+    why_rows_are_left_out = "give more"
     encoded_when_read = False
     embedded_name: str
     embedded_model_id: str | None = REPO
@@ -125,10 +127,8 @@ class Task:
     def measured(self, rows: list[dict[str, Any]], processor: Any, model: PreTrainedModel) -> dict[str, Tensor]:
         """Join encoded rows to the inputs of one forward without a loss, by which costs are counted and timed."""
         names = processor.model_input_names
-        batch: dict[str, Tensor] = self.collator(processor)(
-            [{name: value for name, value in row.items() if name in names} for row in rows]
-        )
-        return batch
+        inputs = [{name: value for name, value in row.items() if name in names} for row in rows]
+        return {name: value for name, value in self.collator(processor)(inputs).items() if name in names}
 
     def trainer_options(self, processor: Any) -> dict[str, Any]:
         """More arguments of all Trainers, by their names."""
