@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from common.files import require_columns, require_texts
-from common.labels import class_names, label_names, numbered, numbers
+from common.labels import class_names, label_names, labels_by_split, numbered, numbers
 from common.metrics import ACCURACY, MACRO_F1, Metric, class_metrics, local_metric, logits_of
 from common.output import write_predicted
 from common.running import run
@@ -116,15 +116,11 @@ class TextClassification(Task):
     def load(self, splits: DatasetDict) -> Data:
         """Find texts and labels, and whether these are classes, lists of them, or numbers."""
         column = self.arguments.label_column_name
-        require_columns(DatasetDict({split: splits[split] for split in splits if split != "test"}), [column], COLUMNS)
+        regression = self.arguments.do_regression or self.arguments.task_name == "stsb"
+        labels = labels_by_split(splits, column, COLUMNS, numbers if regression else label_names)
         self.texts = self._text_columns(splits["train"])
         require_columns(splits, self.texts, COLUMNS)
         require_texts(splits, self.texts)
-        regression = self.arguments.do_regression or self.arguments.task_name == "stsb"
-        read = numbers if regression else label_names
-        labels = {split: read(rows, column, split) for split, rows in splits.items() if column in rows.column_names}
-        if set(map(str, labels.get("test", ["-1"]))) <= {"-1", "-1.0"}:  # as GLUE publishes its test sets
-            labels.pop("test", None)
         several = isinstance(labels["train"][0], list)
         if any(isinstance(label, list) != several for found in labels.values() for label in found):
             raise SparsityError(

@@ -71,6 +71,14 @@ class DataArguments:
         """The files that can be read."""
         return KINDS
 
+    def read_split(self, split: str, path: Path) -> Dataset:
+        """Read the rows of one split from where `files` says they are.
+
+        Raises:
+            SparsityError: they cannot be read.
+        """
+        return _read_file(path, split, self.kinds)
+
     @property
     def validation_share(self) -> float | None:
         """The share of the training data to validate on where there is no other; None to refuse that."""
@@ -95,7 +103,7 @@ class DataArguments:
         for option in ("max_train_samples", "max_eval_samples", "max_predict_samples", "preprocessing_num_workers"):
             if (limit := getattr(self, option)) is not None and limit < 1:
                 raise SparsityError(f"{option} is {limit}: give a number above 0, or leave it out")
-        if self.test_file is not None and self.train_file is None:
+        if "test" in self.files and self.embedded:
             raise SparsityError("--test_file goes with --train_file and --validation_file: give those, too")
         if self.validation_share is not None and not 0 < self.validation_share < 1:
             raise SparsityError(
@@ -151,7 +159,7 @@ def _read_files(arguments: DataArguments) -> DatasetDict:
     for split in arguments.needed:
         if split not in files:
             raise SparsityError(f"--{split}_file is missing: give both --train_file and --validation_file")
-    return DatasetDict({split: _read_file(Path(path), split, arguments.kinds) for split, path in files.items()})
+    return DatasetDict({split: arguments.read_split(split, Path(path)) for split, path in files.items()})
 
 
 def _read_file(path: Path, split: str, kinds: Kinds) -> Dataset:
@@ -167,12 +175,21 @@ def _read_file(path: Path, split: str, kinds: Kinds) -> Dataset:
     if builder == "json":
         with path.open(encoding="utf-8", errors="replace") as file:
             options = {**options, "field": "data"} if DATA_FIELD.match(file.read(4096)) else options
+    return load_rows(builder, str(path), split, f"--{split}_file {path}", **options)
+
+
+def load_rows(builder: str, pattern: str, split: str, given: str, **options: Any) -> Dataset:
+    """Load the rows of files with a builder of datasets; `given` is the flag and its value.
+
+    Raises:
+        SparsityError: it cannot read them, or finds no rows.
+    """
     try:
-        return load_dataset(builder, data_files={split: str(path)}, split=split, **options)
+        return load_dataset(builder, data_files={split: pattern}, split=split, **options)
     except (DatasetGenerationError, ValueError, OSError) as error:
         if "corresponds to no data" in str(error):  # how datasets puts a header without rows
-            raise SparsityError(f"the {split} data is empty: {path} has no rows") from None
-        raise SparsityError(f"--{split}_file {path} cannot be read as {builder}: {_first_line(error)}") from None
+            raise SparsityError(f"the {split} data is empty: {given} has no rows") from None
+        raise SparsityError(f"{given} cannot be read as {builder}: {_first_line(error)}") from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,9 +1,11 @@
 """Names of classes: read from a column, put in order, and turned into numbers."""
 
+from collections.abc import Callable
 from typing import Any
 
-from datasets import ClassLabel, Dataset, LargeList, List
+from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List
 
+from common.files import require_columns
 from hf_sparse import SparsityError
 
 
@@ -29,6 +31,32 @@ def label_names(rows: Dataset, column: str, split: str) -> list[Any]:
         return str(int(value)) if isinstance(value, (float, int)) else str(value)
 
     return [name(value) for value in rows[column]]
+
+
+def labels_by_split(
+    splits: DatasetDict,
+    column: str,
+    cure: str,
+    read: Callable[[Dataset, str, str], list[Any]] = label_names,
+) -> dict[str, list[Any]]:
+    """Read the labels of a column from all splits that have them.
+
+    Test data need none, nor do those have any whose labels are all -1, as GLUE and ImageNet publish theirs.
+
+    Args:
+        splits: train, validation and perhaps test.
+        column: of the labels.
+        cure: what to do where a split has no such column.
+        read: `label_names` or `numbers`.
+
+    Raises:
+        SparsityError: train or validation has no such column, or a row has no label.
+    """
+    require_columns(DatasetDict({split: splits[split] for split in splits if split != "test"}), [column], cure)
+    labels = {split: read(rows, column, split) for split, rows in splits.items() if column in rows.column_names}
+    if set(map(str, labels.get("test", ["-1"]))) <= {"-1", "-1.0"}:
+        labels.pop("test", None)
+    return labels
 
 
 def class_names(train: Dataset, column: str) -> tuple[str, ...]:

@@ -184,10 +184,10 @@ def _check_test(data: Data, flags: DataArguments, arguments: RecipeArguments) ->
     """Refuse --do_predict without test data, and a test file that is for nothing else."""
     if arguments.do_predict and "test" not in data.splits:
         raise SparsityError("--do_predict needs test data: give --test_file")
-    if flags.test_file is not None and not arguments.do_predict and not data.test_is_labelled:
+    if "test" in flags.files and not arguments.do_predict and not data.test_is_labelled:
         raise SparsityError(
-            f"--test_file {flags.test_file} has no labels in a column {data.label_column!r}: give --do_predict for "
-            "predictions, or name the column"
+            f"the test data {flags.files['test']} has no labels in a column {data.label_column!r}: give --do_predict "
+            "for predictions, or name the column"
         )
 
 
@@ -205,13 +205,14 @@ def encode(task: Task, data: Data, processor: Any) -> DatasetDict:
     Raises:
         SparsityError: rows cannot be encoded, or none is left.
     """
-    encoder, flags = task.encoder(data, processor), task.arguments
+    flags, encoders = task.arguments, dict.fromkeys(data.splits, task.encoder(data, processor))
+    encoders["train"] = task.training_encoder(data, processor)
     if task.encoded_when_read:
-        return DatasetDict({split: rows.with_transform(encoder) for split, rows in data.splits.items()})
+        return DatasetDict({split: rows.with_transform(encoders[split]) for split, rows in data.splits.items()})
     encoded = DatasetDict(
         {
             split: rows.map(
-                encoder,
+                encoders[split],
                 batched=True,
                 remove_columns=rows.column_names,
                 num_proc=flags.preprocessing_num_workers,
@@ -247,7 +248,7 @@ def _name(task: Task) -> str:
     name, config = flags.on_hub
     if name is not None:
         return name if config is None else f"{name} ({config})"
-    return Path(flags.train_file).stem if flags.train_file is not None else task.embedded_name
+    return Path(flags.files["train"]).stem if flags.files else task.embedded_name
 
 
 # ---- Training and evaluating ----

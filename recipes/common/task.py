@@ -120,6 +120,10 @@ class Task:
         """Make the function that turns a batch of rows into inputs of the model and labels."""
         raise NotImplementedError
 
+    def training_encoder(self, data: Data, processor: Any) -> Encoder:
+        """Make that of training rows, which may change them at random where they are encoded when read."""
+        return self.encoder(data, processor)
+
     def collator(self, processor: Any) -> Collator:
         """Make the function that joins encoded rows to a batch."""
         raise NotImplementedError
