@@ -1,6 +1,7 @@
-"""`hf-sparse`: inspect checkpoints, upload them, write their cards, rewrite them for serving, and estimate memory."""
+"""`hf-sparse`: run recipes, inspect and upload checkpoints, write cards, rewrite for serving, and estimate memory."""
 
 import argparse
+import runpy
 import sys
 import typing
 from pathlib import Path
@@ -13,11 +14,27 @@ from hf_sparse.costs.memory import Engine, estimate_memory, load_config
 from hf_sparse.errors import SparsityError
 from hf_sparse.version import __version__
 
+PACKAGE = Path(__file__).parent
+RECIPES = next(path for path in (PACKAGE / "recipes", PACKAGE.parent / "recipes") if path.is_dir())
+"""In what was installed, or in the repository."""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-sparse", description=__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    names = sorted(path.stem for path in RECIPES.glob("*.py"))
+    run = commands.add_parser(
+        "run",
+        help="fine-tune and prune a model by the recipe for its task",
+        description="Runs a recipe. Without flags it takes data and a model that are installed; RECIPE --help shows "
+        "all flags. On several devices: accelerate launch -m hf_sparse run RECIPE ...",
+        epilog=f"recipes: {', '.join(names)}",
+    )
+    run.add_argument("recipe", metavar="RECIPE", choices=names, help="its name, such as text_classification")
+    run.add_argument("flags", metavar="...", nargs=argparse.REMAINDER, help="its flags")
+    run.set_defaults(run=_run)
 
     inspect = commands.add_parser(
         "inspect",
@@ -94,6 +111,14 @@ def _parser() -> argparse.ArgumentParser:
     anymodel.add_argument("output", metavar="OUTPUT", type=Path, help="directory of the rewritten copy")
     anymodel.set_defaults(run=lambda given: export_anymodel(given.directory, given.output))
     return parser
+
+
+def _run(given: argparse.Namespace) -> None:
+    """Run a recipe in this process, as if its file had been started."""
+    path = str(RECIPES / f"{given.recipe}.py")
+    sys.argv = [path, *given.flags]
+    sys.path.insert(0, str(RECIPES))
+    runpy.run_path(path, run_name="__main__")
 
 
 def _estimate(given: argparse.Namespace) -> None:

@@ -30,13 +30,17 @@ class CausalLM(LanguageModel):
         "output_dir": "runs/causal_lm",
         "block_size": 128,
         "learning_rate": 2e-4,
-        "per_device_train_batch_size": 8,
+        "dense_epochs": 1.0,
+        "num_train_epochs": 2.0,
+        "per_device_train_batch_size": 2,
         "per_device_eval_batch_size": 8,
+        "target": 0.3,
+        "sparsity_ramp": 0.4,
     }
 
     def embedded_data(self, seed: int) -> DatasetDict:
         """What do libraries say of themselves?"""
-        return documents(seed)
+        return documents(seed, per_library=40)
 
     def embedded_model(self) -> str:
         """Find SmolLM2."""

@@ -62,11 +62,17 @@ class MaskedLM(LanguageModel):
     data_arguments = Arguments
     shift = 0
     embedded_name = "docstrings"
-    embedded_defaults = {"output_dir": "runs/masked_lm", "block_size": 128, "learning_rate": 3e-4}
+    embedded_defaults = {
+        "output_dir": "runs/masked_lm",
+        "block_size": 64,
+        "learning_rate": 3e-4,
+        "dense_epochs": 3.0,
+        "per_device_train_batch_size": 16,
+    }
 
     def embedded_data(self, seed: int) -> DatasetDict:
         """What do libraries say of themselves?"""
-        return documents(seed)
+        return documents(seed, per_library=160)
 
     def load(self, splits: DatasetDict) -> Data:
         """Find the texts, and mark those of evaluations."""

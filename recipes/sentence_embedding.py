@@ -109,7 +109,13 @@ class SentenceEmbedding(Task):
     sparse_trainer, dense_trainer = SparseEmbeddingTrainer, DenseEmbeddingTrainer
     data_arguments = Arguments
     embedded_name = "docstrings and their first lines"
-    embedded_defaults = {"output_dir": "runs/sentence_embedding", "learning_rate": 2e-4}
+    embedded_defaults = {
+        "output_dir": "runs/sentence_embedding",
+        "learning_rate": 2e-4,
+        "max_seq_length": 40,
+        "num_train_epochs": 2.0,
+        "per_device_train_batch_size": 16,
+    }
     texts: list[str]
     is_scored: bool
 

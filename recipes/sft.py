@@ -101,10 +101,14 @@ class SFT(LanguageModel):
     embedded_model_id = REPO
     embedded_defaults = {
         "output_dir": "runs/sft",
-        "max_length": 256,
+        "max_length": 160,
         "learning_rate": 2e-4,
-        "per_device_train_batch_size": 4,
+        "dense_epochs": 1.0,
+        "num_train_epochs": 2.0,
+        "per_device_train_batch_size": 2,
         "per_device_eval_batch_size": 8,
+        "target": 0.3,
+        "sparsity_ramp": 0.4,
     }
     training: TrainingArguments
 
@@ -123,7 +127,7 @@ class SFT(LanguageModel):
                 "completion": [{"role": "assistant", "content": row["summary"]}],
             }
 
-        return summaries(seed).map(conversation, remove_columns=["text", "summary"])
+        return summaries(seed, per_library=40).map(conversation, remove_columns=["text", "summary"])
 
     def embedded_model(self) -> str:
         """Find SmolLM2."""

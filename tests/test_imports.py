@@ -25,6 +25,7 @@ FLOORS = [
     {"report", "distillation"},
     {"checkpoint"},
     {"training", "cli"},
+    {"__main__"},
 ]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
 FILES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}

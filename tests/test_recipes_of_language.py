@@ -20,6 +20,7 @@ from common.conversations import Conversations
 from common.language import LanguageModel, blocks
 from common.task import Task
 from datasets import Dataset
+from launching import command, environment
 from pruning import bert, llama
 from recipe_runs import mistake, start
 from test_recipe import WORDS, write_json
@@ -30,6 +31,7 @@ from transformers import BertForMaskedLM, EvalPrediction, PreTrainedModel, PreTr
 from trl import SFTTrainer
 
 from hf_sparse import load_pruned
+from hf_sparse.cli import main
 
 TEMPLATE = (
     "{% for message in messages %}{{ message.role + ' ' }}{% if message.role == 'word1' %}{% generation %}"
@@ -220,6 +222,31 @@ def test_perplexity_is_that_of_the_saved_model(home: Path) -> None:
         results = json.loads((home / name / "out" / "all_results.json").read_text())
         assert results["eval_perplexity"] == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-4)
         assert results["eval_accuracy"] == pytest.approx(torch.cat(right).float().mean().item(), abs=1e-6)
+
+
+def test_two_processes_find_the_same_as_one(home: Path, tmp_path: Path) -> None:
+    """By the command of the installed package, which `accelerate launch` starts as a module."""
+    flags = {**flags_of("causal_lm", tmp_path), "--per_device_train_batch_size": 4, "--per_device_eval_batch_size": 2}
+    words = [word for flag in flags.items() for word in flag if word is not None]
+    launcher = command(2, "")[:-1]
+    run = subprocess.run(
+        [*launcher, "-m", "hf_sparse", "run", "causal_lm", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path),
+    )
+    assert run.returncode == 0, run.stderr[-5000:]
+    one, two = (
+        json.loads((out / "all_results.json").read_text()) for out in (home / "causal_lm" / "out", tmp_path / "out")
+    )
+    for name in ("eval_perplexity", "predict_perplexity", "eval_samples"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3)
+
+
+def test_the_command_refuses_what_is_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "cooking"])
+    assert stop.value.code == 2 and "choose from 'causal_lm'" in capsys.readouterr().err.replace('"', "'")
 
 
 def test_scores_of_tokens_do_not_depend_on_batches() -> None:
