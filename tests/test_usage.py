@@ -65,3 +65,10 @@ def test_code_goes_only_as_far_as_there_is_something_to_read_inputs() -> None:
     assert usage("text-classification", []) is None and usage("image-classification", ["tokenizer.json"]) is None
     assert usage("visual-question-answering", ["processor_config.json"]).imports == ["AutoProcessor"]
     assert usage("next-sentence-prediction", ["tokenizer_config.json"]).code == ""
+
+
+def test_texts_are_compared_by_their_embeddings(capsys: pytest.CaptureFixture[str]) -> None:
+    found = usage("sentence-similarity", ["tokenizer_config.json"])
+    assert found is not None
+    exec(found.code, {"model": build("BertModel").eval(), "tokenizer": tokenizer()})
+    assert capsys.readouterr().out.startswith("tensor(")

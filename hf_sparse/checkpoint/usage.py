@@ -56,6 +56,11 @@ inputs = tokenizer("Where was Ada born?", "Ada was born in London.", return_tens
 outputs = model(**inputs)
 start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))""",
+    "sentence-similarity": """\
+inputs = tokenizer(["What a lovely day it was!", "The sun shone."], padding=True, return_tensors="pt")
+kept = inputs["attention_mask"][..., None]
+one, other = (model(**inputs).last_hidden_state * kept).sum(1) / kept.sum(1)
+print(one @ other / (one.norm() * other.norm()))""",
     "multiple-choice": """\
 choices = ["It rained.", "The sun shone."]
 inputs = tokenizer(["Ada opened her umbrella."] * 2, choices, padding=True, return_tensors="pt")
