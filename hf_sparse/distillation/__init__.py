@@ -1,4 +1,4 @@
-"""Let the model learn from a teacher while it gets smaller.
+"""Let a model learn from a teacher while it is pruned.
 
 Open distiller.py first.
 """

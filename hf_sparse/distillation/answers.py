@@ -1,4 +1,4 @@
-"""The answers of a model, by which it is compared with its teacher: its logits and the states of its layers."""
+"""Take from a model's outputs what is compared with its teacher: logits and hidden states."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of a batch.
+    """The outputs of a model for a batch: its logits and the hidden states of its layers.
 
     Attributes:
         heads: every output that is named `*logits`, by its name.

@@ -1,4 +1,4 @@
-"""What a loss asks of a model: the forwards that it runs, by the keyword arguments with which it runs them."""
+"""Record the forwards that a loss runs, with their keyword arguments."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
@@ -54,7 +54,7 @@ def forwards(wrapped: nn.Module, model: nn.Module, options: Mapping[str, Any]) -
 
 
 def without_labels(model: PreTrainedModel, inputs: Mapping[str, Any], label_names: Iterable[str]) -> dict[str, Any]:
-    """What a model can be run on where its loss is not wanted; labels stay where a decoder is fed with nothing else.
+    """Leave labels out of inputs, for a forward without a loss; they stay where a decoder is fed with nothing else.
 
     Args:
         model: bare.

@@ -1,4 +1,4 @@
-"""A teacher's answers, remembered row by row, since a teacher says the same in every epoch."""
+"""Remember a teacher's answers row by row, since they are the same in every epoch."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ MOST_BYTES = 8 << 30
 
 
 class RowMemory:
-    """Remembers what a teacher says of each row of the data, by the contents of the row.
+    """Remembers a teacher's answers to each row of the data, by the contents of the row.
 
     The data set may be shuffled and batched in any way; states are kept in bfloat16 in the host's memory.
 

@@ -1,4 +1,4 @@
-"""How a Trainer counts the loss of a micro-batch in an optimizer step."""
+"""Weigh the loss of a micro-batch in its optimizer step, as Trainer does."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

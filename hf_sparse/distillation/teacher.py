@@ -25,7 +25,7 @@ def _label_names(model: nn.Module) -> list[str]:
 
 
 def _require_same_task(teacher: PreTrainedModel, student: PreTrainedModel, hidden: bool) -> None:
-    """Refuse a teacher whose answers cannot be compared with those of a student, as far as configs and classes say.
+    """Refuse a teacher whose answers cannot be compared with those of a student, as far as configs and classes tell.
 
     Raises:
         SparsityError: why they cannot.
@@ -65,7 +65,7 @@ def _gives_states(model: nn.Module) -> bool:
 
 
 def _cache_as_(config: PreTrainedConfig, other: PreTrainedConfig) -> None:
-    """Let a config, and those within it, say in place whether a past is cached as another config says."""
+    """Set `use_cache` of a config and of those within it, in place, as another config has it."""
     config.use_cache = getattr(other, "use_cache", False)
     for name in config.sub_configs:
         part, like = getattr(config, name, None), getattr(other, name, None)
@@ -74,7 +74,7 @@ def _cache_as_(config: PreTrainedConfig, other: PreTrainedConfig) -> None:
 
 
 class Teacher:
-    """Freezes a model in place, moves it to the device or shards it, and answers with what it would say.
+    """A frozen dense model, on the device or in shards, that computes answers to the batches of its student.
 
     It caches no past where its student does not, as Trainer has that: beside a cache, transformers does not see where
     one of several packed examples ends.

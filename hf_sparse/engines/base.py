@@ -1,4 +1,4 @@
-"""What a Trainer trains its model with: one device here; subclasses say what differs where several processes do.
+"""Train a model on one device; subclasses override what differs with several processes.
 
 The same operation has the same name under every engine, so that nothing outside this package asks which one is on.
 """
@@ -25,7 +25,7 @@ FORWARDS = ("forward", "_original_forward")
 
 @dataclass(frozen=True)
 class Training:
-    """What trains a model.
+    """The objects that train a model.
 
     Attributes:
         wrapped: the model as the engine has wrapped it.
@@ -82,7 +82,7 @@ class Engine:
         return False
 
     def share(self, parameter: Tensor) -> Tensor:
-        """What this process has of a parameter."""
+        """The share of a parameter that this process has."""
         return parameter
 
     def hidden_gates(self, model: nn.Module) -> AbstractContextManager[None]:

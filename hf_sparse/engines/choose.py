@@ -1,4 +1,4 @@
-"""Which engine trains: the only place that asks accelerate."""
+"""Choose the engine; the only place that asks accelerate which one is on."""
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType

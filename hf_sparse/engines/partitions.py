@@ -1,4 +1,4 @@
-"""Weights that ZeRO stage 3 has sharded: gathered on the main process, and sharded again.
+"""Gather weights that ZeRO stage 3 has sharded on the main process, and shard them again.
 
 Nothing here imports deepspeed before it is in use.
 """

@@ -1,4 +1,4 @@
-"""Tensors of a model on the main process and on the others: exchanged, broadcast, and freed of an engine's hooks."""
+"""Exchange and broadcast the tensors of a model, and remove the hooks of an engine."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

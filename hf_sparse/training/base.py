@@ -104,7 +104,7 @@ class BaseTrainer(Trainer):
 
     @property
     def training(self) -> Training:
-        """What trains the model."""
+        """The wrapped model, the optimizer and the scheduler that train the model."""
         return Training(self.model_wrapped, self.optimizer, self.lr_scheduler, self._fresh_optimizer)
 
     def _fresh_optimizer(self) -> Optimizer:
@@ -127,7 +127,7 @@ class BaseTrainer(Trainer):
                 parameter.requires_grad_(True)
 
     def editing(self) -> AbstractContextManager[None]:
-        """Change the model inside this context; it is trained on afterwards."""
+        """Change the model inside this context; afterwards the engine trains the changed one."""
         return self.engine.editing(self.bare_model, self.training)
 
     def leave_training_(self) -> None:
@@ -144,11 +144,11 @@ class BaseTrainer(Trainer):
         require_finite(self.bare_model, self.engine, self.state.global_step, Path(str(self.args.output_dir)))
 
     def prepared(self, inputs: Any) -> dict[str, Any]:
-        """A batch as the loss gets it: on the device of the run, and what a Trainer makes of it."""
+        """Prepare a batch as Trainer does before a loss: on the device of the run."""
         return self._prepare_inputs(inputs)
 
     def loss_of(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The loss of a batch by itself."""
+        """Compute the loss of one batch, outside of a training step."""
         if self.learns_alone(inputs):
             assert self.distiller is not None
             return self.distiller.drawn_loss(self.bare_model, inputs, self._share(None), self.run.layer_map)
@@ -283,7 +283,7 @@ class BaseTrainer(Trainer):
         )
 
     def _share(self, num_items: Tensor | int | None) -> Share:
-        """How Trainer counts the loss of a micro-batch in its step."""
+        """How Trainer weighs the loss of a micro-batch in its optimizer step."""
         counts = self.model_accepts_loss_kwargs and num_items is not None
         scaled: bool | None = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.19
         return Share(

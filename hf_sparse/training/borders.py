@@ -1,4 +1,4 @@
-"""What happens at the borders of a stage, beside shrinking: a refit to the teacher, and who learns from whom."""
+"""Refit a model that has just shrunk to its teacher, and match its layers with those of the teacher."""
 
 from typing import Any
 

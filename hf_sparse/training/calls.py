@@ -1,4 +1,4 @@
-"""What a Trainer's loss calls its model with, found out on one batch, and batches that are handed over alike."""
+"""Record how a Trainer's loss calls its model on one batch, and make other batches of the same form."""
 
 import inspect
 import itertools
@@ -83,11 +83,11 @@ class LossCalls:
         self.takes_batches, self._kept_back = once(lambda: same), inputs.keys() - self._call.keys()
 
     def without_labels(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the model can be run on where its loss is not wanted."""
+        """Leave labels out of inputs, for a forward without a loss."""
         return without_labels(self.trainer.bare_model, inputs, self.trainer.label_names)
 
     def as_called(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What the loss calls the model with for a batch, without labels, beside the settings that it adds.
+        """The keyword arguments with which the loss calls the model for a batch, but for labels.
 
         All of the batch where that is not known yet; and what it was called with before, if that was no batch's.
         """

@@ -1,4 +1,4 @@
-"""What people say of a model when they push it, for its card."""
+"""Take the text of a model card from the arguments of Trainer's push and card methods."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What evaluations found: the metrics of the pruned model, and beside them those of the dense one."""
+"""Remember the metrics of evaluations: those of the pruned model, and of the dense one."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,4 +1,4 @@
-"""What a Trainer asks of the search for structure, which is one of its parts, and of the order of its bases."""
+"""State what a Trainer needs of a search for structure, and in which order its bases stand."""
 
 from pathlib import Path
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""What gates would not be exact with, in the arguments of a Trainer and in how its model is set up."""
+"""Refuse arguments of a Trainer, and settings of its model, with which gates would not be exact."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a run leaves: the smaller model, its report and its card, saved and uploaded."""
+"""Save and upload the results of a run: the smaller model, its report and its card."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest that was written to its end."""
+"""Choose the checkpoint that a run resumes from: the newest one that was written completely."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a run has done so far, which its checkpoints have beside the weights."""
+"""Keep the state of a run, which its checkpoints have beside the weights."""
 
 import json
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ STATE = "sparsity_state.json"
 
 @dataclass
 class Run:
-    """What a run has done so far.
+    """The state of a run: what has been done so far.
 
     Attributes:
         stage: index of the target that is searched for, or recovered from.

@@ -1,4 +1,4 @@
-"""What ends a run early: SIGTERM, with which a cluster takes machines back, weights that are NaN, data that end."""
+"""End a run early and safely: at SIGTERM, with which clusters take machines back, at NaN, at the end of the data."""
 
 import signal
 import threading
@@ -78,14 +78,14 @@ class Preemption:
         raise SystemExit(EXIT_CODE)
 
     def end_(self) -> None:
-        """Wait for what travels and end the threads that carry it: they must not meet the end of the interpreter."""
+        """Wait for collective calls in flight and end their threads, which must not outlive the interpreter."""
         self._settle()
         if self._group is not None:
             distributed.destroy_process_group(self._group)
             self._group = None
 
     def _settle(self) -> bool:
-        """Wait for what travels; whether a process was to stop, if anything does."""
+        """Wait for the collective call in flight, if any; returns whether a process was asked to stop."""
         if self._pending is None:
             return False
         (flag, work), self._pending = self._pending, None

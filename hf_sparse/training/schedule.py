@@ -1,4 +1,4 @@
-"""The learning rate of a run: constant while the structure is searched, then a whole decay for the recovery."""
+"""Schedule the learning rate of a run: constant during the search, then a whole decay during the recovery."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -48,7 +48,7 @@ class Form(ABC):
         """Forget, in place, what was known of the model before this training."""
 
     def seen_(self) -> None:  # noqa: B027
-        """Find out, in place, what the first batch of a run can tell."""
+        """Look, in place, at the first batch of a run."""
 
     @abstractmethod
     def end_step_(self, search: "Search", structure_found: bool) -> None:

@@ -69,7 +69,7 @@ class Stages(Form):
         self.results.forget_()
 
     def seen_(self) -> None:
-        """Find out, in place, which layers learn from which."""
+        """Match layers with those of the teacher, in place, at the first batch of a run."""
         if self.trainer.run.layer_map is None:
             self._match_layers_()
 

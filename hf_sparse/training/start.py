@@ -1,4 +1,4 @@
-"""Where a search starts: what can be removed from a model, what it costs, and gates on it."""
+"""Prepare the search: discover what is prunable, count what it costs, and attach gates."""
 
 from contextlib import suppress
 from typing import Any
