@@ -9,7 +9,6 @@ codes for languages, such as en_XX; the part before _ is then what the data call
 generated_predictions.txt: a line for every row of the test data.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,23 +19,11 @@ from common.task import Data
 from common.text_to_text import TextToText, TextToTextArguments
 from datasets import Dataset, DatasetDict
 from embedded.phrases import phrases
-from embedded.tiny_t5 import tiny_t5
-from transformers import (
-    EvalPrediction,
-    M2M100Tokenizer,
-    MBart50Tokenizer,
-    MBartTokenizer,
-    NllbTokenizer,
-    PLBartTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import EvalPrediction
 
 from hf_sparse import SparsityError
 
 COLUMN = "translation"
-WITH_LANGUAGES = (M2M100Tokenizer, MBart50Tokenizer, MBartTokenizer, NllbTokenizer, PLBartTokenizer)
-"""Tokenizers that have a token for each language."""
 WORDS = {"ja": "char", "ko": "char", "th": "char", "zh": "zh"}
 """What BLEU counts, by language, where spaces do not tell words."""
 
@@ -47,15 +34,16 @@ class Arguments(TextToTextArguments):
 
     source_lang: str | None = field(default=None, metadata={"help": "Language of the sources, such as en or en_XX."})
     target_lang: str | None = field(default=None, metadata={"help": "Language of the targets, such as ro or ro_RO."})
-    forced_bos_token: str | None = field(
-        default=None,
-        metadata={"help": "First token to generate: for mBART-50 and M2M100, the code of the target language."},
-    )
 
     @property
     def kinds(self) -> Kinds:
         """Files whose columns can hold texts by language."""
         return {name: kind for name, kind in KINDS.items() if name.startswith(".json")}
+
+    @property
+    def languages(self) -> tuple[str | None, str | None]:
+        """Those of sources and of targets."""
+        return self.source_lang, self.target_lang
 
     def check(self) -> None:
         """Refuse numbers and combinations that mean nothing.
@@ -88,12 +76,7 @@ class Translation(TextToText):
 
     def embedded_data(self, seed: int) -> DatasetDict:
         """What is an English sentence in German?"""
-        self.made = phrases(seed)
-        return self.made
-
-    def embedded_model(self) -> str:
-        """A tiny T5 that knows the words, and not yet what they mean."""
-        return tiny_t5((text for row in self.made["train"][COLUMN] for text in row.values()), vocabulary=400)
+        return phrases(seed)
 
     def load(self, splits: DatasetDict) -> Data:
         """Find the texts of both languages."""
@@ -107,35 +90,12 @@ class Translation(TextToText):
             target,
         )
 
-    def prepare_(self, model: PreTrainedModel, processor: PreTrainedTokenizerBase) -> None:
-        """Tell the tokenizer of both languages, if it has any, and the model which token comes first."""
-        flags, special = self.arguments, processor.all_special_tokens
-        if isinstance(processor, WITH_LANGUAGES):
-            _token(processor, flags.source_lang, special, "source_lang")
-            first = _token(processor, flags.target_lang, special, "target_lang")
-            processor.src_lang, processor.tgt_lang = flags.source_lang, flags.target_lang
-            if model.config.decoder_start_token_id is None:
-                model.config.decoder_start_token_id = first
-        super().prepare_(model, processor)
-        if flags.forced_bos_token is not None:
-            forced = _token(processor, flags.forced_bos_token, processor.get_vocab(), "forced_bos_token")
-            model.generation_config.forced_bos_token_id = forced
-
     def compute_metrics(self, prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
         """Compare what was generated with the right translations."""
         words = WORDS.get(self.arguments.target_lang[:2], "13a")
         return local_metric("bleu")(
             predictions=self.generated(prediction), references=rows["target"][:], tokenize=words
         )
-
-
-def _token(tokenizer: PreTrainedTokenizerBase, code: str, known: Collection[str], flag: str) -> int:
-    """The number of the token that stands for a language, which M2M100 and PLBart write between underscores."""
-    for token in (f"__{code}__", code):
-        if token in known:
-            number: Any = tokenizer.convert_tokens_to_ids(token)
-            return number
-    raise SparsityError(f"--{flag} {code}: {type(tokenizer).__name__} has no such token: give one that it has")
 
 
 def _texts(rows: list[Any], language: str, split: str) -> list[str]:

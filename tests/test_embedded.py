@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import io
+import re
 import shutil
 import wave
 from collections.abc import Callable
@@ -15,11 +16,19 @@ import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict
-from embedded import digits, docstring_tasks, smollm, speech
+from embedded import digits, docstring_tasks, phrases, reports, smollm, speech
 from embedded.installed import installed_file
 from embedded.kept import kept, untrained
+from embedded.tiny_t5 import tiny_t5
 from pruning import llama
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, ViTConfig, ViTImageProcessor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    ViTConfig,
+    ViTImageProcessor,
+)
 
 from hf_sparse import SparsityError
 
@@ -35,6 +44,8 @@ MAKERS: dict[str, Callable[[int], DatasetDict]] = {
     "pairs": lambda seed: docstring_tasks.sentence_pairs(seed, FEW),
     "choices": lambda seed: docstring_tasks.choices(seed, FEW),
     "documents": lambda seed: docstring_tasks.documents(seed, FEW),
+    "phrases": lambda seed: phrases.phrases(seed, count=400),
+    "reports": lambda seed: reports.reports(seed, count=40),
 }
 INPUTS = {"digits": "image", "canvases": "image", "questions": "context", "tags": "tokens", "choices": "sent1"}
 """The column that must not occur in two splits, where it is not the first."""
@@ -151,6 +162,33 @@ def test_the_labelled_choice_is_the_first_paragraph() -> None:
     for row in made("choices")["train"]:
         endings = [row[name] for name in docstring_tasks.ENDINGS]
         assert len(set(endings)) == 4 and endings[row["label"]] == firsts[row["sent1"]]
+
+
+def test_german_has_its_genders_and_cases_and_its_verb_comes_second() -> None:
+    second = {form for forms in phrases.VERBS.values() for form in forms}
+    dogs = []
+    for row in made("phrases")["train"]["translation"]:
+        words = row["de"].removesuffix(".").split()
+        first_noun = next(place for place, word in enumerate(words) if place and word[0].isupper())
+        verb = next(place for place, word in enumerate(words) if word in second)
+        assert verb == 1 if words[0].lower() in phrases.ADVERBS.values() else verb == first_noun + 1
+        dogs += re.findall(r"\b(?:[Dd]e[rn]|[Ee]in\w*) (?:\w+ )?Hund\b", row["de"])
+    shapes = r"[Dd]er (\w+e )?Hund|[Dd]en (\w+en )?Hund|[Ee]in (\w+er )?Hund|[Ee]inen (\w+en )?Hund"
+    assert len(dogs) > 10 and all(re.fullmatch(shapes, dog) for dog in dogs)
+
+
+def test_a_tiny_t5_reads_and_writes_its_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded.kept, "CACHE", tmp_path)
+    texts = [text for row in made("phrases")["train"]["translation"] for text in row.values()]
+    directory = tiny_t5(texts, vocabulary=300)
+    assert directory == tiny_t5(texts, vocabulary=300) != tiny_t5(texts[:99], vocabulary=300)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert (
+        len(tokenizer) <= 300
+        and tokenizer.decode(tokenizer(texts[0])["input_ids"], skip_special_tokens=True) == texts[0]
+    )
+    config = AutoModelForSeq2SeqLM.from_pretrained(directory).config
+    assert (config.decoder_start_token_id, config.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
 
 
 def test_what_is_missing_or_changed_is_one_line_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

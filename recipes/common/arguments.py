@@ -27,6 +27,7 @@ INSTEAD = {
     "remove_columns": "only the columns of texts and labels are read: leave it out",
     "shuffle_train_dataset": "training rows are always shuffled, by --data_seed: leave it out",
     "shuffle_seed": "give --data_seed",
+    "resize_position_embeddings": "models read as many tokens as they have positions: lower --max_source_length",
     "streaming": "rows are read from disk as they are needed: leave it out, or give --max_train_samples",
     "model_type": "what is pruned has been trained: give --model_name_or_path",
     "config_overrides": "what is pruned has been trained: give --model_name_or_path",

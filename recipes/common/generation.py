@@ -27,7 +27,7 @@ class Seq2SeqRecipeArguments(RecipeArguments, Seq2SeqTrainingArguments):
 
 
 class _EachRowOnce(Seq2SeqTrainer):
-    """`Seq2SeqTrainer`, which also keeps the rows that fill up the last batches of several processes, without these."""
+    """`Seq2SeqTrainer` that leaves out the rows by which several processes fill up their last batches."""
 
     # The arguments are those of Trainer.
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -55,15 +55,20 @@ class GenerationTask(Task):
     sparse_trainer = SparseGenerationTrainer
     dense_trainer = DenseGenerationTrainer
     training_arguments = Seq2SeqRecipeArguments
-    generation: dict[str, int]
+    generation: dict[str, int | None]
     model: PreTrainedModel
     processor: Any
 
     def arrange_(self, arguments: RecipeArguments) -> None:
         """Read from the flags how texts are generated in evaluations."""
         assert isinstance(arguments, Seq2SeqRecipeArguments)
-        given = {"max_length": arguments.generation_max_length, "num_beams": arguments.generation_num_beams}
+        given: dict[str, int | None] = {
+            "max_length": arguments.generation_max_length,
+            "num_beams": arguments.generation_num_beams,
+        }
         self.generation = {name: value for name, value in given.items() if value is not None}
+        if "max_length" in self.generation:
+            self.generation["max_new_tokens"] = None  # which would come before it
 
     def prepare_(self, model: PreTrainedModel, processor: Any) -> None:
         """Let the model, once it is saved, generate as it does in evaluations."""
@@ -82,7 +87,8 @@ class GenerationTask(Task):
         """Join encoded rows; the decoder reads as many tokens as there are labels, whichever they are."""
         names = {*processor.model_input_names, "labels"}
         batch = self.collator(processor)([{name: row[name] for name in row if name in names} for row in rows])
-        return {**batch, "decoder_input_ids": batch.pop("labels").clamp(min=0)}
+        labels = batch.pop("labels")
+        return {**batch, "decoder_input_ids": labels.clamp(min=0)}
 
     def generated(self, found: EvalPrediction | PredictionOutput) -> list[str]:
         """The texts that were generated; -100 fills up what is shorter than others."""

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from embedded.tiny_t5 import tiny_t5
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.arguments import RecipeArguments
 from common.files import DataArguments
 from common.generation import GenerationTask
+from common.languages import set_languages_, token_id
 from common.task import Collator, Data, Encoder
 from hf_sparse import SparsityError
 
@@ -30,6 +32,16 @@ class TextToTextArguments(DataArguments):
     )
     ignore_pad_token_for_loss: bool = field(default=True, metadata={"help": "Leave padding out of the loss."})
 
+    forced_bos_token: str | None = field(
+        default=None,
+        metadata={"help": "First token to generate: for mBART-50 and M2M100, the code of the target language."},
+    )
+
+    @property
+    def languages(self) -> tuple[str | None, str | None]:
+        """The languages of sources and targets, by the codes that some tokenizers have for them."""
+        raise NotImplementedError
+
     def check(self) -> None:
         """Refuse numbers and combinations that mean nothing.
 
@@ -43,11 +55,19 @@ class TextToTextArguments(DataArguments):
 
 
 class TextToText(GenerationTask):
-    """A task whose rows are a source and a target."""
+    """A task whose rows are a source and a target.
+
+    Attributes:
+        pairs: the rows to train on.
+        smoothes_labels: whether a Trainer computes the loss, so that a batch needs what the decoder reads.
+    """
 
     auto_class = AutoModelForSeq2SeqLM
     data_arguments = TextToTextArguments
+    rows_in_order = True
     embedded_model_id = None
+    pairs: Dataset
+    smoothes_labels: bool
 
     def arrange_(self, arguments: RecipeArguments) -> None:
         """Read from the flags how texts are generated; those of this task come first where there are two for it."""
@@ -56,16 +76,32 @@ class TextToText(GenerationTask):
             flags.generation_max_length or self.arguments.val_max_target_length or self.arguments.max_target_length
         )
         flags.generation_num_beams = self.arguments.num_beams or flags.generation_num_beams
+        self.smoothes_labels = flags.label_smoothing_factor > 0
         super().arrange_(arguments)
 
-    @staticmethod
-    def paired(sources: Mapping[str, list[str]], targets: Mapping[str, list[str]], column: str) -> Data:
+    def embedded_model(self) -> str:
+        """Make a tiny T5 that knows the words, and not yet what they mean."""
+        return tiny_t5([*self.pairs["source"], *self.pairs["target"]], vocabulary=400)
+
+    def paired(self, sources: Mapping[str, list[str]], targets: Mapping[str, list[str]], column: str) -> Data:
         """Join sources and targets by split; test data may lack targets, which are called by their column."""
         rows = {
             split: Dataset.from_dict({"source": texts, **({"target": targets[split]} if split in targets else {})})
             for split, texts in sources.items()
         }
+        self.pairs = rows["train"]
         return Data(DatasetDict(rows), label_column=column, test_is_labelled="test" in targets)
+
+    def prepare_(self, model: PreTrainedModel, processor: PreTrainedTokenizerBase) -> None:
+        """Tell the tokenizer of languages, if it has any, and the model which token it has to begin with."""
+        forced = self.arguments.forced_bos_token
+        set_languages_(processor, model, self.arguments.languages)
+        super().prepare_(model, processor)
+        if self.smoothes_labels and not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+            raise SparsityError(f"{type(model).__name__} cannot smooth labels: leave --label_smoothing_factor out")
+        if forced is not None:
+            known = processor.get_vocab()
+            model.generation_config.forced_bos_token_id = token_id(processor, forced, known, "token")
 
     def encoder(self, data: Data, processor: PreTrainedTokenizerBase) -> Encoder:
         """Tokenize sources and targets; these are also kept as they are, to be compared with what is generated."""
