@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from common.arguments import ModelArguments, RecipeArguments
+from common.task import Task
 from pruning import bert, rows
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -137,7 +138,12 @@ def test_commands_give_flags_that_exist(monkeypatch: pytest.MonkeyPatch, capsys:
     kinds: list[Any] = [ModelArguments, SparsityConfig, RecipeArguments]
     for recipe in ROOT.glob("recipes/*.py"):
         helps.flags(str(recipe.relative_to(ROOT)))
-        kinds.append(runpy.run_path(str(recipe))["Arguments"])
+        found = runpy.run_path(str(recipe), run_name=recipe.stem).values()
+        kinds += [
+            one.data_arguments
+            for one in found
+            if isinstance(one, type) and issubclass(one, Task) and one.__module__ == recipe.stem
+        ]
     names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     names -= {field.name for field in dataclasses.fields(TrainingArguments)}
     named = set(re.findall(r"--\w+", text("recipes/README.md")))
