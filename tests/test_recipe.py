@@ -119,7 +119,14 @@ def test_the_recipe_leaves_a_small_model_a_report_and_a_picture(
         report
     )
     for model in ("dense", "pruned"):
-        assert set(report[model]) == {"parameters", "weight_bytes", "macs", "latency_ms", "metrics"}
+        assert set(report[model]) == {
+            "parameters",
+            "weight_bytes",
+            "macs",
+            "latency_ms",
+            "metrics",
+            "tokens_per_second",
+        }
         assert set(report[model]["metrics"]) == {"validation", "test"}
         assert set(report[model]["metrics"]["test"]) == {"accuracy", "f1"}
     assert report["cost"] == "macs" and abs(report["achieved"] - 0.5) <= 0.04 and report["max_abs_diff"] <= 1e-4

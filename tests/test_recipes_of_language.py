@@ -32,6 +32,7 @@ from trl import SFTTrainer
 
 from hf_sparse import load_pruned
 from hf_sparse.cli import main
+from hf_sparse.report.generation import tokens_per_second
 
 TEMPLATE = (
     "{% for message in messages %}{{ message.role + ' ' }}{% if message.role == 'word1' %}{% generation %}"
@@ -154,6 +155,8 @@ def test_a_recipe_prunes_scores_and_resumes(name: str, home: Path, monkeypatch: 
     report = json.loads((out / "report.json").read_text())
     assert report["origin"]["task"] == case.tag
     assert abs(report["achieved"] - 0.5) <= 0.06 and report["max_abs_diff"] <= 1e-4
+    generates = case.tag == "text-generation"
+    assert [bool(report[model]["tokens_per_second"]) for model in ("dense", "pruned")] == [generates] * 2
     results = json.loads((out / "all_results.json").read_text())
     assert {f"{split}_{metric}" for split in ("eval", "predict") for metric in case.metrics} <= set(results)
     assert (out / "dense" / "model").is_dir() == ("--dense_epochs" in case.flags)
@@ -241,6 +244,12 @@ def test_two_processes_find_the_same_as_one(home: Path, tmp_path: Path) -> None:
     )
     for name in ("eval_perplexity", "predict_perplexity", "eval_samples"):
         assert two[name] == pytest.approx(one[name], rel=1e-3)
+
+
+def test_what_cannot_be_generated_from_has_no_speed() -> None:
+    tokens = torch.arange(5, 13)[None]
+    assert tokens_per_second([llama(), llama()], {"input_ids": tokens, "moods": tokens}) == [None, None]
+    assert tokens_per_second([bert()], {"input_ids": tokens}) == [None]
 
 
 def test_the_command_refuses_what_is_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:

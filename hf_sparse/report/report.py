@@ -21,6 +21,7 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.costs.macs import count_macs
 from hf_sparse.costs.table import CostTable
 from hf_sparse.errors import SparsityError
+from hf_sparse.report.generation import tokens_per_second
 from hf_sparse.runtime.contexts import evaluating
 from hf_sparse.runtime.files import write_whole
 from hf_sparse.runtime.tables import Printed, table
@@ -43,6 +44,7 @@ class ModelMeasurements:
         macs: multiply-accumulates of one forward of the measured batch.
         latency_ms: shortest time of one forward of that batch among several, in milliseconds.
         metrics: results by data split, as the recipe evaluated them.
+        tokens_per_second: how fast it generates after one row of that batch; None if it does not.
     """
 
     parameters: int
@@ -50,6 +52,7 @@ class ModelMeasurements:
     macs: int
     latency_ms: float
     metrics: Metrics
+    tokens_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,9 @@ class Report(Printed):
             (f"multiply-accumulates, {self.batch_text}", *(f"{model.macs / 1e9:.2f} G" for model in models)),
             (f"latency, {self.batch_text}", *(f"{model.latency_ms:.1f} ms" for model in models)),
         ]
+        if self.pruned.tokens_per_second is not None:
+            speeds = (f"{model.tokens_per_second or 0:.1f} tokens/s" for model in models)
+            rows.append(("generation of one row", *speeds))
         for split, metrics in self.pruned.metrics.items():
             before = self.dense.metrics.get(split, {})
             rows += [
@@ -204,9 +210,12 @@ def make_report(
     """
     name = main_input(dense, inputs)
     latencies = latencies_ms([dense, pruned], inputs)
+    speeds = tokens_per_second([dense, pruned], inputs)
     measured = [
-        ModelMeasurements(model.num_parameters(), weight_bytes(model), count_macs(model, inputs), latency, results)
-        for model, latency, results in zip((dense, pruned), latencies, metrics)
+        ModelMeasurements(
+            model.num_parameters(), weight_bytes(model), count_macs(model, inputs), latency, results, speed
+        )
+        for model, latency, results, speed in zip((dense, pruned), latencies, metrics, speeds)
     ]
     return Report(
         origin=origin,
