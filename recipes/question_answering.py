@@ -9,7 +9,6 @@ questions may have no answer. --do_predict also writes predict_predictions.json 
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from common.metrics import Metric, local_metric
 from common.running import run
 from common.task import Collator, Data, Encoder, Task
 from common.texts import TextArguments
+from common.windows import Windows
 from datasets import Dataset, DatasetDict
 from embedded.docstring_tasks import questions
 from transformers import (
@@ -105,42 +105,7 @@ class QuestionAnswering(Task):
     def encoder(self, data: Data, processor: PreTrainedTokenizerBase) -> Encoder:
         """Cut question and text into windows; `offsets`, `nowhere` and `example` are for `find_answers`."""
         require_fast(processor)
-        lengths, stride = self.arguments.lengths(processor), self.arguments.doc_stride
-        right = processor.padding_side == "right"
-
-        def encode(rows: dict[str, Any]) -> Mapping[str, Any]:
-            asked = [question.lstrip() for question in rows["question"]]
-            longest = max(map(len, processor(asked, add_special_tokens=False)["input_ids"]))
-            if longest + stride + processor.num_special_tokens_to_add(pair=True) >= lengths["max_length"]:
-                raise SparsityError(
-                    f"a question of {longest} tokens and a doc_stride of {stride} leave no room in windows of "
-                    f"{lengths['max_length']}: raise --max_seq_length, or lower --doc_stride"
-                )
-            encoded = processor(
-                *((asked, rows["context"]) if right else (rows["context"], asked)),
-                truncation="only_second" if right else "only_first",
-                stride=stride,
-                return_overflowing_tokens=True,
-                return_offsets_mapping=True,
-                **lengths,
-            )
-            owners, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
-            result: dict[str, Any] = {**encoded, "example": [rows["example"][row] for row in owners]}
-            result["offsets"] = [
-                [list(pair) if of == int(right) else [-1, -1] for pair, of in zip(pairs, encoded.sequence_ids(window))]
-                for window, pairs in enumerate(offsets)
-            ]
-            special = processor.cls_token_id
-            result["nowhere"] = [ids.index(special) if special in ids else 0 for ids in encoded["input_ids"]]
-            if "answers" in rows:
-                spans = [
-                    _span(rows["answers"][row], places) or (nowhere, nowhere)
-                    for row, places, nowhere in zip(owners, result["offsets"], result["nowhere"])
-                ]
-                result["start_positions"], result["end_positions"] = map(list, zip(*spans))
-            return result
-
-        return encode
+        return Windows(processor, self.arguments.lengths(processor), self.arguments.doc_stride)
 
     def collator(self, processor: PreTrainedTokenizerBase) -> Collator:
         """Pad to the longest window."""
@@ -173,17 +138,6 @@ class QuestionAnswering(Task):
         for name, content in files.items():
             (directory / f"predict_{name}.json").write_text(json.dumps(content, indent=4) + "\n")
         return directory / "predict_predictions.json"
-
-
-def _span(answers: dict[str, list[Any]], places: list[list[int]]) -> tuple[int, int] | None:
-    """First and last token of the first answer, if a window has all of it."""
-    if not answers["text"]:
-        return None
-    first, last = answers["answer_start"][0], answers["answer_start"][0] + len(answers["text"][0])
-    tokens = [token for token, (start, end) in enumerate(places) if 0 <= start < last and first < end]
-    if not tokens or places[tokens[0]][0] > first or places[tokens[-1]][1] < last:
-        return None
-    return tokens[0], tokens[-1]
 
 
 if __name__ == "__main__":

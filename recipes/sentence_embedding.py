@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from common.arguments import RecipeArguments
+from common.embeddings import DenseEmbeddingTrainer, SparseEmbeddingTrainer, cosines
 from common.files import require_columns, require_texts
 from common.labels import numbers
 from common.metrics import Metric, local_metric, logits_of
@@ -27,15 +28,10 @@ from common.task import Collator, Data, Encoder, Task
 from common.texts import TextArguments
 from datasets import Dataset, DatasetDict
 from embedded.docstring_tasks import sentence_pairs
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AutoModel, EvalPrediction, PreTrainedTokenizerBase, Trainer
+from transformers import AutoModel, EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_utils import PredictionOutput
 
-from hf_sparse import DenseTrainerMixin, SparseTrainerMixin, SparsityError
-
-SCALE = 20.0
-"""Of cosines, as logits of which text is the anchor's own."""
+from hf_sparse import SparsityError
 
 
 @dataclass(frozen=True)
@@ -49,51 +45,6 @@ class Arguments(TextArguments):
         default=None, metadata={"help": "Column of scores from -1 to 1. Default: score, if there is one."}
     )
     pooling: Literal["mean", "cls"] = field(default="mean", metadata={"help": "What the embedding of a text is."})
-
-
-class EmbeddingTrainer(Trainer):
-    """Trainer of texts that are embedded together: the rows of a batch are texts, in turns of one example.
-
-    Args:
-        pooling: "mean" over the tokens, or "cls", the first one.
-        scored: whether cosines are compared with scores, and not anchors with texts.
-    """
-
-    # The other arguments are those of Trainer.
-    def __init__(self, *args: Any, pooling: str, scored: bool, **kwargs: Any) -> None:
-        self.pooling, self.scored = pooling, scored
-        super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = False  # the loss is a mean over what is in a batch
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Compare anchors with all texts of their batch, or cosines with scores.
-
-        Returned outputs are embeddings of length 1, shape (examples, texts of each, channels).
-        """
-        given = {name: value for name, value in inputs.items() if name != "labels"}
-        scores: Tensor = inputs["labels"]
-        states = model(**given)[0]
-        kept = given["attention_mask"].clone()
-        if self.pooling == "cls":
-            kept = F.one_hot(kept.argmax(-1), kept.shape[-1])
-        pooled = (states * kept[..., None]).sum(1) / kept.sum(-1, keepdim=True)
-        found = F.normalize(pooled, dim=-1).unflatten(0, (len(scores), -1))
-        if self.scored:
-            loss = F.mse_loss((found[:, 0] * found[:, 1]).sum(-1), scores)
-        else:
-            others = found[:, 1:].transpose(0, 1).flatten(0, 1)  # all positives come first
-            loss = F.cross_entropy(SCALE * found[:, 0] @ others.T, torch.arange(len(found), device=found.device))
-        return (loss, {"embeddings": found}) if return_outputs else loss
-
-
-class SparseEmbeddingTrainer(SparseTrainerMixin, EmbeddingTrainer):
-    """Prunes."""
-
-
-class DenseEmbeddingTrainer(DenseTrainerMixin, EmbeddingTrainer):
-    """Fine-tunes first, where that is asked for, and evaluates."""
 
 
 class SentenceEmbedding(Task):
@@ -182,24 +133,19 @@ class SentenceEmbedding(Task):
         """Compare cosines with scores, or look where an anchor's own text is among all texts."""
         found = logits_of(prediction)
         if self.is_scored:
-            return local_metric("correlation")(predictions=_cosines(found), references=rows["labels"][:])
+            return local_metric("correlation")(predictions=cosines(found), references=rows["labels"][:])
         others = np.concatenate([found[:, place] for place in range(1, found.shape[1])])
         ranks = []
         for start in range(0, len(found), 1000):  # all cosines at once may be too many to keep
-            cosines = found[start : start + 1000, 0] @ others.T
-            own = np.take_along_axis(cosines, np.arange(start, start + len(cosines))[:, None], 1)
-            ranks.append((cosines > own).sum(1) + 1)
+            near = found[start : start + 1000, 0] @ others.T
+            own = np.take_along_axis(near, np.arange(start, start + len(near))[:, None], 1)
+            ranks.append((near > own).sum(1) + 1)
         rank = np.concatenate(ranks)
         return {"accuracy": float((rank == 1).mean()), "mrr": float((1 / rank).mean())}
 
     def write_predictions(self, found: PredictionOutput, rows: Dataset, data: Data, directory: Path) -> Path:
         """Write the cosine of every pair."""
-        return write_predicted((f"{cosine:.4f}" for cosine in _cosines(logits_of(found))), directory)
-
-
-def _cosines(embeddings: np.ndarray) -> np.ndarray:
-    cosines: np.ndarray = (embeddings[:, 0] * embeddings[:, 1]).sum(-1)
-    return cosines
+        return write_predicted((f"{cosine:.4f}" for cosine in cosines(logits_of(found))), directory)
 
 
 if __name__ == "__main__":

@@ -14,22 +14,22 @@ from typing import Any
 
 from common.arguments import RecipeArguments
 from common.conversations import COLUMNS, Conversations
-from common.files import DataArguments
+from common.files import DataArguments, DividedArguments
 from common.language import METRICS, LanguageModel
 from common.running import run
+from common.sft_trainers import DenseSFTTrainer, SFTRecipeArguments, SparseSFTTrainer
 from common.task import Collator, Data, Encoder
 from datasets import DatasetDict
 from embedded.docstring_tasks import summaries
 from embedded.smollm import REPO, smollm
-from torch import nn
 from transformers import AutoModelForCausalLM, DataCollatorForTokenClassification, PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer, get_training_chat_template
+from trl import get_training_chat_template
 
-from hf_sparse import DenseTrainerMixin, SparseTrainerMixin, SparsityError
+from hf_sparse import SparsityError
 
 
 @dataclass(frozen=True)
-class Arguments(DataArguments):
+class Arguments(DividedArguments):
     """Where the rows come from, by TRL's names as well."""
 
     dataset_config_name: str | None = field(
@@ -42,48 +42,6 @@ class Arguments(DataArguments):
         default="test", metadata={"help": "Split to validate on.", "aliases": ["--dataset_test_split"]}
     )
     test_split_name: str = field(default="-", metadata={"help": "Split to test on, if there is one."})
-    validation_split_percentage: float = field(
-        default=5, metadata={"help": "Percent of the training data to validate on where no validation data are given."}
-    )
-
-    @property
-    def validation_share(self) -> float:
-        """The share of the training data to validate on where there is no other."""
-        return self.validation_split_percentage / 100
-
-
-@dataclass
-class TrainingArguments(RecipeArguments, SFTConfig):
-    """SFTConfig with defaults that suit pruning while fine-tuning."""
-
-    eval_packing: bool = field(default=False, init=False)  # evaluations count rows
-    trust_remote_code: bool = field(default=False, init=False)  # a flag of the model already
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_length is None:
-            raise ValueError("--max_length None would keep rows of any length: give a number of tokens")
-
-
-class Trainer(SFTTrainer):
-    """SFTTrainer whose evaluations return logits."""
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """TRL's, which is fused with the model's head and knows no logits; in evaluations the model's own."""
-        if not return_outputs:
-            return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        outputs = model(**inputs, use_cache=False)
-        return outputs.loss, outputs
-
-
-class SparseSFTTrainer(SparseTrainerMixin, Trainer):  # type: ignore[misc]  # whose cards differ
-    """Prunes."""
-
-
-class DenseSFTTrainer(DenseTrainerMixin, Trainer):
-    """Fine-tunes first, where that is asked for, and evaluates."""
 
 
 class SFT(LanguageModel):
@@ -93,7 +51,7 @@ class SFT(LanguageModel):
     auto_class = AutoModelForCausalLM
     sparse_trainer, dense_trainer = SparseSFTTrainer, DenseSFTTrainer
     data_arguments: type[DataArguments] = Arguments
-    training_arguments = TrainingArguments
+    training_arguments = SFTRecipeArguments
     metrics = METRICS
     shift = 1
     why_rows_are_left_out = "nothing to learn is left of it within --max_length tokens: raise it, or look at the rows"
@@ -110,12 +68,12 @@ class SFT(LanguageModel):
         "target": 0.3,
         "sparsity_ramp": 0.4,
     }
-    training: TrainingArguments
+    training: SFTRecipeArguments
 
     def arrange_(self, arguments: RecipeArguments) -> None:
         """Remember the flags of TRL."""
         super().arrange_(arguments)
-        assert isinstance(arguments, TrainingArguments)
+        assert isinstance(arguments, SFTRecipeArguments)
         self.training = arguments
 
     def embedded_data(self, seed: int) -> DatasetDict:

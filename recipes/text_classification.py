@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import glue
 from common.files import require_columns, require_texts
+from common.glue import GlueArguments
 from common.labels import class_names, label_names, labels_by_split, numbered, numbers
-from common.metrics import ACCURACY, MACRO_F1, Metric, class_metrics, local_metric, logits_of
+from common.metrics import logits_of
 from common.output import write_predicted
+from common.problems import CLASSES, NUMBERS, SETS, Problem
 from common.running import run
 from common.task import Collator, Data, Encoder, Task
-from common.texts import TextArguments
 from datasets import Dataset, DatasetDict
 from embedded.docstrings import docstrings
 from transformers import (
@@ -39,34 +41,12 @@ from transformers.trainer_utils import PredictionOutput
 from hf_sparse import SparsityError
 
 COLUMNS = "set --text_column_name and --label_column_name"
-PAIR = ("sentence1", "sentence2")
-GLUE = {
-    "cola": ("sentence",),
-    "mnli": ("premise", "hypothesis"),
-    "mrpc": PAIR,
-    "qnli": ("question", "sentence"),
-    "qqp": ("question1", "question2"),
-    "rte": PAIR,
-    "sst2": ("sentence",),
-    "stsb": PAIR,
-    "wnli": PAIR,
-}
-"""The tasks of GLUE and their columns."""
-EQUIVALENCE = ("mrpc", "qqp")
-"""Those whose F1 is that of one class, the second."""
 
 
 @dataclass(frozen=True)
-class Arguments(TextArguments):
+class Arguments(GlueArguments):
     """Which texts and labels."""
 
-    task_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Task of GLUE: its data unless files are given, its columns and metrics.",
-            "choices": [*GLUE],
-        },
-    )
     text_column_name: str | None = field(
         default=None,
         metadata={
@@ -79,26 +59,13 @@ class Arguments(TextArguments):
     )
     do_regression: bool = field(default=False, metadata={"help": "Labels are numbers to come close to, not classes."})
 
-    @property
-    def on_hub(self) -> tuple[str | None, str | None]:
-        """The data set on the Hub and its configuration."""
-        named = self.task_name is not None and self.dataset_name is None and not self.files
-        return ("nyu-mll/glue", self.task_name) if named else (self.dataset_name, self.dataset_config_name)
-
-    @property
-    def split_names(self) -> dict[str, str]:
-        """What the splits are called on the Hub; MNLI has two of each but the first."""
-        names = super().split_names
-        if self.on_hub[1] == "mnli":
-            names |= {name: f"{name}_matched" for name in ("validation", "test") if names[name] == name}
-        return names
-
 
 class TextClassification(Task):
     """A class for every text or pair of texts; or several; or a number.
 
     Attributes:
         texts: one column, or two for pairs.
+        labelled: what the labels are.
     """
 
     pipeline_tag = "text-classification"
@@ -108,6 +75,7 @@ class TextClassification(Task):
     embedded_defaults = {"output_dir": "runs/quickstart", "learning_rate": 2e-4, "sparsity_ramp": 0.24}
     """There is little of this data, and gates need steps to close."""
     texts: tuple[str, ...]
+    labelled: Problem
 
     def embedded_data(self, seed: int) -> DatasetDict:
         """Which library does a docstring document?"""
@@ -116,7 +84,10 @@ class TextClassification(Task):
     def load(self, splits: DatasetDict) -> Data:
         """Find texts and labels, and whether these are classes, lists of them, or numbers."""
         column = self.arguments.label_column_name
-        regression = self.arguments.do_regression or self.arguments.task_name == "stsb"
+        self.labelled = (
+            NUMBERS if self.arguments.do_regression else glue.PROBLEMS.get(self.arguments.task_name, CLASSES)
+        )
+        regression = self.labelled is NUMBERS
         labels = labels_by_split(splits, column, COLUMNS, numbers if regression else label_names)
         self.texts = self._text_columns(splits["train"])
         require_columns(splits, self.texts, COLUMNS)
@@ -126,8 +97,9 @@ class TextClassification(Task):
             raise SparsityError(
                 f"column {column!r} holds several labels in a row, but not always: give lists in all rows"
             )
-        self.problem = "regression" if regression else f"{'multi' if several else 'single'}_label_classification"
-        self.metrics = self._metrics()
+        if several:
+            self.labelled = SETS
+        self.problem, self.metrics = self.labelled.name, self.labelled.metrics
         names = () if regression else class_names(splits["train"], column)
         rows = {split: rows.select_columns(list(self.texts)) for split, rows in splits.items()}
         for split, found in labels.items():
@@ -145,15 +117,15 @@ class TextClassification(Task):
                 raise SparsityError(f"--text_column_name {given}: give one column, or two for pairs")
             return columns
         if task is not None:
-            return GLUE[task]
+            return glue.COLUMNS[task]
         texts = [
             name
             for name, feature in train.features.items()
             if getattr(feature, "dtype", None) in ("string", "large_string")
             and name != self.arguments.label_column_name
         ]
-        if set(PAIR) <= set(texts):
-            return PAIR
+        if set(glue.PAIR) <= set(texts):
+            return glue.PAIR
         if len(texts) != 1:
             raise SparsityError(
                 f"which column is the text? Set --text_column_name to one of {', '.join(texts or train.column_names)}, "
@@ -163,7 +135,7 @@ class TextClassification(Task):
 
     def configure_(self, config: Any, data: Data) -> bool:
         """Fit the config to names of classes, or to a single number."""
-        if self.problem != "regression":
+        if self.labelled is not NUMBERS:
             return super().configure_(config, data)
         same = config.num_labels == 1 and config.problem_type in (None, self.problem)
         config.num_labels, config.problem_type = 1, self.problem
@@ -183,42 +155,13 @@ class TextClassification(Task):
         """Pad to the longest text."""
         return DataCollatorWithPadding(processor)
 
-    def _metrics(self) -> tuple[Metric, ...]:
-        if self.problem == "regression":
-            return (Metric("pearson", "Pearson correlation"), Metric("spearmanr", "Spearman correlation"))
-        if self.problem == "multi_label_classification":
-            return (Metric("f1", "micro F1"), Metric("accuracy", "all labels right"))
-        if self.arguments.task_name == "cola":
-            return (ACCURACY, Metric("matthews_correlation", "Matthews correlation"))
-        return (ACCURACY, Metric("f1", "F1") if self.arguments.task_name in EQUIVALENCE else MACRO_F1)
-
     def compute_metrics(self, prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
         """Compare classes, sets of them, or numbers."""
-        logits, actual = logits_of(prediction), np.asarray(prediction.label_ids)
-        if self.problem == "regression":
-            values = {"predictions": logits.reshape(-1), "references": actual}
-            return local_metric("correlation")(**values)
-        if self.problem == "multi_label_classification":
-            chosen, wanted = logits > 0, actual > 0.5
-            cells = {"predictions": chosen.reshape(-1), "references": wanted.reshape(-1), "positive": 1}
-            return {**local_metric("f1")(**cells), "accuracy": float((chosen == wanted).all(-1).mean())}
-        classes = {"predictions": logits.argmax(-1), "references": actual}
-        if self.arguments.task_name == "cola":
-            return {**local_metric("accuracy")(**classes), **local_metric("matthews")(**classes)}
-        if self.arguments.task_name in EQUIVALENCE:
-            return {**local_metric("accuracy")(**classes), **local_metric("f1")(**classes, positive=1)}
-        return class_metrics(classes["predictions"], actual)
+        return self.labelled.compute(logits_of(prediction), np.asarray(prediction.label_ids))
 
     def write_predictions(self, found: PredictionOutput, rows: Dataset, data: Data, directory: Path) -> Path:
         """Write a line for every text, as run_glue does."""
-        logits = logits_of(found)
-        if self.problem == "regression":
-            predicted = [f"{value:.3f}" for value in logits.reshape(-1)]
-        elif self.problem == "multi_label_classification":
-            predicted = [", ".join(name for name, logit in zip(data.labels, row) if logit > 0) for row in logits]
-        else:
-            predicted = [data.labels[number] for number in logits.argmax(-1)]
-        return write_predicted(predicted, directory)
+        return write_predicted(self.labelled.written(logits_of(found), data.labels), directory)
 
 
 if __name__ == "__main__":

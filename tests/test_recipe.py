@@ -228,10 +228,13 @@ def test_a_broken_newest_checkpoint_is_passed_over(run: Run, data: dict[str, str
     assert (out / "model.safetensors").read_bytes() == weights
 
 
-def test_a_trained_head_is_not_trained_again(run: Run, data: dict[str, str], tmp_path: Path) -> None:
+def test_a_trained_head_is_not_trained_again_unless_asked_for(run: Run, data: dict[str, str], tmp_path: Path) -> None:
     assert run(data) == 0
-    assert run({**data, "--model_name_or_path": tmp_path / "out/dense/model", "--output_dir": tmp_path / "more"}) == 0
+    trained = {**data, "--model_name_or_path": tmp_path / "out/dense/model", "--num_train_epochs": 1}
+    assert run({**trained, "--output_dir": tmp_path / "more", "--dense_epochs": ABSENT}) == 0
     assert not (tmp_path / "more/dense").exists()
+    assert run({**trained, "--output_dir": tmp_path / "again", "--dense_epochs": 1}) == 0
+    assert (tmp_path / "again/dense/model").is_dir()
 
 
 @pytest.mark.parametrize(("suffix", "separator"), [(".tsv", "\t"), (".json", "")])

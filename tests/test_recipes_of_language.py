@@ -286,7 +286,7 @@ def test_conversations_are_encoded_as_trl_does(kind: str, assistant_only: bool, 
         rows = [{name: said[0]["content"] for name, said in row.items()} for row in rows]
     if assistant_only and not isinstance(next(iter(rows[0].values())), list):
         pytest.skip("TRL refuses this")
-    arguments = sft.TrainingArguments(
+    arguments = sft.SFTRecipeArguments(
         str(tmp_path), max_length=14, assistant_only_loss=assistant_only, eval_strategy="no", use_cpu=True
     )
     data = Dataset.from_list(rows)

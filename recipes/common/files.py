@@ -138,6 +138,20 @@ class DataArguments:
         return DatasetDict(found)
 
 
+@dataclass(frozen=True)
+class DividedArguments(DataArguments):
+    """`DataArguments` that put a part of the training data aside where there are no validation data."""
+
+    validation_split_percentage: float = field(
+        default=5, metadata={"help": "Percent of the training data to validate on where no validation data are given."}
+    )
+
+    @property
+    def validation_share(self) -> float:
+        """The share of the training data to validate on where there is no other."""
+        return self.validation_split_percentage / 100
+
+
 def _read_hub(
     name: str, config: str | None, arguments: DataArguments, cache_dir: str | None, token: str | None
 ) -> DatasetDict:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from common.arguments import RecipeArguments
-from common.files import KINDS, DataArguments, Kinds, require_columns, require_texts
+from common.files import KINDS, DataArguments, DividedArguments, Kinds, require_columns, require_texts
 from common.metrics import Metric
 from common.task import Data, Task
 from hf_sparse import SparsityError
@@ -22,7 +22,7 @@ METRICS = (Metric("perplexity", "perplexity", higher_is_better=False, percent=Fa
 
 
 @dataclass(frozen=True)
-class LanguageArguments(DataArguments):
+class LanguageArguments(DividedArguments):
     """`DataArguments` of running text."""
 
     text_column_name: str | None = field(
@@ -31,20 +31,12 @@ class LanguageArguments(DataArguments):
     block_size: int | None = field(
         default=None, metadata={"help": "Tokens of a row. Default: 1024, or what the model takes, if that is less."}
     )
-    validation_split_percentage: float = field(
-        default=5, metadata={"help": "Percent of the training data to validate on where no validation data are given."}
-    )
     keep_linebreaks: bool = field(default=True, metadata={"help": "Keep line breaks of .txt files."})
 
     @property
     def kinds(self) -> Kinds:
         """The files that can be read."""
         return {**KINDS, ".txt": ("text", {"keep_linebreaks": self.keep_linebreaks})}
-
-    @property
-    def validation_share(self) -> float:
-        """The share of the training data to validate on where there is no other."""
-        return self.validation_split_percentage / 100
 
     def check(self) -> None:
         """Refuse numbers and combinations that mean nothing.
