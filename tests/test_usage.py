@@ -1,5 +1,7 @@
 """The code in cards shows something, whatever the model is for."""
 
+import io
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -7,12 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from pruning import bart, llama
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, ViTImageProcessor
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ViTImageProcessor,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
+)
+from transformers.pipelines import audio_classification, automatic_speech_recognition
 from zoo import ZOO
 from zoo.building import build
 
@@ -29,6 +40,8 @@ MAKE: dict[str, Callable[[], PreTrainedModel]] = {
     "text-generation": llama,
     "text2text-generation": bart,
     "image-classification": ZOO["vit"].make,
+    "audio-classification": ZOO["wav2vec2"].make,
+    "automatic-speech-recognition": ZOO["wav2vec2 (stable)"].make,
 }
 
 
@@ -40,6 +53,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=model, **special, mask_token="[MASK]")
 
 
+def listener(directory: Path) -> Wav2Vec2Processor:
+    (directory / "vocab.json").write_text(json.dumps({"[PAD]": 0, "[UNK]": 1, "|": 2, "a": 3}))
+    words = Wav2Vec2CTCTokenizer(directory / "vocab.json", unk_token="[UNK]", pad_token="[PAD]")
+    return Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), words)
+
+
 @pytest.mark.parametrize("task", MAKE)
 def test_the_code_of_every_task_runs(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -49,8 +68,16 @@ def test_the_code_of_every_task_runs(
         compact(model, PruningPlan({discover(model).blocks[-2].name: (0,)}))
     if model.can_generate():
         model.generation_config.max_new_tokens = 4
-    sees = task.startswith("image")
-    save_pruned(model, tmp_path / "mine", ViTImageProcessor(size={"height": 32, "width": 32}) if sees else tokenizer())
+    readers = {
+        "image-classification": lambda: ViTImageProcessor(size={"height": 32, "width": 32}),
+        "audio-classification": Wav2Vec2FeatureExtractor,
+        "automatic-speech-recognition": lambda: listener(tmp_path),
+    }
+    save_pruned(model, tmp_path / "mine", readers.get(task, tokenizer)())
+    for name in ("sound.wav", "speech.wav"):
+        soundfile.write(tmp_path / name, np.zeros(4000), 16_000)
+    for module in (audio_classification, automatic_speech_recognition):  # they call ffmpeg, which may be missing
+        monkeypatch.setattr(module, "ffmpeg_read", lambda content, rate: soundfile.read(io.BytesIO(content))[0])
     Image.fromarray(np.zeros((40, 40, 3), dtype=np.uint8)).save(tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)
     card = (tmp_path / "mine/README.md").read_text()

@@ -21,13 +21,14 @@ class Usage:
     @property
     def imports(self) -> list[str]:
         """The names that the code imports from transformers."""
-        return [self.loader, *(["pipeline"] if self.code.startswith("print(pipeline") else [])]
+        return [self.loader, *(["pipeline"] if "pipeline(" in self.code else [])]
 
 
 _READERS = {
     "tokenizer": ("AutoTokenizer", "tokenizer_config.json"),
     "processor": ("AutoProcessor", "processor_config.json"),
     "image_processor": ("AutoImageProcessor", "preprocessor_config.json"),
+    "feature_extractor": ("AutoFeatureExtractor", "preprocessor_config.json"),
 }
 """By variable: the auto class, and the file that lies beside the model."""
 
@@ -43,8 +44,10 @@ _PIPELINES = {
     "image-segmentation": ("image_processor", _PICTURE),
     "object-detection": ("image_processor", _PICTURE),
     "depth-estimation": ("image_processor", _PICTURE),
+    "audio-classification": ("feature_extractor", '"sound.wav"'),
+    "automatic-speech-recognition": ("processor", ""),
 }
-"""By task: the variable, and what its pipeline is given."""
+"""By task: the variable, and what its pipeline is given; nothing where it has code of its own."""
 
 _GENERATE = """\
 inputs = tokenizer("What a lovely day it was!", return_tensors="pt")
@@ -65,8 +68,16 @@ print(one @ other / (one.norm() * other.norm()))""",
 choices = ["It rained.", "The sun shone."]
 inputs = tokenizer(["Ada opened her umbrella."] * 2, choices, padding=True, return_tensors="pt")
 print(model(**{name: value[None] for name, value in inputs.items()}).logits.softmax(-1))""",
+    "automatic-speech-recognition": """\
+hear = pipeline(
+    "automatic-speech-recognition",
+    model=model,
+    tokenizer=processor.tokenizer,
+    feature_extractor=processor.feature_extractor,
+)
+print(hear("speech.wav"))""",
 }
-"""By task that has a tokenizer and no pipeline."""
+"""By task with code of its own; most have a tokenizer and no pipeline."""
 
 
 def usage(task: str | None, files: Collection[str]) -> Usage | None:
@@ -79,7 +90,8 @@ def usage(task: str | None, files: Collection[str]) -> Usage | None:
     there = {reader: loader for reader, (loader, file) in _READERS.items() if file in files}
     reader, example = _PIPELINES.get(task or "", ("tokenizer", ""))
     if reader not in there:
-        return next((Usage(other, loader) for other, loader in there.items() if other != "image_processor"), None)
+        of_texts = (name for name in ("tokenizer", "processor") if name in there)
+        return next((Usage(name, there[name]) for name in of_texts), None)
     if example:
         code = f'print(pipeline("{task}", model=model, {reader}={reader})({example}))'
     else:
