@@ -38,6 +38,7 @@ INSTEAD = {
     "use_peft": "gates need all weights to be trained: merge adapters with merge_and_unload() before pruning",
     "load_in_4bit": "gates need all weights to be trained: leave it out",
     "load_in_8bit": "gates need all weights to be trained: leave it out",
+    "group_by_length": "give --train_sampling_strategy group_by_length",
 }
 """Flags of transformers' examples that have no meaning here, and what to do."""
 

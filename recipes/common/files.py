@@ -34,13 +34,17 @@ class DataArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, such as nyu-mll/glue."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration, such as sst2."})
     train_file: str | None = field(default=None, metadata={"help": "Training data: .csv, .tsv, .json or .jsonl."})
-    validation_file: str | None = field(default=None, metadata={"help": "Validation data, of the same kind."})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "Validation data, of the same kind.", "aliases": ["--eval_file"]}
+    )
     test_file: str | None = field(
         default=None,
         metadata={"help": "Test data, of the same kind (optional); with --do_predict without labels, too."},
     )
     train_split_name: str = field(default="train", metadata={"help": "Split of --dataset_name to train on."})
-    validation_split_name: str = field(default="validation", metadata={"help": "Its split to validate on."})
+    validation_split_name: str = field(
+        default="validation", metadata={"help": "Its split to validate on.", "aliases": ["--eval_split_name"]}
+    )
     test_split_name: str = field(default="test", metadata={"help": "Its split to test on, if there is one."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many validation and test rows."})

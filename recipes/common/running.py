@@ -277,7 +277,9 @@ def _fine_tune(
     directory = Path(str(arguments.output_dir)) / "dense"
     finished = directory / "model"
     if arguments.resume_from_checkpoint is not None and finished.is_dir():
-        return load_pruned(finished)
+        model = load_pruned(finished)
+        task.prepare_(model, processor)
+        return model
     dense = dataclasses.replace(
         arguments,
         output_dir=str(directory),

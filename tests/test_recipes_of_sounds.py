@@ -1,0 +1,174 @@
+"""The recipes for sounds, end to end on tiny models and tones, and what goes wrong in them."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import audio_classification
+import numpy as np
+import pytest
+import soundfile
+import torch
+from common.sounds import SoundArguments, decoded
+from datasets import Audio, Dataset, DatasetDict
+from recipe_runs import mistake, start
+from safetensors.torch import load_file
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    pipeline,
+)
+
+RATE = 4000
+TONES = {"low": 200, "middle": 500, "high": 1100}
+
+
+def tone(pitch: float, length: float, rate: int = RATE) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * pitch * np.arange(int(length * rate)) / rate).astype(np.float32)
+
+
+def write_rows(path: Path, count: int) -> Path:
+    """A csv file of paths, relative to it, of tones that last from 0.1 to 0.3 seconds, and of what they are."""
+    generator = np.random.default_rng(count)
+    folder = path.parent / path.stem
+    folder.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["audio", "label"])
+        writer.writeheader()
+        for number in range(count):
+            name = [*TONES][number % len(TONES)]
+            sound = tone(TONES[name], generator.uniform(0.1, 0.3))
+            soundfile.write(folder / f"{number}.wav", sound, RATE)
+            writer.writerow({"audio": f"{path.stem}/{number}.wav", "label": name})
+    return path
+
+
+def tiny_wav2vec2(directory: Path) -> Path:
+    config = Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        conv_dim=[16, 16],
+        conv_kernel=[10, 8],
+        conv_stride=[5, 8],
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=4,
+        classifier_proj_size=16,
+    )
+    torch.manual_seed(0)
+    Wav2Vec2Model(config).save_pretrained(directory)
+    Wav2Vec2FeatureExtractor(sampling_rate=RATE).save_pretrained(directory)
+    return directory
+
+
+def flags_of(directory: Path, counts: tuple[int, int, int] = (48, 12, 6)) -> dict[str, object]:
+    files = {
+        f"--{split}_file": write_rows(directory / f"{split}.csv", count)
+        for split, count in zip(("train", "validation", "test"), counts)
+    }
+    return {
+        **files,
+        "--model_name_or_path": tiny_wav2vec2(directory / "tiny"),
+        "--output_dir": directory / "out",
+        "--learning_rate": 1e-3,
+        "--per_device_train_batch_size": 4,
+        "--dense_epochs": 1,
+        "--num_train_epochs": 4,
+        "--report_to": "none",
+        "--use_cpu": None,
+        "--do_predict": None,
+    }
+
+
+def test_sounds_are_classified_and_the_small_model_is_one_of_a_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = flags_of(tmp_path) | {"--max_length_seconds": 0.2, "--attention_mask": True}
+    out, task = tmp_path / "out", audio_classification.AudioClassification
+    assert start(task, flags, monkeypatch) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["origin"]["task"] == "audio-classification"
+    assert abs(report["achieved"] - 0.5) <= 0.06 and report["max_abs_diff"] <= 1e-4
+    results = json.loads((out / "all_results.json").read_text())
+    assert {"eval_accuracy", "predict_accuracy"} <= set(results) and results["predict_samples"] == 6
+    said, weights = (out / "predict_results.txt").read_text(), load_file(out / "model.safetensors")
+    before = load_file(tmp_path / "tiny" / "model.safetensors")
+    frozen = [name for name in before if name.startswith("feature_extractor")]
+    assert frozen and all(torch.equal(before[name], weights[f"wav2vec2.{name}"]) for name in frozen)
+
+    # A finished run has nothing left to resume but its last checkpoint, and says the same.
+    assert start(task, {**flags, "--resume_from_checkpoint": "auto"}, monkeypatch) == 0
+    assert (out / "predict_results.txt").read_text() == said
+    assert all(torch.equal(weights[name], value) for name, value in load_file(out / "model.safetensors").items())
+
+    model, extractor = AutoModelForAudioClassification.from_pretrained(out), AutoFeatureExtractor.from_pretrained(out)
+    assert extractor.return_attention_mask
+    classify = pipeline("audio-classification", model=model, feature_extractor=extractor)
+    sounds = [soundfile.read(tmp_path / "test" / f"{number}.wav", dtype="float32")[0] for number in range(6)]
+    assert said.splitlines()[1:] == [f"{row}\t{classify(sound)[0]['label']}" for row, sound in enumerate(sounds)]
+
+
+@pytest.mark.parametrize(
+    ("row", "flags", "message"),
+    [
+        ({"audio": "no.wav"}, {}, "no.wav, is no file that is there: paths are relative"),
+        ({"audio": ""}, {}, "row 13 of the validation data has no sound"),
+        ({"audio": "noise.wav"}, {}, "noise.wav, cannot be decoded (Error opening"),
+        ({"audio": "silence.wav"}, {}, "silence.wav, lasts no time: drop it"),
+        ({"audio": "train/0.wav", "label": "new"}, {}, "labels that the training data lacks: new"),
+        ({}, {"--audio_column_name": "sound"}, "has no column 'sound', only audio, label: set --audio_column_name"),
+        ({}, {"--label_column_name": "class"}, "has no column 'class'"),
+        ({}, {"--max_length_seconds": 0}, "max_length_seconds is 0: give a number above 0"),
+        ({}, {"--group_by_length": None}, "give --train_sampling_strategy group_by_length"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    row: dict[str, str],
+    flags: dict[str, object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "noise.wav").write_bytes(b"no sound")
+    soundfile.write(tmp_path / "silence.wav", np.zeros(0), RATE)
+    given = flags_of(tmp_path, (12, 12, 6))
+    if row:
+        with (tmp_path / "validation.csv").open("a") as file:
+            file.write(f"{row['audio']},{row.get('label', 'low')}\n")
+    assert message in mistake(audio_classification.AudioClassification, given | flags, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_all_kinds_of_files_are_decoded_mixed_to_one_channel_and_resampled(kind: str) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.stack([tone(440, 1, 16_000), np.zeros(16_000)], 1), 16_000, format=kind)
+    sound = decoded({"bytes": file.getvalue(), "path": None}, "row 1", 8000)
+    assert sound.dtype == np.float32 and abs(len(sound) - 8000) <= 400  # MP3 and OGG add some at the ends
+    spectrum = np.abs(np.fft.rfft(sound[1000:5000]))
+    assert spectrum.argmax() == 220 and np.abs(sound).max() == pytest.approx(0.25, abs=0.03)
+
+
+def test_what_is_too_long_is_cut_somewhere_by_the_generator_of_torch() -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.linspace(0, 1, 1000), 100, format="WAV", subtype="FLOAT")
+    sound = {"bytes": file.getvalue(), "path": None}
+    torch.manual_seed(0)
+    cuts = [decoded(sound, "row 1", 100, longest=2) for _ in range(8)]
+    torch.manual_seed(0)
+    assert np.array_equal(decoded(sound, "row 1", 100, longest=2), cuts[0])
+    assert {len(cut) for cut in cuts} == {200} and len({float(cut[0]) for cut in cuts}) > 4
+    assert len(decoded(sound, "row 1", 100, longest=20)) == 1000
+
+
+def test_a_column_of_the_hub_is_read_without_the_decoder_of_datasets() -> None:
+    file = io.BytesIO()
+    soundfile.write(file, tone(440, 1), RATE, format="FLAC")
+    rows = Dataset.from_dict({"sound": [file.getvalue()], "audio": ["another"]}).cast_column("sound", Audio())
+    [row] = SoundArguments(audio_column_name="sound").sounds(DatasetDict(train=rows))["train"]
+    assert set(row) == {"audio", "place"} and len(decoded(row["audio"], row["place"], RATE)) == RATE
