@@ -9,14 +9,22 @@ import audio_classification
 import numpy as np
 import pytest
 import soundfile
+import speech_recognition_ctc
 import torch
+from common.arguments import ModelArguments
 from common.sounds import SoundArguments, decoded
+from common.task import Data
+from common.transcripts import character_tokenizer
 from datasets import Audio, Dataset, DatasetDict
 from recipe_runs import mistake, start
 from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
+    AutoModelForCTC,
+    AutoProcessor,
+    EvalPrediction,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
@@ -25,6 +33,7 @@ from transformers import (
 
 RATE = 4000
 TONES = {"low": 200, "middle": 500, "high": 1100}
+TEXTS = {"low": "La la!", "middle": "mi", "high": "hi"}
 
 
 def tone(pitch: float, length: float, rate: int = RATE) -> np.ndarray:
@@ -32,18 +41,21 @@ def tone(pitch: float, length: float, rate: int = RATE) -> np.ndarray:
 
 
 def write_rows(path: Path, count: int) -> Path:
-    """A csv file of paths, relative to it, of tones that last from 0.1 to 0.3 seconds, and of what they are."""
+    """A csv file of paths, relative to it, of tones, of what they are, and what they say.
+
+    They last from 0.1 to 0.3 seconds, and in the test data 0.2, so that nothing is padded there.
+    """
     generator = np.random.default_rng(count)
     folder = path.parent / path.stem
     folder.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["audio", "label"])
+        writer = csv.DictWriter(file, ["audio", "label", "text"])
         writer.writeheader()
         for number in range(count):
             name = [*TONES][number % len(TONES)]
-            sound = tone(TONES[name], generator.uniform(0.1, 0.3))
+            sound = tone(TONES[name], 0.2 if path.stem == "test" else generator.uniform(0.1, 0.3))
             soundfile.write(folder / f"{number}.wav", sound, RATE)
-            writer.writerow({"audio": f"{path.stem}/{number}.wav", "label": name})
+            writer.writerow({"audio": f"{path.stem}/{number}.wav", "label": name, "text": TEXTS[name]})
     return path
 
 
@@ -59,6 +71,7 @@ def tiny_wav2vec2(directory: Path) -> Path:
         num_conv_pos_embeddings=8,
         num_conv_pos_embedding_groups=4,
         classifier_proj_size=16,
+        mask_time_length=2,
     )
     torch.manual_seed(0)
     Wav2Vec2Model(config).save_pretrained(directory)
@@ -113,6 +126,77 @@ def test_sounds_are_classified_and_the_small_model_is_one_of_a_pipeline(
     assert said.splitlines()[1:] == [f"{row}\t{classify(sound)[0]['label']}" for row, sound in enumerate(sounds)]
 
 
+def test_speech_is_written_down_in_the_characters_of_the_training_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = flags_of(tmp_path) | {"--chars_to_ignore": "!", "--max_duration_in_seconds": 0.29, "--mask_time_length": 2}
+    out, task = tmp_path / "out", speech_recognition_ctc.SpeechRecognition
+    assert start(task, flags, monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "rows of the train data are left out: shorter than 0 or longer than 0.29 seconds" in shown
+    assert "test character error rate" in shown
+    report = json.loads((out / "report.json").read_text())
+    assert abs(report["achieved"] - 0.5) <= 0.06 and report["max_abs_diff"] <= 1e-4
+    results = json.loads((out / "all_results.json").read_text())
+    assert {"eval_wer", "eval_cer", "predict_wer", "predict_cer"} <= set(results) and results["train_samples"] < 48
+
+    processor, model = AutoProcessor.from_pretrained(out), AutoModelForCTC.from_pretrained(out)
+    assert {token for token in processor.tokenizer.get_vocab() if len(token) == 1} == {*"|lamih"}
+    assert model.config.vocab_size == len(processor.tokenizer) and model.config.layerdrop == 0
+    hear = pipeline(
+        "automatic-speech-recognition",
+        model=model,
+        tokenizer=processor.tokenizer,
+        feature_extractor=processor.feature_extractor,
+    )
+    sounds = [soundfile.read(tmp_path / "test" / f"{number}.wav", dtype="float32")[0] for number in range(6)]
+    said = (out / "generated_predictions.txt").read_text().split("\n")
+    assert said == [*(hear(sound)["text"] for sound in sounds), ""]
+
+    # Its head is known to be trained for these characters, and by its tokenizer alone.
+    known = task(speech_recognition_ctc.Arguments())
+    known.processor(str(out), ModelArguments(), Data(DatasetDict()))
+    assert known.configure_(AutoConfig.from_pretrained(out), Data(DatasetDict()))
+    assert not known.configure_(AutoConfig.from_pretrained(tmp_path / "tiny"), Data(DatasetDict()))
+
+
+def test_texts_are_read_from_the_best_tokens_of_frames() -> None:
+    task = speech_recognition_ctc.SpeechRecognition(speech_recognition_ctc.Arguments())
+    task.tokenizer = character_tokenizer(["hi ya"])  # [PAD] [UNK] | a h i y
+    heard = np.array([[4, 4, 0, 5, 2, 6, 3, 0, 3], [4, 5, 5, 0, -100, -100, -100, -100, -100]])
+    said = np.array([[4, 5, 2, 6, 3], [4, 5, 5, -100, -100]])
+    found = task.compute_metrics(EvalPrediction(heard, said), Dataset.from_dict({}))
+    assert task._texts(heard) == ["hi yaa", "hi"] and task._texts(said, group_tokens=False) == ["hi ya", "hii"]
+    assert found == {"wer": 2 / 3, "cer": 2 / 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("", {}, "column 'text' is empty in row 13 of the validation data"),
+        ("!", {}, "row 13 of the validation data has no characters, '!'"),
+        ("la 7", {}, "row 13 of the validation data has characters that the tokenizer lacks, 'la 7'"),
+        ("la", {"--text_column_name": "said"}, "has no column 'said', only audio, label, text: set"),
+        ("la", {"--max_duration_in_seconds": 0.01}, "longer than 0.01 seconds: raise --max_duration_in_seconds"),
+        ("la", {"--eval_metrics": "cer"}, "error rates of words and of characters are always computed"),
+        ("la", {"--teacher_name_or_path": "tiny"}, "the teacher tiny has no head that was trained"),
+    ],
+)
+def test_what_cannot_be_learnt_to_write_is_one_line(
+    text: str,
+    flags: dict[str, object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = flags_of(tmp_path, (12, 12, 6)) | {"--chars_to_ignore": "!", **flags}
+    with (tmp_path / "validation.csv").open("a") as file:
+        file.write(f"train/0.wav,low,{text}\n")
+    monkeypatch.chdir(tmp_path)
+    assert message in mistake(speech_recognition_ctc.SpeechRecognition, given, monkeypatch, capsys)
+
+
 @pytest.mark.parametrize(
     ("row", "flags", "message"),
     [
@@ -121,7 +205,11 @@ def test_sounds_are_classified_and_the_small_model_is_one_of_a_pipeline(
         ({"audio": "noise.wav"}, {}, "noise.wav, cannot be decoded (Error opening"),
         ({"audio": "silence.wav"}, {}, "silence.wav, lasts no time: drop it"),
         ({"audio": "train/0.wav", "label": "new"}, {}, "labels that the training data lacks: new"),
-        ({}, {"--audio_column_name": "sound"}, "has no column 'sound', only audio, label: set --audio_column_name"),
+        (
+            {},
+            {"--audio_column_name": "sound"},
+            "has no column 'sound', only audio, label, text: set --audio_column_name",
+        ),
         ({}, {"--label_column_name": "class"}, "has no column 'class'"),
         ({}, {"--max_length_seconds": 0}, "max_length_seconds is 0: give a number above 0"),
         ({}, {"--group_by_length": None}, "give --train_sampling_strategy group_by_length"),
@@ -140,7 +228,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     given = flags_of(tmp_path, (12, 12, 6))
     if row:
         with (tmp_path / "validation.csv").open("a") as file:
-            file.write(f"{row['audio']},{row.get('label', 'low')}\n")
+            file.write(f"{row['audio']},{row.get('label', 'low')},\n")
     assert message in mistake(audio_classification.AudioClassification, given | flags, monkeypatch, capsys)
 
 

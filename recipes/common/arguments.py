@@ -38,6 +38,7 @@ INSTEAD = {
     "use_peft": "gates need all weights to be trained: merge adapters with merge_and_unload() before pruning",
     "load_in_4bit": "gates need all weights to be trained: leave it out",
     "load_in_8bit": "gates need all weights to be trained: leave it out",
+    "eval_metrics": "error rates of words and of characters are always computed: leave it out",
     "group_by_length": "give --train_sampling_strategy group_by_length",
 }
 """Flags of transformers' examples that have no meaning here, and what to do."""
@@ -55,7 +56,12 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Its tokenizer or processor, if it is not beside the model.",
-            "aliases": ["--processor_name", "--image_processor_name", "--feature_extractor_name"],
+            "aliases": [
+                "--tokenizer_name_or_path",
+                "--processor_name",
+                "--image_processor_name",
+                "--feature_extractor_name",
+            ],
         },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})

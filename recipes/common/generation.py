@@ -10,6 +10,7 @@ from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Seq2Se
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from common.arguments import RecipeArguments
+from common.output import write_texts
 from common.task import Data, Task
 from hf_sparse import DenseTrainerMixin, SparseTrainerMixin, SparsityError
 
@@ -97,6 +98,4 @@ class GenerationTask(Task):
 
     def write_predictions(self, found: PredictionOutput, rows: Dataset, data: Data, directory: Path) -> Path:
         """Write a line for every text."""
-        path = directory / "generated_predictions.txt"
-        path.write_text("".join(f"{' '.join(text.split())}\n" for text in self.generated(found)), encoding="utf-8")
-        return path
+        return write_texts(self.generated(found), directory)

@@ -27,7 +27,7 @@ def load_processor(source: str, arguments: ModelArguments, processor_class: type
     source = arguments.tokenizer_name or source
     try:
         processor = processor_class.from_pretrained(source, **_access(arguments))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # the last where a tokenizer has no file
         raise SparsityError(
             f"cannot load the tokenizer or processor of {source}: {str(error).splitlines()[0]}"
         ) from None

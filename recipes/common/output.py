@@ -106,6 +106,13 @@ def write_predicted(predicted: Iterable[str], directory: Path) -> Path:
     return path
 
 
+def write_texts(texts: Iterable[str], directory: Path) -> Path:
+    """Write generated_predictions.txt, a line for every row, as run_summarization does; returns the file."""
+    path = directory / "generated_predictions.txt"
+    path.write_text("".join(f"{' '.join(text.split())}\n" for text in texts), encoding="utf-8")
+    return path
+
+
 # ---- Tables ----
 
 

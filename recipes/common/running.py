@@ -23,7 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput
 
 from common.arguments import ModelArguments, RecipeArguments, RecipeParser
 from common.files import DataArguments
-from common.loading import load_model, load_processor
+from common.loading import load_model
 from common.output import check_hub, check_output_dir, checkpoint_to_resume, clear_output_dir, closing_table
 from common.task import Data, Task
 from hf_sparse import (
@@ -74,7 +74,7 @@ def _run(task_class: type[Task], description: str | None) -> None:
     for metric in task.metrics:
         if arguments.metric_for_best_model in (metric.name, f"eval_{metric.name}"):
             arguments.greater_is_better = metric.higher_is_better  # transformers knows this of losses only
-    processor = load_processor(source, access, task.processor_class)
+    processor = task.processor(source, access, data)
     dense, has_head = _load_model(source, access, task, data, processor)
     with arguments.main_process_first(desc="encoding"):
         splits = encode(task, data, processor)

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel
 from transformers.trainer_utils import PredictionOutput
 
-from common.arguments import RecipeArguments
+from common.arguments import ModelArguments, RecipeArguments
 from common.files import DataArguments
+from common.loading import load_processor
 from common.metrics import Metric
 from hf_sparse import DenseTrainer, DenseTrainerMixin, SparseTrainer, SparseTrainerMixin
 
@@ -99,6 +100,14 @@ class Task:
         """
         raise NotImplementedError
 
+    def processor(self, source: str, access: ModelArguments, data: Data) -> Any:
+        """Load the tokenizer, image processor, feature extractor or processor of a model; data are there already.
+
+        Raises:
+            SparsityError: it cannot be loaded.
+        """
+        return load_processor(source, access, self.processor_class)
+
     def configure_(self, config: Any, data: Data) -> bool:
         """Fit the config of a model, in place, to the data; returns whether it did before. Classes by their names."""
         if not data.labels:
@@ -130,7 +139,7 @@ class Task:
 
     def measured(self, rows: list[dict[str, Any]], processor: Any, model: PreTrainedModel) -> dict[str, Tensor]:
         """Join encoded rows to the inputs of one forward without a loss, by which costs are counted and timed."""
-        names = processor.model_input_names
+        names = {*processor.model_input_names} - {"labels"}
         inputs = [{name: value for name, value in row.items() if name in names} for row in rows]
         return {name: value for name, value in self.collator(processor)(inputs).items() if name in names}
 
