@@ -11,7 +11,7 @@ generated_predictions.txt: a line for every sound of the test data.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,16 @@ from common.output import write_texts
 from common.running import run
 from common.sounds import decoded, freeze_
 from common.task import Collator, Data, Encoder, Task
-from common.transcripts import ERROR_RATES, SpeechArguments, character_tokenizer, pads_sounds_and_labels, without
+from common.transcripts import (
+    ERROR_RATES,
+    SpeechArguments,
+    character_tokenizer,
+    frames_of,
+    pads_sounds_and_labels,
+    without,
+)
 from datasets import Dataset, DatasetDict
-from embedded.listeners import phrase_listener
+from embedded.listeners import PHRASES, phrase_listener
 from embedded.speech import spoken_phrases
 from torch import Tensor
 from transformers import (
@@ -42,8 +49,6 @@ from transformers import (
 from transformers.trainer_utils import PredictionOutput
 
 from hf_sparse import SparsityError
-
-PHRASES = 1500
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,11 @@ class Arguments(SpeechArguments, ConfigArguments):
         default=None, metadata={"help": "Characters to take out of the texts, with spaces between them."}
     )
 
+    @property
+    def ignored(self) -> Sequence[str]:
+        """What is taken out of the texts."""
+        return self.chars_to_ignore or ()
+
 
 class SpeechRecognition(Task):
     """The characters that are said in a sound.
@@ -83,6 +93,7 @@ class SpeechRecognition(Task):
     Attributes:
         tokenizer: of characters.
         access: how models are loaded.
+        model: the one that was loaded last.
     """
 
     pipeline_tag = "automatic-speech-recognition"
@@ -90,6 +101,7 @@ class SpeechRecognition(Task):
     processor_class = AutoProcessor
     data_arguments = Arguments
     metrics = ERROR_RATES
+    rows_in_order = True
     embedded_name = "spoken phrases"
     embedded_model_id = None
     embedded_defaults = {
@@ -102,6 +114,7 @@ class SpeechRecognition(Task):
     }
     tokenizer: PreTrainedTokenizerBase
     access: ModelArguments
+    model: PreTrainedModel
 
     def embedded_data(self, seed: int) -> DatasetDict:
         """What is said?"""
@@ -115,17 +128,17 @@ class SpeechRecognition(Task):
         """Find sounds and texts."""
         return self.arguments.spoken(splits)
 
-    def processor(self, source: str, access: ModelArguments, data: Data) -> Any:
+    def find_processor(self, source: str, access: ModelArguments, data: Data) -> Any:
         """Load the processor; where there is no tokenizer, make one of the characters of the training texts."""
         self.access = access
         try:
-            processor = super().processor(source, access, data)
+            processor = super().find_processor(source, access, data)
         except SparsityError:
             if access.tokenizer_name is not None:
                 raise
             extractor = load_processor(source, access, AutoFeatureExtractor)
-            texts = {text.lower() for text in data.splits["train"]["text"]}
-            processor = Wav2Vec2Processor(extractor, character_tokenizer({self._cleaned(text) for text in texts}))
+            texts = (without(text, self.arguments.ignored).lower() for text in data.splits["train"]["text"])
+            processor = Wav2Vec2Processor(extractor, character_tokenizer(texts))
         self.tokenizer = processor.tokenizer
         return processor
 
@@ -144,33 +157,35 @@ class SpeechRecognition(Task):
 
     def prepare_(self, model: PreTrainedModel, processor: Any) -> None:
         """Freeze what reads samples."""
+        self.model = model
         if self.arguments.freeze_feature_encoder:
             freeze_(model)
 
-    def _cleaned(self, text: str) -> str:
-        return without(text, self.arguments.chars_to_ignore or ())
-
     def encoder(self, data: Data, processor: Any) -> Encoder:
-        """Decode sounds, compute what the model reads of them, and tokenize texts in the case of the tokenizer."""
-        rate, vocabulary = processor.feature_extractor.sampling_rate, self.tokenizer.get_vocab()
-        letters = "".join(token for token in vocabulary if len(token) == 1)
+        """Decode sounds, compute what the model reads of them, and tokenize texts in the case of the tokenizer.
+
+        `length` is that of a sound as the model reads it, without padding.
+        """
+        extractor, tokenizer, ignored = processor.feature_extractor, processor.tokenizer, self.arguments.ignored
+        letters = "".join(token for token in tokenizer.get_vocab() if len(token) == 1)
         cased = {letters.lower(): str.lower, letters.upper(): str.upper}.get(letters, str)
 
         def labels(text: str, place: str) -> list[int]:
-            found = self.tokenizer(cased(self._cleaned(text)))["input_ids"]
-            if not found or self.tokenizer.unk_token_id in found:
+            found: list[int] = tokenizer(cased(without(text, ignored)))["input_ids"]
+            if not found or tokenizer.unk_token_id in found:
                 what = "characters that the tokenizer lacks" if found else "no characters"
                 raise SparsityError(f"{place} has {what}, {text!r}: give --chars_to_ignore, mend or drop it")
             return found
 
         def encode(rows: dict[str, Any]) -> Mapping[str, Any]:
-            places = rows["place"]
+            rate, places = extractor.sampling_rate, rows["place"]
             # One by one, since some extractors would pad all to the longest.
-            heard = [processor(audio=decoded(*row, rate), sampling_rate=rate) for row in zip(rows["audio"], places)]
+            heard = [extractor(decoded(*row, rate), sampling_rate=rate) for row in zip(rows["audio"], places)]
             encoded = {name: [one[name][0] for one in heard] for name in heard[0]}
-            if "text" not in rows:
-                return encoded
-            return {**encoded, "labels": [labels(*row) for row in zip(rows["text"], places)]}
+            encoded["length"] = [len(one) for one in encoded[extractor.model_input_names[0]]]
+            if "text" in rows:
+                encoded["labels"] = [labels(*row) for row in zip(rows["text"], places)]
+            return encoded
 
         return encode
 
@@ -187,18 +202,20 @@ class SpeechRecognition(Task):
 
         return {"preprocess_logits_for_metrics": best}
 
-    def _texts(self, tokens: Any, **options: bool) -> list[str]:
-        padded = np.where(tokens == -100, self.tokenizer.pad_token_id, tokens)
-        return self.tokenizer.batch_decode(padded, **options)
+    def _heard(self, found: EvalPrediction | PredictionOutput, rows: Dataset) -> list[str]:
+        tokens: Any = found.predictions
+        frames = frames_of(self.model, rows["length"][:])
+        return self.tokenizer.batch_decode([best[:count] for best, count in zip(tokens, frames)])
 
     def compute_metrics(self, prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
         """Compare what is heard with what is said, as the tokenizer writes both."""
-        said = self._texts(prediction.label_ids, group_tokens=False)
-        return local_metric("error_rates")(predictions=self._texts(prediction.predictions), references=said)
+        labels = [row[row != -100] for row in np.asarray(prediction.label_ids)]
+        said = self.tokenizer.batch_decode(labels, group_tokens=False)
+        return local_metric("error_rates")(predictions=self._heard(prediction, rows), references=said)
 
     def write_predictions(self, found: PredictionOutput, rows: Dataset, data: Data, directory: Path) -> Path:
         """Write a line for every sound."""
-        return write_texts(self._texts(found.predictions), directory)
+        return write_texts(self._heard(found, rows), directory)
 
 
 if __name__ == "__main__":

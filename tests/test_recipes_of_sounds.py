@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import speech_recognition_ctc
+import speech_recognition_seq2seq
 import torch
 from common.arguments import ModelArguments
 from common.sounds import SoundArguments, decoded
@@ -23,13 +24,21 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
     AutoModelForCTC,
+    AutoModelForSpeechSeq2Seq,
     AutoProcessor,
     EvalPrediction,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
     pipeline,
 )
+from zoo.audio import CONVOLUTIONS
+from zoo.building import build
 
 RATE = 4000
 TONES = {"low": 200, "middle": 500, "high": 1100}
@@ -155,19 +164,99 @@ def test_speech_is_written_down_in_the_characters_of_the_training_texts(
 
     # Its head is known to be trained for these characters, and by its tokenizer alone.
     known = task(speech_recognition_ctc.Arguments())
-    known.processor(str(out), ModelArguments(), Data(DatasetDict()))
+    known.find_processor(str(out), ModelArguments(), Data(DatasetDict()))
     assert known.configure_(AutoConfig.from_pretrained(out), Data(DatasetDict()))
     assert not known.configure_(AutoConfig.from_pretrained(tmp_path / "tiny"), Data(DatasetDict()))
+
+
+def tiny_whisper(directory: Path) -> Path:
+    """A Whisper of one language for sounds of up to a second."""
+    extractor = WhisperFeatureExtractor(8, hop_length=400, chunk_length=1)
+    vocabulary = {token: number for number, token in enumerate(["<|endoftext|>", *"Ġlamih!"])}
+    tokenizer = WhisperTokenizer(vocabulary, [])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|startoftranscript|>", "<|notimestamps|>"]})
+    tokenizer.set_prefix_tokens()
+    config = WhisperConfig(
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        vocab_size=len(tokenizer),
+        d_model=32,
+        num_mel_bins=8,
+        max_source_positions=20,
+        max_target_positions=16,
+        decoder_start_token_id=tokenizer.get_vocab()["<|startoftranscript|>"],
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    torch.manual_seed(0)
+    WhisperForConditionalGeneration(config).save_pretrained(directory)
+    WhisperProcessor(extractor, tokenizer).save_pretrained(directory)
+    return directory
+
+
+def test_a_text_is_generated_for_speech(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {
+        "--model_name_or_path": tiny_whisper(tmp_path / "whisper"),
+        "--generation_max_length": 12,
+        "--freeze_encoder": None,
+        "--learning_rate": 1e-2,
+    }
+    flags, out, task = flags_of(tmp_path) | own, tmp_path / "out", speech_recognition_seq2seq.SpeechRecognition
+    assert start(task, flags, monkeypatch) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["achieved"] > 0.3 and report["max_abs_diff"] <= 1e-4
+    results = json.loads((out / "all_results.json").read_text())
+    assert {"eval_wer", "eval_cer", "predict_wer", "predict_cer"} <= set(results)
+    model, processor = AutoModelForSpeechSeq2Seq.from_pretrained(out), AutoProcessor.from_pretrained(out)
+    before = load_file(tmp_path / "whisper" / "model.safetensors")
+    assert torch.equal(before["model.encoder.conv1.weight"], model.model.encoder.conv1.weight)
+    paths = [tmp_path / "test" / f"{number}.wav" for number in range(6)]
+    sounds = [decoded({"bytes": None, "path": path}, "a test", 16_000) for path in paths]
+    inputs = processor(audio=sounds, sampling_rate=16_000, return_tensors="pt")
+    said = processor.batch_decode(model.generate(inputs["input_features"]), skip_special_tokens=True)
+    written = (out / "generated_predictions.txt").read_text().splitlines()
+    assert written == [" ".join(text.split()) for text in said] and any(written)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"--language": "hindi"}, "the model knows one language only: leave --language out"),
+        ({"--language": "dolphin"}, "--language dolphin: Unsupported language: dolphin"),
+        ({}, "row 13 of the validation data lasts 2 seconds, and the model reads 1: cut it"),
+    ],
+)
+def test_what_cannot_be_generated_is_one_line(
+    flags: dict[str, object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = flags_of(tmp_path, (12, 12, 6)) | {"--model_name_or_path": tiny_whisper(tmp_path / "whisper"), **flags}
+    soundfile.write(tmp_path / "long.wav", tone(200, 2), RATE)
+    with (tmp_path / "validation.csv").open("a") as file:
+        file.write("long.wav,low,la\n")
+    assert message in mistake(speech_recognition_seq2seq.SpeechRecognition, given, monkeypatch, capsys)
 
 
 def test_texts_are_read_from_the_best_tokens_of_frames() -> None:
     task = speech_recognition_ctc.SpeechRecognition(speech_recognition_ctc.Arguments())
     task.tokenizer = character_tokenizer(["hi ya"])  # [PAD] [UNK] | a h i y
-    heard = np.array([[4, 4, 0, 5, 2, 6, 3, 0, 3], [4, 5, 5, 0, -100, -100, -100, -100, -100]])
-    said = np.array([[4, 5, 2, 6, 3], [4, 5, 5, -100, -100]])
-    found = task.compute_metrics(EvalPrediction(heard, said), Dataset.from_dict({}))
-    assert task._texts(heard) == ["hi yaa", "hi"] and task._texts(said, group_tokens=False) == ["hi ya", "hii"]
-    assert found == {"wer": 2 / 3, "cer": 2 / 8}
+    task.model = build("Wav2Vec2ForCTC", **CONVOLUTIONS)
+    rows = Dataset.from_dict({"length": [100, 60]})  # samples of 9 and 5 frames
+    heard = np.array([[4, 4, 0, 5, 2, 6, 3, 0, 3], [4, 5, 5, 0, 5, 6, 6, -100, -100]])  # [5:] is said of padding
+    said = np.array([[4, 5, 2, 6, 3], [4, 5, -100, -100, -100]])
+    found = task.compute_metrics(EvalPrediction(heard, said), rows)
+    assert task._heard(EvalPrediction(heard, said), rows) == ["hi yaa", "hii"]
+    assert found == {"wer": 2 / 3, "cer": 2 / 7}
 
 
 @pytest.mark.parametrize(
@@ -212,7 +301,7 @@ def test_what_cannot_be_learnt_to_write_is_one_line(
         ),
         ({}, {"--label_column_name": "class"}, "has no column 'class'"),
         ({}, {"--max_length_seconds": 0}, "max_length_seconds is 0: give a number above 0"),
-        ({}, {"--group_by_length": None}, "give --train_sampling_strategy group_by_length"),
+        ({}, {"--group_by_length": None}, "batches are padded to their longest row"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(

@@ -38,8 +38,12 @@ INSTEAD = {
     "use_peft": "gates need all weights to be trained: merge adapters with merge_and_unload() before pruning",
     "load_in_4bit": "gates need all weights to be trained: leave it out",
     "load_in_8bit": "gates need all weights to be trained: leave it out",
+    "forced_decoder_ids": "give --language and --task",
+    "suppress_tokens": "the model's generation config says what is never generated: leave it out",
+    "model_index_name": "cards are called as --hub_model_id or the directory: leave it out",
+    "preprocessing_only": "processes wait for the one that encodes: leave it out",
     "eval_metrics": "error rates of words and of characters are always computed: leave it out",
-    "group_by_length": "give --train_sampling_strategy group_by_length",
+    "group_by_length": "batches are padded to their longest row, and not further: leave it out",
 }
 """Flags of transformers' examples that have no meaning here, and what to do."""
 

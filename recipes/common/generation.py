@@ -91,10 +91,14 @@ class GenerationTask(Task):
         labels = batch.pop("labels")
         return {**batch, "decoder_input_ids": labels.clamp(min=0)}
 
+    def texts(self, tokens: Any) -> list[str]:
+        """Decode rows of tokens; -100 fills up what is shorter than others."""
+        rows = [row[row != -100].tolist() for row in tokens]
+        return [text.strip() for text in self.processor.batch_decode(rows, skip_special_tokens=True)]
+
     def generated(self, found: EvalPrediction | PredictionOutput) -> list[str]:
-        """The texts that were generated; -100 fills up what is shorter than others."""
-        tokens = [row[row != -100] for row in found.predictions]
-        return [text.strip() for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
+        """Decode what was generated."""
+        return self.texts(found.predictions)
 
     def write_predictions(self, found: PredictionOutput, rows: Dataset, data: Data, directory: Path) -> Path:
         """Write a line for every text."""

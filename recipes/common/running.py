@@ -74,7 +74,7 @@ def _run(task_class: type[Task], description: str | None) -> None:
     for metric in task.metrics:
         if arguments.metric_for_best_model in (metric.name, f"eval_{metric.name}"):
             arguments.greater_is_better = metric.higher_is_better  # transformers knows this of losses only
-    processor = task.processor(source, access, data)
+    processor = task.find_processor(source, access, data)
     dense, has_head = _load_model(source, access, task, data, processor)
     with arguments.main_process_first(desc="encoding"):
         splits = encode(task, data, processor)

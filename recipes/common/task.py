@@ -100,7 +100,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def processor(self, source: str, access: ModelArguments, data: Data) -> Any:
+    def find_processor(self, source: str, access: ModelArguments, data: Data) -> Any:
         """Load the tokenizer, image processor, feature extractor or processor of a model; data are there already.
 
         Raises:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from datasets import DatasetDict
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Wav2Vec2CTCTokenizer
+from transformers import PreTrainedModel, Wav2Vec2CTCTokenizer
 
 from common.files import require_columns, require_texts
 from common.metrics import Metric
@@ -72,6 +72,14 @@ def character_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
         path = Path(directory, "vocab.json")
         path.write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
         return Wav2Vec2CTCTokenizer(str(path), pad_token="[PAD]", unk_token="[UNK]", word_delimiter_token="|")
+
+
+def frames_of(model: PreTrainedModel, lengths: list[int]) -> list[int]:
+    """Count the frames for which a CTC model says something, of inputs of these lengths, without any padding."""
+    # Few have no such function; of them, what is said of padding remains.
+    count = getattr(model, "_get_feat_extract_output_lengths", lambda lengths: lengths)
+    found: list[int] = count(torch.tensor(lengths)).tolist()
+    return found
 
 
 def pads_sounds_and_labels(extractor: Any) -> Collator:
