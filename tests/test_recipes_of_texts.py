@@ -1,12 +1,14 @@
 """The recipes that make texts from texts, end to end on a tiny model, and what goes wrong in them."""
 
 import json
+import logging
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import summarization
+import torch
 import translation
 from common.generation import Seq2SeqRecipeArguments
 from common.metrics import local_metric
@@ -24,6 +26,7 @@ from zoo.building import build
 from zoo.seq2seq import HALVES
 
 from hf_sparse import SparsityError
+from hf_sparse.report.generation import tokens_per_second
 
 RECIPES = {"summarization": summarization.Summarization, "translation": translation.Translation}
 
@@ -241,3 +244,14 @@ def test_columns_are_those_of_known_data_sets_or_the_first_two() -> None:
     news = data(id="1", highlights="short", article="long")
     assert news.splits["train"][0] == {"source": "long", "target": "short"} and news.label_column == "highlights"
     assert data(before="long", after="short").splits["train"][0] == {"source": "long", "target": "short"}
+
+
+def test_timing_generation_says_nothing_of_lengths_that_a_model_has(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    model = bart()
+    model.generation_config.update(max_length=24, min_length=0)
+    tokens = torch.tensor([[3, 4, 2]])
+    assert all(tokens_per_second([model], {"input_ids": tokens, "decoder_input_ids": tokens}))
+    assert not caplog.text

@@ -1,7 +1,9 @@
 """Time how fast models generate."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -25,7 +27,8 @@ def tokens_per_second(models: Sequence[PreTrainedModel], inputs: Mapping[str, Te
     Returns:
         For each model, the best of a few runs; None for all if they do not generate from such a batch.
     """
-    if not all(model.can_generate() for model in models):
+    generators: Sequence[Any] = models  # PreTrainedModel itself has no method to generate
+    if not all(model.can_generate() for model in generators):
         return [None] * len(models)
     row = {name: tensor[:1] for name, tensor in inputs.items() if not name.startswith("decoder_")}
     runs = [
@@ -38,12 +41,23 @@ def tokens_per_second(models: Sequence[PreTrainedModel], inputs: Mapping[str, Te
             do_sample=False,
             synced_gpus=False,  # others do not generate, even where an engine has shards
         )
-        for model in models
+        for model in generators
     ]
     device = models[0].device
     try:
-        with evaluating(*models), unchanged_random_state(device):
+        with evaluating(*models), unchanged_random_state(device), _quiet():
             return [1000 * NEW / time for time in shortest_ms(runs, device, REPEATS)]
     except Exception as error:  # models generate in many ways, of which some need more than a batch
         logger.warning("Generation is not timed: %s", str(error).partition("\n")[0] or repr(error))
         return [None] * len(models)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from warning, in each run, that these lengths come before those that the models have."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
