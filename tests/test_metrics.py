@@ -190,6 +190,8 @@ def test_mean_iou(seed: int) -> None:
             "overall_accuracy": accuracy_score(actual, predicted),
         }
     )
+    pairs, counts = np.unique([predicted, actual], axis=1, return_counts=True)
+    assert computed("mean_iou", predictions=pairs[0], references=pairs[1], counts=counts) == pytest.approx(found)
 
 
 def test_rouge_and_bleu_are_those_of_their_packages() -> None:

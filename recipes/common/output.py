@@ -69,7 +69,12 @@ def clear_output_dir(arguments: RecipeArguments) -> None:
     """With --overwrite_output_dir, delete checkpoints and members of the run before; other files are overwritten."""
     path = Path(arguments.output_dir or "")
     if arguments.overwrite_output_dir and arguments.resume_from_checkpoint is None and path.is_dir():
-        for old in [*path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), *path.glob("removed-*"), path / "dense"]:
+        for old in [
+            *path.glob(f"{PREFIX_CHECKPOINT_DIR}-*"),
+            *path.glob("removed-*"),
+            path / "dense",
+            path / "predict_masks",
+        ]:
             shutil.rmtree(old, ignore_errors=True)
         for file in [*path.glob("family.*"), *path.glob("*_results.*"), *path.glob("*predictions.*")]:
             file.unlink()

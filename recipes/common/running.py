@@ -25,7 +25,7 @@ from common.arguments import ModelArguments, RecipeArguments, RecipeParser
 from common.files import DataArguments
 from common.loading import load_model
 from common.output import check_hub, check_output_dir, checkpoint_to_resume, clear_output_dir, closing_table
-from common.task import Data, Task
+from common.task import Data, Encoder, Task
 from hf_sparse import (
     Origin,
     SparsityConfig,
@@ -199,6 +199,26 @@ def _load_model(
     return loaded
 
 
+class _Reader:
+    """Encodes rows when they are read; datasets, which would hash all that an encoder refers to, sees nothing of it.
+
+    That takes minutes where a recipe is a script, whose classes and functions are hashed by their code, and may fail.
+    """
+
+    def __init__(self, encoder: Encoder | None) -> None:
+        self._encoder = encoder
+
+    def __call__(self, rows: dict[str, list[Any]]) -> Mapping[str, Any]:
+        assert self._encoder is not None  # processes that load data are forked
+        return self._encoder(rows)
+
+    def __reduce__(self) -> tuple[type["_Reader"], tuple[None]]:
+        return _Reader, (None,)
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "_Reader":
+        return self
+
+
 def encode(task: Task, data: Data, processor: Any) -> DatasetDict:
     """Encode all rows, now or each time they are read.
 
@@ -208,7 +228,9 @@ def encode(task: Task, data: Data, processor: Any) -> DatasetDict:
     flags, encoders = task.arguments, dict.fromkeys(data.splits, task.encoder(data, processor))
     encoders["train"] = task.training_encoder(data, processor)
     if task.encoded_when_read:
-        return DatasetDict({split: rows.with_transform(encoders[split]) for split, rows in data.splits.items()})
+        return DatasetDict(
+            {split: rows.with_transform(_Reader(encoders[split])) for split, rows in data.splits.items()}
+        )
     encoded = DatasetDict(
         {
             split: rows.map(

@@ -12,7 +12,8 @@ class MeanIoU(evaluate.Metric):
 
     From 0 to 1 (Everingham et al., 2010), with the mean share of each class that is found (`mean_accuracy`) and the
     share of all pixels that are right (`overall_accuracy`). All images count together. Classes that neither occur nor
-    are predicted do not count, nor do pixels whose reference is `ignore_index`.
+    are predicted do not count, nor do pixels whose reference is `ignore_index`. `counts` says of how many pixels each
+    pair of classes is; without it, of one.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -20,19 +21,22 @@ class MeanIoU(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Intersection over union as a mean over classes, and accuracies; from 0 to 1.",
             citation="",
-            inputs_description="predictions, references: classes of all pixels of all images, shape (n,).",
+            inputs_description="predictions, references: classes of all pixels, or pairs that have counts, shape (n,).",
             features=datasets.Features({"predictions": pixel, "references": pixel}),
         )
 
-    def _compute(self, predictions: Any, references: Any, ignore_index: int = 255) -> dict[str, float]:
+    def _compute(
+        self, predictions: Any, references: Any, ignore_index: int = 255, counts: np.ndarray | None = None
+    ) -> dict[str, float]:
         counted = np.asarray(references) != ignore_index
         names, classes = np.unique([predictions, references], return_inverse=True)
         predicted, actual = classes.reshape(2, -1)[:, counted]
-        pairs = np.bincount(actual * len(names) + predicted, minlength=len(names) ** 2).reshape(len(names), -1)
+        cells, weights = actual * len(names) + predicted, None if counts is None else counts[counted]
+        pairs = np.bincount(cells, weights, minlength=len(names) ** 2).reshape(len(names), -1)
         hits, claimed, wanted = np.diag(pairs), pairs.sum(0), pairs.sum(1)
         either = claimed + wanted - hits
         return {
             "mean_iou": float(np.mean(hits[either > 0] / either[either > 0])),
             "mean_accuracy": float(np.mean(hits[wanted > 0] / wanted[wanted > 0])),
-            "overall_accuracy": float(hits.sum() / counted.sum()),
+            "overall_accuracy": float(hits.sum() / pairs.sum()),
         }
