@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from common.arguments import ModelArguments
+from common.ctc import ConfigArguments, character_tokenizer, frames_of
 from common.loading import load_processor
 from common.metrics import local_metric
 from common.output import write_texts
@@ -27,8 +28,6 @@ from common.task import Collator, Data, Encoder, Task
 from common.transcripts import (
     ERROR_RATES,
     SpeechArguments,
-    character_tokenizer,
-    frames_of,
     pads_sounds_and_labels,
     without,
 )
@@ -49,28 +48,6 @@ from transformers import (
 from transformers.trainer_utils import PredictionOutput
 
 from hf_sparse import SparsityError
-
-
-@dataclass(frozen=True)
-class ConfigArguments:
-    """What the config of the model is told, where it knows of it."""
-
-    attention_dropout: float = field(default=0.0, metadata={"help": "Share of attention that is dropped."})
-    activation_dropout: float = field(default=0.0, metadata={"help": "Share of FFN neurons that is dropped."})
-    feat_proj_dropout: float = field(default=0.0, metadata={"help": "Share of features that is dropped."})
-    hidden_dropout: float = field(default=0.0, metadata={"help": "Share of what sublayers say that is dropped."})
-    final_dropout: float = field(default=0.0, metadata={"help": "Share of what the head reads that is dropped."})
-    layerdrop: float = field(default=0.0, metadata={"help": "Share of layers that is left out."})
-    mask_time_prob: float = field(default=0.05, metadata={"help": "Share of the time that is hidden in training."})
-    mask_time_length: int = field(default=10, metadata={"help": "Frames that are hidden at once."})
-    mask_feature_prob: float = field(default=0.0, metadata={"help": "Share of the features that is hidden."})
-    mask_feature_length: int = field(default=10, metadata={"help": "Features that are hidden at once."})
-    ctc_loss_reduction: str = field(
-        default="mean", metadata={"help": "How the losses of a batch become one.", "choices": ["mean", "sum"]}
-    )
-    ctc_zero_infinity: bool = field(
-        default=True, metadata={"help": "Leave sounds out of the loss that are too short for what is said."}
-    )
 
 
 @dataclass(frozen=True)

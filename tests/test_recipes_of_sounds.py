@@ -13,9 +13,9 @@ import speech_recognition_ctc
 import speech_recognition_seq2seq
 import torch
 from common.arguments import ModelArguments
+from common.ctc import character_tokenizer
 from common.sounds import SoundArguments, decoded
 from common.task import Data
-from common.transcripts import character_tokenizer
 from datasets import Audio, Dataset, DatasetDict
 from recipe_runs import mistake, start
 from safetensors.torch import load_file

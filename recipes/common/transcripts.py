@@ -1,17 +1,13 @@
 """What recipes that write down speech share: texts beside sounds, batches of both, and how texts are compared."""
 
-import json
 import re
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import DatasetDict
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, Wav2Vec2CTCTokenizer
 
 from common.files import require_columns, require_texts
 from common.metrics import Metric
@@ -62,24 +58,6 @@ class SpeechArguments(SoundArguments):
 def without(text: str, ignored: Sequence[str]) -> str:
     """Take characters, or what else is ignored, out of a text, and spaces that are too many."""
     return " ".join(re.sub("|".join(map(re.escape, ignored)), "", text).split())
-
-
-def character_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
-    """Make a tokenizer whose tokens are the characters of texts."""
-    characters = sorted(set("".join(texts)) - {" "})
-    tokens = ["[PAD]", "[UNK]", "|", *characters]
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "vocab.json")
-        path.write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
-        return Wav2Vec2CTCTokenizer(str(path), pad_token="[PAD]", unk_token="[UNK]", word_delimiter_token="|")
-
-
-def frames_of(model: PreTrainedModel, lengths: list[int]) -> list[int]:
-    """Count the frames for which a CTC model says something, of inputs of these lengths, without any padding."""
-    # Few have no such function; of them, what is said of padding remains.
-    count = getattr(model, "_get_feat_extract_output_lengths", lambda lengths: lengths)
-    found: list[int] = count(torch.tensor(lengths)).tolist()
-    return found
 
 
 def pads_sounds_and_labels(extractor: Any) -> Collator:

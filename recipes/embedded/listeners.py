@@ -4,7 +4,7 @@ import itertools
 import json
 import string
 
-from common.transcripts import character_tokenizer
+from common.ctc import character_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     ASTConfig,
