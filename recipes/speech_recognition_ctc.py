@@ -85,8 +85,8 @@ class SpeechRecognition(Task):
         "output_dir": "runs/speech_recognition_ctc",
         "learning_rate": 2e-3,
         "per_device_train_batch_size": 16,
-        "dense_epochs": 6.0,
-        "num_train_epochs": 6.0,
+        "dense_epochs": 4.0,
+        "num_train_epochs": 3.0,
         "mask_time_prob": 0.0,
     }
     tokenizer: PreTrainedTokenizerBase

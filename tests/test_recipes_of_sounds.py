@@ -17,6 +17,7 @@ from common.ctc import character_tokenizer
 from common.sounds import SoundArguments, decoded
 from common.task import Data
 from datasets import Audio, Dataset, DatasetDict
+from embedded.listeners import digit_listener, phrase_listener, phrase_writer
 from recipe_runs import mistake, start
 from safetensors.torch import load_file
 from transformers import (
@@ -319,6 +320,16 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         with (tmp_path / "validation.csv").open("a") as file:
             file.write(f"{row['audio']},{row.get('label', 'low')},\n")
     assert message in mistake(audio_classification.AudioClassification, given | flags, monkeypatch, capsys)
+
+
+def test_the_default_models_know_the_words_of_their_data() -> None:
+    phrase = "bring seven white shoes outside"
+    letters = AutoProcessor.from_pretrained(phrase_listener()).tokenizer
+    assert letters.unk_token_id not in letters(phrase)["input_ids"]
+    words = AutoProcessor.from_pretrained(phrase_writer()).tokenizer
+    tokens = words(phrase)["input_ids"]
+    assert len(tokens) == 2 + 5 + 1 and words.decode(tokens, skip_special_tokens=True) == phrase
+    assert AutoConfig.from_pretrained(digit_listener()).num_labels == 10
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
