@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 
 from hf_sparse.errors import UnknownInputsError
 from hf_sparse.runtime.contexts import evaluating, unchanged_random_state
 
 BATCH, LENGTH = 2, 16
+CHOICES = 2  # of every text, where a model chooses
 SIDE = 4  # of images in patches, where the config leaves their size open
 
 Inputs = dict[str, Tensor]
@@ -313,7 +315,7 @@ def _placeholders(model: PreTrainedModel, inputs: Inputs) -> list[int]:
 
 
 def _text(model: PreTrainedModel, inputs: Inputs) -> Inputs:
-    """Tokens (batch, length) with those that stand for features, and where they are padding and features."""
+    """Tokens (batch, length), or (batch, choices, length), with those that stand for features, and where these are."""
     config = _text_config(model.config, "text_encoder", "encoder", "text_config", "decoder")
     tokens = _tokens(config, _special(config, model.config))
     mask = torch.ones_like(tokens)
@@ -331,6 +333,8 @@ def _text(model: PreTrainedModel, inputs: Inputs) -> Inputs:
     }
     if features.numel():
         made["mm_token_type_ids"] = torch.isin(made["input_ids"], features[0]).long()
+    if any(kind.__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values() for kind in type(model).__mro__):
+        made = {name: value.unsqueeze(1).repeat(1, CHOICES, 1) for name, value in made.items()}
     return made
 
 
