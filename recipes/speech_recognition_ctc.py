@@ -18,19 +18,14 @@ from typing import Any
 
 import numpy as np
 from common.arguments import ModelArguments
-from common.ctc import ConfigArguments, character_tokenizer, frames_of
+from common.ctc import ConfigArguments, character_tokenizer, characters_labeller, frames_of
 from common.loading import load_processor
 from common.metrics import local_metric
 from common.output import write_texts
 from common.running import run
 from common.sounds import decoded, freeze_
 from common.task import Collator, Data, Encoder, Task
-from common.transcripts import (
-    ERROR_RATES,
-    SpeechArguments,
-    pads_sounds_and_labels,
-    without,
-)
+from common.transcripts import ERROR_RATES, SpeechArguments, pads_sounds_and_labels, without
 from datasets import Dataset, DatasetDict
 from embedded.listeners import PHRASES, phrase_listener
 from embedded.speech import spoken_phrases
@@ -143,16 +138,8 @@ class SpeechRecognition(Task):
 
         `length` is that of a sound as the model reads it, without padding.
         """
-        extractor, tokenizer, ignored = processor.feature_extractor, processor.tokenizer, self.arguments.ignored
-        letters = "".join(token for token in tokenizer.get_vocab() if len(token) == 1)
-        cased = {letters.lower(): str.lower, letters.upper(): str.upper}.get(letters, str)
-
-        def labels(text: str, place: str) -> list[int]:
-            found: list[int] = tokenizer(cased(without(text, ignored)))["input_ids"]
-            if not found or tokenizer.unk_token_id in found:
-                what = "characters that the tokenizer lacks" if found else "no characters"
-                raise SparsityError(f"{place} has {what}, {text!r}: give --chars_to_ignore, mend or drop it")
-            return found
+        extractor = processor.feature_extractor
+        labels = characters_labeller(processor.tokenizer, self.arguments.ignored)
 
         def encode(rows: dict[str, Any]) -> Mapping[str, Any]:
             rate, places = extractor.sampling_rate, rows["place"]

@@ -2,12 +2,15 @@
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, Wav2Vec2CTCTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Wav2Vec2CTCTokenizer
+
+from common.transcripts import without
+from hf_sparse import SparsityError
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class ConfigArguments:
     attention_dropout: float = field(default=0.0, metadata={"help": "Share of attention that is dropped."})
     activation_dropout: float = field(default=0.0, metadata={"help": "Share of FFN neurons that is dropped."})
     feat_proj_dropout: float = field(default=0.0, metadata={"help": "Share of features that is dropped."})
-    hidden_dropout: float = field(default=0.0, metadata={"help": "Share of what sublayers say that is dropped."})
+    hidden_dropout: float = field(default=0.0, metadata={"help": "Share of the outputs of sublayers that is dropped."})
     final_dropout: float = field(default=0.0, metadata={"help": "Share of what the head reads that is dropped."})
     layerdrop: float = field(default=0.0, metadata={"help": "Share of layers that is left out."})
     mask_time_prob: float = field(default=0.05, metadata={"help": "Share of the time that is hidden in training."})
@@ -40,6 +43,24 @@ def character_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
         path = Path(directory, "vocab.json")
         path.write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
         return Wav2Vec2CTCTokenizer(str(path), pad_token="[PAD]", unk_token="[UNK]", word_delimiter_token="|")
+
+
+def characters_labeller(tokenizer: PreTrainedTokenizerBase, ignored: Sequence[str]) -> Callable[[str, str], list[int]]:
+    """Make the function that turns a text, in the case of the tokenizer, into labels; it is told which row that is of.
+
+    The function raises SparsityError where a text has no characters, or others than the tokenizer knows.
+    """
+    letters = "".join(token for token in tokenizer.get_vocab() if len(token) == 1)
+    cased = {letters.lower(): str.lower, letters.upper(): str.upper}.get(letters, str)
+
+    def labels(text: str, place: str) -> list[int]:
+        found: list[int] = tokenizer(cased(without(text, ignored)))["input_ids"]
+        if not found or tokenizer.unk_token_id in found:
+            what = "characters that the tokenizer lacks" if found else "no characters"
+            raise SparsityError(f"{place} has {what}, {text!r}: give --chars_to_ignore, mend or drop it")
+        return found
+
+    return labels
 
 
 def frames_of(model: PreTrainedModel, lengths: list[int]) -> list[int]:
