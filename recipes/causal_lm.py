@@ -14,7 +14,7 @@ from common.running import run
 from common.task import Collator, Data, Encoder
 from datasets import DatasetDict
 from embedded.docstring_tasks import documents
-from embedded.smollm import REPO, smollm
+from embedded.smollm import DEFAULTS, REPO, smollm
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, default_data_collator
 
 
@@ -26,17 +26,7 @@ class CausalLM(LanguageModel):
     shift = 1
     embedded_name = "docstrings"
     embedded_model_id = REPO
-    embedded_defaults = {
-        "output_dir": "runs/causal_lm",
-        "block_size": 128,
-        "learning_rate": 2e-4,
-        "dense_epochs": 1.0,
-        "num_train_epochs": 2.0,
-        "per_device_train_batch_size": 2,
-        "per_device_eval_batch_size": 8,
-        "target": 0.3,
-        "sparsity_ramp": 0.4,
-    }
+    embedded_defaults = {"output_dir": "runs/causal_lm", "block_size": 128, **DEFAULTS}
 
     def embedded_data(self, seed: int) -> DatasetDict:
         """What do libraries say of themselves?"""

