@@ -66,13 +66,14 @@ class MaskedLM(LanguageModel):
         "output_dir": "runs/masked_lm",
         "block_size": 64,
         "learning_rate": 3e-4,
-        "dense_epochs": 3.0,
-        "per_device_train_batch_size": 16,
+        "dense_epochs": 2.0,
+        "num_train_epochs": 3.0,
+        "per_device_train_batch_size": 8,
     }
 
     def embedded_data(self, seed: int) -> DatasetDict:
         """What do libraries say of themselves?"""
-        return documents(seed, per_library=160)
+        return documents(seed, per_library=50)
 
     def load(self, splits: DatasetDict) -> Data:
         """Find the texts, and mark those of evaluations."""

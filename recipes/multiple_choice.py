@@ -57,7 +57,8 @@ class MultipleChoice(Task):
     embedded_defaults = {
         "output_dir": "runs/multiple_choice",
         "learning_rate": 2e-4,
-        "dense_epochs": 2.0,
+        "dense_epochs": 1.0,
+        "num_train_epochs": 3.0,
         "max_train_samples": 480,  # of four texts each
         "max_seq_length": 48,
         "per_device_train_batch_size": 8,

@@ -61,7 +61,13 @@ class QuestionAnswering(Task):
     metrics = (Metric("exact_match", "exact match", percent=False), Metric("f1", "F1", percent=False))
     rows_in_order = True
     embedded_name = "types of parameters in docstrings"
-    embedded_defaults = {"output_dir": "runs/question_answering", "learning_rate": 2e-4}
+    embedded_defaults = {
+        "output_dir": "runs/question_answering",
+        "learning_rate": 2e-4,
+        "dense_epochs": 2.0,
+        "num_train_epochs": 3.0,
+        "per_device_train_batch_size": 8,
+    }
 
     def __init__(self, arguments: Arguments) -> None:
         super().__init__(arguments)
@@ -69,7 +75,7 @@ class QuestionAnswering(Task):
 
     def embedded_data(self, seed: int) -> DatasetDict:
         """What is the type of a parameter?"""
-        return questions(seed)
+        return questions(seed, per_library=30)
 
     def load(self, splits: DatasetDict) -> Data:
         """Check that answers are where they are said to be, and number the rows of the data to evaluate."""

@@ -71,14 +71,18 @@ class TokenClassification(Task):
     auto_class = AutoModelForTokenClassification
     data_arguments = Arguments
     embedded_name = "parameters in docstrings"
-    embedded_defaults = {"output_dir": "runs/token_classification", "learning_rate": 2e-4}
+    embedded_defaults = {
+        "output_dir": "runs/token_classification",
+        "learning_rate": 2e-4,
+        "per_device_train_batch_size": 8,
+    }
     words: str
     tags: tuple[str, ...]
     spans: bool
 
     def embedded_data(self, seed: int) -> DatasetDict:
         """Which words are names of parameters, and which their types?"""
-        return tagged_parameters(seed)
+        return tagged_parameters(seed, per_library=60)
 
     def load(self, splits: DatasetDict) -> Data:
         """Find words and tags, and whether these are of spans."""
