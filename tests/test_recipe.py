@@ -198,7 +198,7 @@ def test_a_teacher_without_a_head_for_the_labels_is_refused(
 def test_several_targets_leave_a_family(
     run: Run, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    targets = {"--targets": "0.3", "0.6": None, "--num_train_epochs": 16}
+    targets = {"--targets": "0.3", "0.6": None, "--num_train_epochs": 10}
     assert run({**data, **targets}) == 0
     shown = capsys.readouterr().out
     assert "| removed-0.3 |" in shown and "| removed-0.6 |" in shown and "evaluation accuracy" in shown
@@ -463,7 +463,8 @@ def test_help_teaches(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("engine", [{"fsdp": "SHARDED_STATE_DICT"}, {"zero": 3}], ids=str)
 def test_the_recipe_runs_sharded(engine: dict[str, Any], tiny: Path, data: dict[str, str], tmp_path: Path) -> None:
     flags = {**data, "--model_name_or_path": tiny, "--output_dir": tmp_path / "out", **SHORT}
-    words = [str(word) for flag in flags.items() for word in flag]
+    few = {"--max_train_samples": 64, "--max_eval_samples": 8, "--dense_epochs": 1, "--num_train_epochs": 3}
+    words = [str(word) for flag in (flags | few).items() for word in flag]
     launch = command(
         2,
         "launched_recipe.py",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import question_answering
 import token_classification
-from common import running
+from common import task
 from common.answers import find_answers
 from datasets import Dataset
 from recipe_runs import mistake, start
@@ -170,7 +170,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         write_json(tmp_path / "validation.json", [row | change for row in ROWS[name](2, 0)])
     if flags is SLOW:
         slow = type("SlowTokenizer", (), {"is_fast": False})()
-        monkeypatch.setattr(running, "load_processor", lambda *_: slow)
+        monkeypatch.setattr(task, "load_processor", lambda *_: slow)
     assert message in mistake(RECIPES[name], given, monkeypatch, capsys)
 
 
