@@ -30,7 +30,7 @@ class CausalLM(LanguageModel):
 
     def embedded_data(self, seed: int) -> DatasetDict:
         """What do libraries say of themselves?"""
-        return documents(seed, per_library=20)
+        return documents(seed, per_library=8)
 
     def embedded_model(self) -> str:
         """Find SmolLM2."""

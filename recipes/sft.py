@@ -75,7 +75,7 @@ class SFT(LanguageModel):
                 "completion": [{"role": "assistant", "content": row["summary"]}],
             }
 
-        return summaries(seed, per_library=20).map(conversation, remove_columns=["text", "summary"])
+        return summaries(seed, per_library=16).map(conversation, remove_columns=["text", "summary"])
 
     def embedded_model(self) -> str:
         """Find SmolLM2."""
