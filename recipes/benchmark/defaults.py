@@ -3,15 +3,16 @@
     python recipes/benchmark/defaults.py
     python recipes/benchmark/defaults.py causal_lm sft
 
-Results are those of the test data. Each run is left in runs/, with its log.
+Results are those of the test data. Seconds are those of processors, all cores together, which other work on the machine
+changes little. Each run is left in runs/, with its log.
 """
 
 import argparse
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parents[1]
@@ -22,10 +23,11 @@ def line(name: str) -> str:
     directory = Path("runs", name)
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(RECIPES / f"{name}.py"), "--output_dir", str(directory), "--overwrite_output_dir"]
-    began = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with (directory / "log.txt").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
-    seconds = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if code:
         return f"| `{name}` | failed with code {code}: see {directory / 'log.txt'} |"
     results = re.findall(r"^test (.*?) +([\d.]+) +([\d.]+)$", (directory / "log.txt").read_text(), re.MULTILINE)
@@ -47,7 +49,7 @@ def main() -> None:
     chosen = parser.parse_args().names or names
     if unknown := set(chosen) - set(names):
         parser.error(f"no recipe is called {', '.join(sorted(unknown))}: choose from {', '.join(names)}")
-    print("| recipe | seconds | metric | dense | pruned | removed | weights, MB | MACs, G | times as fast |")
+    print("| recipe | CPU seconds | metric | dense | pruned | removed | weights, MB | MACs, G | times as fast |")
     print("|---|---:|---|---:|---:|---:|---:|---:|---:|")
     for name in chosen:
         print(line(name), flush=True)
