@@ -14,11 +14,12 @@ test: install  ## run the tests
 
 # What other versions of transformers can break: its private names, training, stages, checkpoints, a slice of all models.
 OLDEST := .venv-oldest
+OLDEST_WARNINGS := -W "ignore:.torch.jit:DeprecationWarning" # of a newer torch, in models of an older transformers
 OLDEST_TESTS := $(addprefix tests/test_,seam.py trainer.py stages.py checkpoint.py earlier_versions.py fresh_processes.py)
 
 oldest: $(OLDEST)/installed  ## run the tests that matter most with the oldest transformers that is supported
-	$(OLDEST)/bin/python -m pytest -n 2 $(OLDEST_TESTS)
-	$(OLDEST)/bin/python -m pytest -n 2 tests/test_zoo.py -k "bert or llama or mistral or gpt2 or vit"
+	$(OLDEST)/bin/python -m pytest -n 2 $(OLDEST_WARNINGS) $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest -n 2 $(OLDEST_WARNINGS) tests/test_zoo.py -k "bert or llama or mistral or gpt2 or vit"
 
 coverage: install  ## print what can be pruned in every model type that is tested
 	$(BIN)/python tests/coverage.py

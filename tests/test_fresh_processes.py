@@ -29,8 +29,9 @@ def save(name: str, directory: Path) -> PreTrainedModel | None:
         return None
     compact_found(model, structure, random_plans(structure)["some gone"], inputs)
     left = discover(model, inputs)
-    halves = {block.name: tuple(range(block.units // 2, block.units)) for block in left.blocks}
-    compact_found(model, left, PruningPlan(halves), inputs)  # sparser from sparse
+    if len(left.blocks) > 1:  # what is left of one alone may be a single column of all experts, which has to stay
+        halves = {block.name: tuple(range(block.units // 2, block.units)) for block in left.blocks}
+        compact_found(model, left, PruningPlan(halves), inputs)  # sparser from sparse
     save_pruned(model, directory)
     torch.manual_seed(0)
     with torch.no_grad():
