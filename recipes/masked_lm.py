@@ -73,7 +73,7 @@ class MaskedLM(LanguageModel):
 
     def embedded_data(self, seed: int) -> DatasetDict:
         """What do libraries say of themselves?"""
-        return documents(seed, per_library=50)
+        return documents(seed, per_library=15)
 
     def load(self, splits: DatasetDict) -> Data:
         """Find the texts, and mark those of evaluations."""
