@@ -14,7 +14,7 @@ test: install  ## run the tests
 
 # What other versions of transformers can break: its private names, training, stages, checkpoints, a slice of all models.
 OLDEST := .venv-oldest
-OLDEST_WARNINGS := -W "ignore:.torch.jit:DeprecationWarning" # of a newer torch, in models of an older transformers
+OLDEST_WARNINGS := -W ignore::DeprecationWarning # by which a newer torch greets models of an older transformers
 OLDEST_TESTS := $(addprefix tests/test_,seam.py trainer.py stages.py checkpoint.py earlier_versions.py fresh_processes.py)
 
 oldest: $(OLDEST)/installed  ## run the tests that matter most with the oldest transformers that is supported
