@@ -13,13 +13,14 @@ test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
 # What other versions of transformers can break: its private names, training, stages, checkpoints, a slice of all models.
+# Llama 4 is left out, which 5.14 itself cannot generate with.
 OLDEST := .venv-oldest
 OLDEST_WARNINGS := -W ignore::DeprecationWarning # by which a newer torch greets models of an older transformers
 OLDEST_TESTS := $(addprefix tests/test_,seam.py trainer.py stages.py checkpoint.py earlier_versions.py fresh_processes.py)
 
 oldest: $(OLDEST)/installed  ## run the tests that matter most with the oldest transformers that is supported
 	$(OLDEST)/bin/python -m pytest -n 2 $(OLDEST_WARNINGS) $(OLDEST_TESTS)
-	$(OLDEST)/bin/python -m pytest -n 2 $(OLDEST_WARNINGS) tests/test_zoo.py -k "bert or llama or mistral or gpt2 or vit"
+	$(OLDEST)/bin/python -m pytest -n 2 $(OLDEST_WARNINGS) tests/test_zoo.py -k "(bert or llama or mistral or gpt2 or vit) and not llama4"
 
 coverage: install  ## print what can be pruned in every model type that is tested
 	$(BIN)/python tests/coverage.py
