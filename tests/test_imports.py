@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -126,3 +127,9 @@ def test_recipes_use_public_names_only() -> None:
             package = str(node.module).split(".")[1:2]
             assert package not in (["training"], ["engines"], ["distillation"]), path
             assert not any(name.startswith("_") for name in names), path
+
+
+def test_all_packages_are_installed() -> None:
+    named = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {path.parent.relative_to(ROOT.parent).as_posix() for path in ROOT.rglob("__init__.py")}
+    assert set(named) == {name.replace("/", ".") for name in found} | {"hf_sparse.recipes"}
