@@ -15,7 +15,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.version import __version__
 
 PACKAGE = Path(__file__).parent
-RECIPES = next(path for path in (PACKAGE / "recipes", PACKAGE.parent / "recipes") if path.is_dir())
+RECIPES = path if (path := PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
 """In what was installed, or in the repository."""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.answers import Answer, find_answers
-from common.files import require_columns, require_texts
+from common.files import require_columns, require_target, require_texts
 from common.loading import require_fast
 from common.metrics import Metric, local_metric
 from common.running import run
@@ -81,7 +81,7 @@ class QuestionAnswering(Task):
         """Check that answers are where they are said to be, and number the rows of the data to evaluate."""
         texts, cure = ["question", "context"], "name the columns as SQuAD does"
         require_columns(splits, texts, cure)
-        require_columns(DatasetDict({split: splits[split] for split in splits if split != "test"}), ["answers"], cure)
+        require_target(splits, "answers", cure)
         require_texts(splits, texts)
         found = {}
         for split, rows in splits.items():

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from common.annotations import IGNORED, classes_of_pixels, largest_class, names_on_hub, numbers_of, read_names
-from common.files import require_columns
+from common.files import require_columns, require_target
 from common.images import ImageArguments, ImageTask
 from common.metrics import Metric, local_metric, logits_of
 from common.running import run
@@ -90,7 +90,7 @@ class SemanticSegmentation(ImageTask):
         """Find images, annotations and names of classes."""
         image, mask = self.arguments.image_columns(splits["train"].column_names)
         require_columns(splits, [image], COLUMNS)
-        require_columns(DatasetDict({split: splits[split] for split in splits if split != "test"}), [mask], COLUMNS)
+        require_target(splits, mask, COLUMNS)
         self.modes = {image: "RGB", mask: None}
         parts = {
             split: rows.select_columns([name for name in self.modes if name in rows.column_names])

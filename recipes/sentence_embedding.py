@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from common.arguments import RecipeArguments
 from common.embeddings import DenseEmbeddingTrainer, SparseEmbeddingTrainer, cosines
-from common.files import require_columns, require_texts
+from common.files import holds_texts, require_columns, require_texts
 from common.labels import numbers
 from common.metrics import Metric, local_metric, logits_of
 from common.output import write_predicted
@@ -83,7 +83,7 @@ class SentenceEmbedding(Task):
         given, score = self.arguments.text_column_names, self.arguments.score_column_name or "score"
         features = splits["train"].features
         self.is_scored = score in features or self.arguments.score_column_name is not None
-        strings = [name for name, of in features.items() if getattr(of, "dtype", None) in ("string", "large_string")]
+        strings = [name for name, of in features.items() if holds_texts(of)]
         self.texts = [name.strip() for name in given.split(",")] if given is not None else strings
         if len(self.texts) < 2 or (self.is_scored and len(self.texts) > 2):
             raise SparsityError(

@@ -15,7 +15,7 @@ from typing import Any
 from common.arguments import RecipeArguments
 from common.conversations import COLUMNS, Conversations
 from common.files import DataArguments, DividedArguments
-from common.language import METRICS, LanguageModel
+from common.language import LanguageModel
 from common.running import run
 from common.sft_trainers import DenseSFTTrainer, SFTRecipeArguments, SparseSFTTrainer
 from common.task import Collator, Data, Encoder
@@ -52,7 +52,6 @@ class SFT(LanguageModel):
     sparse_trainer, dense_trainer = SparseSFTTrainer, DenseSFTTrainer
     data_arguments: type[DataArguments] = Arguments
     training_arguments = SFTRecipeArguments
-    metrics = METRICS
     shift = 1
     why_rows_are_left_out = "nothing to learn is left of it within --max_length tokens: raise it, or look at the rows"
     embedded_name = "summaries of docstrings"

@@ -20,7 +20,7 @@ import numpy as np
 from common.arguments import ModelArguments
 from common.ctc import ConfigArguments, character_tokenizer, characters_labeller, frames_of
 from common.loading import load_processor
-from common.metrics import local_metric
+from common.metrics import first, local_metric
 from common.output import write_texts
 from common.running import run
 from common.sounds import decoded, freeze_
@@ -161,7 +161,7 @@ class SpeechRecognition(Task):
         """Keep the best token of every frame, and not the logits of all."""
 
         def best(logits: Any, labels: Tensor) -> Tensor:
-            found: Tensor = (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+            found: Tensor = first(logits).argmax(-1)
             return found
 
         return {"preprocess_logits_for_metrics": best}

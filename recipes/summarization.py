@@ -11,7 +11,7 @@ them. --do_predict also writes generated_predictions.txt: a line for every text 
 import re
 from dataclasses import dataclass, field
 
-from common.files import require_columns, require_texts
+from common.files import require_columns, require_target, require_texts
 from common.metrics import Metric, local_metric
 from common.running import run
 from common.task import Data
@@ -83,11 +83,8 @@ class Summarization(TextToText):
         text, summary = self.arguments.text_column or usual[0], self.arguments.summary_column or usual[1]
         if text == summary:
             raise SparsityError(f"column {text!r} cannot be text and summary at once: {COLUMNS}")
-        summarized = DatasetDict(
-            {split: rows for split, rows in splits.items() if split != "test" or summary in rows.column_names}
-        )
         require_columns(splits, [text], COLUMNS)
-        require_columns(summarized, [summary], COLUMNS)
+        summarized = require_target(splits, summary, COLUMNS)
         require_texts(splits, [text])
         require_texts(summarized, [summary])
         return self.paired(

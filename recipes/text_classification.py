@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from common import glue
-from common.files import require_columns, require_texts
+from common.files import holds_texts, require_columns, require_texts
 from common.glue import GlueArguments
 from common.labels import class_names, label_names, labels_by_split, numbered, numbers
 from common.metrics import logits_of
@@ -121,8 +121,7 @@ class TextClassification(Task):
         texts = [
             name
             for name, feature in train.features.items()
-            if getattr(feature, "dtype", None) in ("string", "large_string")
-            and name != self.arguments.label_column_name
+            if holds_texts(feature) and name != self.arguments.label_column_name
         ]
         if set(glue.PAIR) <= set(texts):
             return glue.PAIR

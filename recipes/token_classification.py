@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common.files import require_columns
+from common.files import require_columns, require_target
 from common.labels import class_names, label_names, numbered
 from common.loading import require_fast
 from common.metrics import ACCURACY, MACRO_F1, Metric, class_metrics, local_metric, logits_of
@@ -91,7 +91,7 @@ class TokenClassification(Task):
         self.words = self.arguments.text_column_name or ("tokens" if "tokens" in names else names[0])
         column = self.arguments.label_column_name or (usual if usual in names else names[min(1, len(names) - 1)])
         require_columns(splits, [self.words], COLUMNS)
-        require_columns(DatasetDict({split: splits[split] for split in splits if split != "test"}), [column], COLUMNS)
+        require_target(splits, column, COLUMNS)
         self.tags = class_names(splits["train"], column)
         found = {}
         for split, rows in splits.items():

@@ -1,15 +1,14 @@
 """Time how fast models generate."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_sparse.runtime.contexts import evaluating, unchanged_random_state
+from hf_sparse.runtime.contexts import evaluating, silent_transformers, unchanged_random_state
 from hf_sparse.runtime.timing import shortest_ms
 
 NEW, REPEATS = 16, 3
@@ -45,19 +44,9 @@ def tokens_per_second(models: Sequence[PreTrainedModel], inputs: Mapping[str, Te
     ]
     device = models[0].device
     try:
-        with evaluating(*models), unchanged_random_state(device), _quiet():
+        # They would be told, in each run, that these lengths come before those that the models have.
+        with evaluating(*models), unchanged_random_state(device), silent_transformers():
             return [1000 * NEW / time for time in shortest_ms(runs, device, REPEATS)]
     except Exception as error:  # models generate in many ways, of which some need more than a batch
         logger.warning("Generation is not timed: %s", str(error).partition("\n")[0] or repr(error))
         return [None] * len(models)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from warning, in each run, that these lengths come before those that the models have."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 
 @contextmanager
@@ -67,3 +68,14 @@ def full_precision_forward(model: nn.Module) -> Iterator[None]:
     finally:
         if forward is not None:
             vars(model)["forward"] = forward
+
+
+@contextmanager
+def silent_transformers() -> Iterator[None]:
+    """Keep transformers from logging inside this context, where models are tried and nobody is to be told."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

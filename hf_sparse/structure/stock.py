@@ -18,7 +18,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.utils import logging
 
 from hf_sparse.errors import SparsityError
 from hf_sparse.modeling_hf_sparse import (
@@ -28,6 +27,7 @@ from hf_sparse.modeling_hf_sparse import (
     has_pruned_sizes,
     read_filled_caches_,
 )
+from hf_sparse.runtime.contexts import silent_transformers
 from hf_sparse.structure.attribute_names import HEAD_COUNTS, NEURON_COUNTS
 from hf_sparse.structure.blocks import Block, ModelStructure
 from hf_sparse.structure.comparison import RELATIVE_TOLERANCE, largest_difference, outputs
@@ -246,14 +246,9 @@ def skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> nn.Module:
 def _on_no_memory(kind: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module:
     """Make a model of a class, with parameters on torch's meta device."""
     # Warnings about sizes that are only tried are not for users.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), no_init_weights(), init_empty_weights(include_buffers=False):
-            warnings.simplefilter("ignore")
-            return kind(copy.deepcopy(config))
-    finally:
-        logging.set_verbosity(verbosity)
+    with silent_transformers(), warnings.catch_warnings(), no_init_weights(), init_empty_weights(include_buffers=False):
+        warnings.simplefilter("ignore")
+        return kind(copy.deepcopy(config))
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from common.metrics import first
 from hf_sparse import SparsityError
 
 IGNORED = 255
@@ -41,8 +42,7 @@ def largest_class(maps: Iterable[np.ndarray]) -> int:
 
 def classes_of_pixels(logits: Tensor | tuple[Tensor, ...], annotations: Tensor) -> Tensor:
     """Choose the likeliest class of every pixel of the annotations, shape (images, height, width), as bytes."""
-    first = logits[0] if isinstance(logits, tuple) else logits
-    sized = nn.functional.interpolate(first, size=annotations.shape[-2:], mode="bilinear", align_corners=False)
+    sized = nn.functional.interpolate(first(logits), size=annotations.shape[-2:], mode="bilinear", align_corners=False)
     return sized.argmax(1).to(torch.uint8)
 
 

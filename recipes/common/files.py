@@ -229,6 +229,25 @@ def require_columns(splits: DatasetDict, columns: Sequence[str], cure: str) -> N
                 )
 
 
+def require_target(splits: DatasetDict, column: str, cure: str) -> DatasetDict:
+    """Check that every split has the column of what is to be predicted, which test data may lack.
+
+    Returns:
+        The splits that have it.
+
+    Raises:
+        SparsityError: another than the test data has not; `cure` says what to do.
+    """
+    having = {split: rows for split, rows in splits.items() if split != "test" or column in rows.column_names}
+    require_columns(DatasetDict(having), [column], cure)
+    return DatasetDict(having)
+
+
+def holds_texts(feature: Any) -> bool:
+    """Tell whether a column of this feature holds texts."""
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
 def require_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
     """Check that every row has a text in these columns.
 

@@ -13,7 +13,7 @@ from PIL.Image import DecompressionBombError, Transpose
 from PIL.Image import Image as Picture
 from transformers import AutoImageProcessor, default_data_collator
 
-from common.files import SPLITS, DataArguments, load_rows
+from common.files import SPLITS, DataArguments, holds_texts, load_rows
 from common.task import Collator, Data, Encoder, Task
 from hf_sparse import SparsityError
 
@@ -118,7 +118,7 @@ class ImageTask(Task):
             columns = [column for column in self.modes if column in rows.column_names]
             for column in columns:
                 feature = rows.features[column]
-                if not isinstance(feature, Image) and getattr(feature, "dtype", None) not in ("string", "large_string"):
+                if not isinstance(feature, Image) and not holds_texts(feature):
                     raise SparsityError(f"column {column!r} of the {split} data holds neither images nor their paths")
                 rows = rows.cast_column(column, Image(decode=False))
             for number, row in enumerate(rows.select(range(min(CHECKED, len(rows)))), start=1):

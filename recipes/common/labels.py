@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List
 
-from common.files import require_columns
+from common.files import require_target
 from hf_sparse import SparsityError
 
 
@@ -52,8 +52,7 @@ def labels_by_split(
     Raises:
         SparsityError: train or validation has no such column, or a row has no label.
     """
-    require_columns(DatasetDict({split: splits[split] for split in splits if split != "test"}), [column], cure)
-    labels = {split: read(rows, column, split) for split, rows in splits.items() if column in rows.column_names}
+    labels = {split: read(rows, column, split) for split, rows in require_target(splits, column, cure).items()}
     if set(map(str, labels.get("test", ["-1"]))) <= {"-1", "-1.0"}:
         labels.pop("test", None)
     return labels

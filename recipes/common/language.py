@@ -14,7 +14,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from common.arguments import RecipeArguments
 from common.files import KINDS, DataArguments, DividedArguments, Kinds, require_columns, require_texts
-from common.metrics import Metric
+from common.metrics import Metric, first
 from common.task import Data, Task
 from hf_sparse import SparsityError
 
@@ -98,7 +98,7 @@ class LanguageModel(Task):
         Returns:
             Shape (rows, tokens, 2), zero where there is no label.
         """
-        logits = logits[0] if isinstance(logits, tuple) else logits
+        logits = first(logits)
         places = logits.shape[1] - self.shift
         logits, wanted = logits[:, :places].flatten(0, 1).float(), labels[:, self.shift :].flatten()
         surprise = F.cross_entropy(logits, wanted, ignore_index=-100, reduction="none")

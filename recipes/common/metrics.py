@@ -49,10 +49,15 @@ def local_metric(name: str) -> Callable[..., dict[str, Any]]:
     return compute
 
 
-def logits_of(prediction: EvalPrediction | PredictionOutput) -> np.ndarray:
+def first(outputs: Any) -> Any:
     """The logits among what a model returns, of which they are the first."""
-    found = prediction.predictions
-    return found[0] if isinstance(found, tuple) else found
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def logits_of(prediction: EvalPrediction | PredictionOutput) -> np.ndarray:
+    """The logits of all rows."""
+    logits: np.ndarray = first(prediction.predictions)
+    return logits
 
 
 def class_metrics(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:

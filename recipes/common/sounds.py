@@ -15,7 +15,7 @@ from accelerate import PartialState
 from datasets import Audio, Dataset, DatasetDict
 from transformers import PreTrainedModel
 
-from common.files import DataArguments, require_columns
+from common.files import DataArguments, holds_texts, require_columns
 from hf_sparse import SparsityError
 
 COLUMN = "set --audio_column_name"
@@ -73,7 +73,7 @@ def _undecoded(rows: Dataset, column: str, folder: Path) -> Dataset:
         rows = rows.remove_columns([name for name in rows.column_names if name == "audio"])
         rows = rows.rename_column(column, "audio")
     feature = rows.features["audio"]
-    if getattr(feature, "dtype", None) in ("string", "large_string"):
+    if holds_texts(feature):
         paths = [path and str(folder / path) for path in rows["audio"]]
         rows = rows.remove_columns("audio").add_column("audio", paths)
     elif not isinstance(feature, Audio):

@@ -9,7 +9,7 @@ import torch
 from datasets import DatasetDict
 from torch.nn.utils.rnn import pad_sequence
 
-from common.files import require_columns, require_texts
+from common.files import require_columns, require_target, require_texts
 from common.metrics import Metric
 from common.sounds import SoundArguments
 from common.task import Collator, Data
@@ -44,10 +44,7 @@ class SpeechArguments(SoundArguments):
         """
         sound, column = self.audio_column_name, self.text_column_name
         require_columns(splits, [sound], COLUMNS)
-        said = DatasetDict(
-            {split: splits[split] for split in splits if split != "test" or column in splits[split].column_names}
-        )
-        require_columns(said, [column], COLUMNS)
+        said = require_target(splits, column, COLUMNS)
         require_texts(said, [column])
         rows = {split: rows.select_columns([sound]) for split, rows in splits.items()}
         for split, found in said.items():
