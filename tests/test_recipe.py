@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import text_classification
 from accelerate.commands.config.config_args import load_config_from_file
 from common import running
 from common.arguments import INSTEAD
 from launching import command, environment, free_port
 from pruning import bert
+from recipe_runs import start
 from text_classification import Arguments, TextClassification
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -94,14 +94,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path) -> Run:
             "--dataloader_pin_memory": False,
         }
         given = {flag: value for flag, value in {**defaults, **flags}.items() if value != ABSENT}
-        words = [str(word) for flag in given.items() for word in flag if word is not None]
-        monkeypatch.setattr(sys, "argv", ["text_classification.py", *words])
         monkeypatch.chdir(tmp_path)
-        try:
-            running.run(TextClassification, text_classification.__doc__)
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
+        return start(TextClassification, given, monkeypatch)
 
     return run
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from multiple_choice import MultipleChoice
-from recipe_runs import mistake, start
+from recipe_runs import SHORT, files, mistake, start
 from test_recipe import WORDS, tiny_model, write_json
 
 
@@ -31,16 +31,12 @@ def rows_of(count: int, labelled: bool = True) -> list[dict[str, Any]]:
 
 def flags_of(directory: Path, counts: tuple[int, int, int] = (96, 16, 9)) -> dict[str, object]:
     """Those of run_swag's documented command, and a few more."""
-    files = {
-        f"--{split}_file": write_json(directory / f"{split}.json", rows_of(count, split != "test"))
-        for split, count in zip(("train", "validation", "test"), counts)
-    }
     return {
-        **files,
+        **SHORT,
+        **files(lambda path, count: write_json(path, rows_of(count, path.stem != "test")), directory, counts, "json"),
         "--model_name_or_path": tiny_model(directory / "tiny"),
         "--do_train": None,
         "--do_eval": None,
-        "--learning_rate": 1e-3,
         "--num_train_epochs": 4,
         "--output_dir": directory / "out",
         "--per_device_eval_batch_size": 16,
@@ -48,8 +44,6 @@ def flags_of(directory: Path, counts: tuple[int, int, int] = (96, 16, 9)) -> dic
         "--overwrite_output_dir": None,
         "--dense_epochs": 1,
         "--do_predict": None,
-        "--report_to": "none",
-        "--use_cpu": None,
     }
 
 

@@ -14,7 +14,7 @@ import semantic_segmentation
 from common import images
 from common.running import load_data
 from PIL import Image
-from recipe_runs import mistake, start
+from recipe_runs import SHORT, mistake, start
 from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -95,6 +95,7 @@ def flags_of(name: str, directory: Path, counts: tuple[int, int, int] = (64, 16,
     """Those of run_image_classification's documented command, and a few more."""
     dirs = ("train_dir", "validation_dir", "test_dir")
     return {
+        **SHORT,
         **{f"--{each}": FOLDERS[name](directory / each, count) for each, count in zip(dirs, counts)},
         "--model_name_or_path": MODELS[name](directory / "tiny"),
         "--output_dir": directory / "out",
@@ -114,8 +115,6 @@ def flags_of(name: str, directory: Path, counts: tuple[int, int, int] = (64, 16,
         "--seed": 1337,
         "--dense_epochs": 2,
         "--do_predict": None,
-        "--report_to": "none",
-        "--use_cpu": None,
     }
 
 

@@ -22,7 +22,7 @@ from common.task import Task
 from datasets import Dataset
 from launching import command, environment
 from pruning import bert, llama
-from recipe_runs import mistake, start
+from recipe_runs import SHORT, files, mistake, start, words
 from test_recipe import WORDS, write_json
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -121,20 +121,14 @@ def flags_of(name: str, directory: Path, counts: tuple[int, int, int] = (96, 17,
     case, source = CASES[name], directory / "tiny"
     copy.deepcopy(case.model).save_pretrained(source)
     tokenizer().save_pretrained(source)
-    files = {
-        f"--{split}_file": write_json(directory / f"{split}.json", case.rows(count, count))
-        for split, count in zip(("train", "validation", "test"), counts)
-    }
     return {
-        **files,
+        **SHORT,
+        **files(lambda path, count: write_json(path, case.rows(count, count)), directory, counts, "json"),
         "--model_name_or_path": source,
         "--output_dir": directory / "out",
-        "--learning_rate": 1e-3,
         "--per_device_train_batch_size": 8,
         "--per_device_eval_batch_size": 4,
         "--num_train_epochs": 4,
-        "--report_to": "none",
-        "--use_cpu": None,
         **case.flags,
     }
 
@@ -230,10 +224,9 @@ def test_perplexity_is_that_of_the_saved_model(home: Path) -> None:
 def test_two_processes_find_the_same_as_one(home: Path, tmp_path: Path) -> None:
     """By the command of the installed package, which `accelerate launch` starts as a module."""
     flags = {**flags_of("causal_lm", tmp_path), "--per_device_train_batch_size": 4, "--per_device_eval_batch_size": 2}
-    words = [word for flag in flags.items() for word in flag if word is not None]
     launcher = command(2, "")[:-1]
     run = subprocess.run(
-        [*launcher, "-m", "hf_sparse", "run", "causal_lm", *map(str, words)],
+        [*launcher, "-m", "hf_sparse", "run", "causal_lm", *words(flags)],
         capture_output=True,
         text=True,
         env=environment(tmp_path),

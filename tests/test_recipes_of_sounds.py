@@ -18,7 +18,7 @@ from common.sounds import SoundArguments, decoded
 from common.task import Data
 from datasets import Audio, Dataset, DatasetDict
 from embedded.listeners import digit_listener, phrase_listener, phrase_writer
-from recipe_runs import mistake, start
+from recipe_runs import SHORT, files, mistake, start
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -90,20 +90,14 @@ def tiny_wav2vec2(directory: Path) -> Path:
 
 
 def flags_of(directory: Path, counts: tuple[int, int, int] = (48, 12, 6)) -> dict[str, object]:
-    files = {
-        f"--{split}_file": write_rows(directory / f"{split}.csv", count)
-        for split, count in zip(("train", "validation", "test"), counts)
-    }
     return {
-        **files,
+        **SHORT,
+        **files(write_rows, directory, counts, "csv"),
         "--model_name_or_path": tiny_wav2vec2(directory / "tiny"),
         "--output_dir": directory / "out",
-        "--learning_rate": 1e-3,
         "--per_device_train_batch_size": 4,
         "--dense_epochs": 1,
         "--num_train_epochs": 4,
-        "--report_to": "none",
-        "--use_cpu": None,
         "--do_predict": None,
     }
 

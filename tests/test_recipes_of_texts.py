@@ -15,7 +15,7 @@ from common.metrics import local_metric
 from datasets import Dataset, DatasetDict
 from launching import command, environment, forks
 from pruning import bart
-from recipe_runs import mistake, start
+from recipe_runs import SHORT, files, mistake, start, words
 from test_recipe import WORDS, write_json
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -68,22 +68,16 @@ def tiny_model(directory: Path) -> Path:
 
 
 def flags_of(name: str, directory: Path, counts: tuple[int, int, int] = (80, 9, 5)) -> dict[str, object]:
-    files = {
-        f"--{split}_file": write_json(directory / f"{split}.json", ROWS[name](count, count))
-        for split, count in zip(("train", "validation", "test"), counts)
-    }
     return {
-        **files,
+        **SHORT,
+        **files(lambda path, count: write_json(path, ROWS[name](count, count)), directory, counts, "json"),
         "--model_name_or_path": tiny_model(directory / "tiny"),
         "--output_dir": directory / "out",
-        "--learning_rate": 1e-3,
         "--per_device_train_batch_size": 8,
         "--per_device_eval_batch_size": 4,
         "--num_train_epochs": 3,
         "--max_target_length": 6,
         "--num_beams": 2,
-        "--report_to": "none",
-        "--use_cpu": None,
         "--do_predict": None,
         **OWN[name],
     }
@@ -126,8 +120,7 @@ def test_a_translator_trains_resumes_predicts_and_generates_in_a_fresh_process(
 def test_summaries_of_every_row_are_scored_once_by_several_processes(tmp_path: Path) -> None:
     """9 rows in batches of 4 on two processes, which have some of them twice to fill their batches."""
     flags, out = flags_of("summarization", tmp_path), tmp_path / "out"
-    words = [word for flag in flags.items() for word in flag if word is not None]
-    launch = command(2, "../recipes/summarization.py", *words)
+    launch = command(2, "../recipes/summarization.py", *words(flags))
     run = forks().run(*launch[1:], env=environment(tmp_path))
     assert run.returncode == 0, run.stderr[-5000:]
     results = json.loads((out / "all_results.json").read_text())

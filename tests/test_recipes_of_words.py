@@ -14,7 +14,7 @@ import token_classification
 from common import task
 from common.answers import find_answers
 from datasets import Dataset
-from recipe_runs import mistake, start
+from recipe_runs import SHORT, files, mistake, start
 from test_recipe import WORDS, tiny_model, write_json
 from transformers import AutoTokenizer
 
@@ -68,20 +68,14 @@ OWN: dict[str, dict[str, object]] = {
 
 
 def flags_of(name: str, directory: Path, counts: tuple[int, int, int] = (96, 16, 9)) -> dict[str, object]:
-    files = {
-        f"--{split}_file": write_json(directory / f"{split}.json", ROWS[name](count, count))
-        for split, count in zip(("train", "validation", "test"), counts)
-    }
     return {
-        **files,
+        **SHORT,
+        **files(lambda path, count: write_json(path, ROWS[name](count, count)), directory, counts, "json"),
         "--model_name_or_path": tiny_model(directory / "tiny"),
         "--output_dir": directory / "out",
-        "--learning_rate": 1e-3,
         "--per_device_train_batch_size": 8,
         "--dense_epochs": 1,
         "--num_train_epochs": 4,
-        "--report_to": "none",
-        "--use_cpu": None,
         "--do_predict": None,
         **OWN[name],
     }
