@@ -241,6 +241,6 @@ def _remembered(key: str, count: int) -> list[float] | None:
 
 def _remember(key: str, times: Sequence[float]) -> None:
     """Write a measurement to the cache; a cache that cannot be written costs time, but is no error."""
-    with suppress(OSError):
+    with suppress(OSError, SparsityError):
         CACHE.mkdir(parents=True, exist_ok=True)
         write_whole(_path(key), json.dumps({"key": key, "milliseconds": list(times)}))

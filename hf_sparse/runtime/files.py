@@ -74,12 +74,32 @@ def replaced_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Open a temporary file, readable by all; it takes the place of `path` when the block ends without an error.
+
+    Raises:
+        SparsityError: the file cannot be written; what was there is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.new-{os.getpid()}")
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise SparsityError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, readable by all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, path)
+    """Write a file whole or not at all, readable by all.
+
+    Raises:
+        SparsityError: it cannot be written; what was there is as it was.
+    """
+    with replaced_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def _runs(process: int) -> bool:
