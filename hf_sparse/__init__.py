@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_sparse.config import WeightSparsityConfig as WeightSparsityConfig
     from hf_sparse.errors import NonFiniteLossError as NonFiniteLossError
     from hf_sparse.errors import SparsityError as SparsityError
+    from hf_sparse.export.llama_cpp import export_gguf as export_gguf
     from hf_sparse.gates.attach import attach_gates as attach_gates
     from hf_sparse.gates.attach import current_plan as current_plan
     from hf_sparse.gates.attach import detach_gates as detach_gates
@@ -56,6 +57,7 @@ _WHERE = {
     "compaction.sparse_tensors": ["to_sparse_"],
     "config": ["DistillationConfig", "SparsityConfig", "WeightSparsityConfig"],
     "errors": ["NonFiniteLossError", "SparsityError"],
+    "export.llama_cpp": ["export_gguf"],
     "gates.attach": ["attach_gates", "current_plan", "detach_gates"],
     "gates.plan": ["PruningPlan"],
     "structure.blocks": ["Block", "ModelStructure"],

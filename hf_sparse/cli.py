@@ -12,6 +12,7 @@ from hf_sparse.checkpoint.hub import push_to_hub
 from hf_sparse.checkpoint.inspection import inspect_checkpoint
 from hf_sparse.costs.memory import Engine, estimate_memory, load_config
 from hf_sparse.errors import SparsityError
+from hf_sparse.export.llama_cpp import OUTTYPES, export_gguf
 from hf_sparse.version import __version__
 
 PACKAGE = Path(__file__).parent
@@ -110,6 +111,21 @@ def _parser() -> argparse.ArgumentParser:
     anymodel.add_argument("directory", metavar="PATH", type=Path, help="a pruned checkpoint")
     anymodel.add_argument("output", metavar="OUTPUT", type=Path, help="directory of the rewritten copy")
     anymodel.set_defaults(run=lambda given: export_anymodel(given.directory, given.output))
+
+    gguf = commands.add_parser(
+        "gguf",
+        help="write a decoder, pruned or stock, with its tokenizer as a GGUF file for llama.cpp and Ollama",
+        description="Writes one file that llama.cpp computes the same by; what it would compute otherwise is refused. "
+        "Needs hf_sparse[gguf].",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    gguf.add_argument("directory", metavar="PATH", type=Path, help="a checkpoint")
+    gguf.add_argument("output", metavar="OUT.gguf", type=Path, help="the file to write")
+    gguf.add_argument("--outtype", choices=OUTTYPES, default="q8_0", help="how matrices are stored")
+    gguf.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    gguf.set_defaults(
+        run=lambda given: print(export_gguf(given.directory, given.output, given.outtype, given.overwrite))
+    )
     return parser
 
 

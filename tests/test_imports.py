@@ -25,6 +25,7 @@ FLOORS = [
     {"compaction", "engines"},
     {"report", "distillation"},
     {"checkpoint"},
+    {"export"},
     {"training", "cli"},
     {"__main__"},
 ]

@@ -1,0 +1,4 @@
+"""Write pruned decoders for engines that do not run transformers.
+
+Open llama_cpp.py first.
+"""
