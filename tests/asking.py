@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 
+from hf_sparse.runtime.contexts import seeded
 from hf_sparse.structure.comparison import tensors
 from hf_sparse.structure.dependencies import FORWARD_ERRORS
 
@@ -17,8 +18,8 @@ PADDING = 2  # tokens before the second of two texts
 
 @torch.no_grad()
 def _forward(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    torch.manual_seed(0)
-    return dict(model(**inputs))
+    with seeded(model.device):
+        return dict(model(**inputs))
 
 
 def _answers(found: dict[str, Any]) -> Answers:

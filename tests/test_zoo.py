@@ -23,6 +23,7 @@ from hf_sparse import (
     load_pruned,
     save_pruned,
 )
+from hf_sparse.runtime.contexts import seeded
 from hf_sparse.structure.comparison import tensors
 from hf_sparse.structure.slicing import physical_units
 
@@ -30,8 +31,8 @@ from hf_sparse.structure.slicing import physical_units
 @torch.no_grad()
 def outputs(model: PreTrainedModel, inputs: dict) -> dict[str, torch.Tensor]:
     """What a forward returns, but for caches and attention weights."""
-    torch.manual_seed(0)
-    found = tensors(dict(model(**inputs)))
+    with seeded(model.device):
+        found = tensors(dict(model(**inputs)))
     return {
         name: tensor for name, tensor in found.items() if "past_key_values" not in name and "attentions" not in name
     }

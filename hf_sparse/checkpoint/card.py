@@ -1,8 +1,10 @@
 """Write the model card of a checkpoint, from its config, its headers and the report of its run."""
 
+import functools
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_sparse.checkpoint.inspection import CheckpointSummary, inspect_checkpoint
@@ -54,9 +56,8 @@ def model_card(directory: Path, about: CardFields) -> ModelCard:
     model_id = about.model_id or directory.name
     name = about.model_name or model_id.rpartition("/")[2]
     data = _card_data(summary, report, about, name)
-    return ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
+    text = _template().render(
+        card_data=data.to_yaml(),
         name=name,
         model_id=model_id,
         summary=summary,
@@ -69,6 +70,13 @@ def model_card(directory: Path, about: CardFields) -> ModelCard:
         picture=PICTURE if report and (directory / PICTURE).is_file() else None,
         settings=_settings(report.sparsity) if report else None,
     )
+    return ModelCard(text)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """Compile the template of cards, which takes longer than all else that a card needs."""
+    return jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _is_of(report: Report, summary: CheckpointSummary) -> bool:

@@ -44,6 +44,17 @@ def unchanged_random_state(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def seeded(device: torch.device) -> Iterator[None]:
+    """Start the random numbers of the host and of a device from one seed; restore their states when the block ends."""
+    with unchanged_random_state(device):
+        if device.type == "cpu":  # torch.manual_seed notes the stack of its caller for every device that it has not met
+            torch.default_generator.manual_seed(0)
+        else:
+            torch.manual_seed(0)
+        yield
+
+
+@contextmanager
 def plain_forward(model: nn.Module) -> Iterator[None]:
     """Let a model have the forward of its class, without the one that accelerate or a Trainer has put in its place.
 

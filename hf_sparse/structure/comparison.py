@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from hf_sparse.modeling_hf_sparse import is_of_transformers
-from hf_sparse.runtime.contexts import unchanged_random_state
+from hf_sparse.runtime.contexts import seeded
 from hf_sparse.runtime.streaming import device_of, streamed
 from hf_sparse.structure.dependencies import FORWARD_ERRORS, accepted, cached_positions, leaving_no_hooks
 
@@ -42,8 +42,7 @@ def outputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Tens
 
 
 def _forward(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Outputs:
-    with unchanged_random_state(device_of(inputs)), streamed(model, inputs):
-        torch.manual_seed(0)
+    with seeded(device_of(inputs)), streamed(model, inputs):
         found = model(**inputs, **as_outputs(model))
     if isinstance(found, dict):  # as are transformers' own outputs
         return found

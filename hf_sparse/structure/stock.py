@@ -5,10 +5,11 @@ changed, on no memory, until its parameters have the shapes of the pruned model.
 """
 
 import copy
+import functools
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -238,9 +239,24 @@ def _alike(model: PreTrainedModel, config: PreTrainedConfig, shapes: Mapping[str
     return sum(found[name] == shapes[name] for name in found) if found.keys() == shapes.keys() else -1
 
 
+@dataclass(frozen=True)
+class _Described:
+    """A stock model by its class and by what its config says."""
+
+    kind: type[PreTrainedModel]
+    entries: str
+    config: PreTrainedConfig = field(compare=False)
+
+
 def skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> nn.Module:
-    """Make the stock model that a config describes, without memory for its parameters."""
-    return _on_no_memory(stock_class(model), config)
+    """Return the stock model that a config describes, without memory for its parameters; others share it."""
+    return _skeleton(_Described(stock_class(model), config.to_json_string(use_diff=False), config))
+
+
+@functools.lru_cache(maxsize=32)
+def _skeleton(described: _Described) -> nn.Module:
+    """Make it; the same few are asked for whenever a model shrinks once more."""
+    return _on_no_memory(described.kind, described.config)
 
 
 def _on_no_memory(kind: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module:
@@ -261,7 +277,7 @@ def computes_the_same(model: PreTrainedModel, config: PreTrainedConfig, inputs: 
         inputs: a batch to compare outputs on.
     """
     try:
-        twin: Any = skeleton(model, config).eval()
+        twin: Any = _on_no_memory(stock_class(model), config).eval()
         twin.load_state_dict(model.state_dict(), assign=True)
         found = outputs(nn.Module.to(twin, model.device), inputs)
     except FORWARD_ERRORS:
