@@ -10,6 +10,7 @@ writes train.csv, dev.csv and test.csv, for more of them than the default.
 
 import argparse
 import ast
+import functools
 import importlib.util
 import itertools
 import random
@@ -76,21 +77,32 @@ def docstrings(seed: int, per_library: int = PER_LIBRARY) -> DatasetDict:
 
 def docstrings_of(library: str, generator: random.Random) -> Iterator[str]:
     """Docstrings of public functions and classes, file by file in random order."""
-    spec = importlib.util.find_spec(library)
-    if spec is None or spec.origin is None:
-        return
-    paths = sorted(path for path in Path(spec.origin).parent.rglob("*.py") if "tests" not in path.parts)
+    paths = list(_files(library))
     generator.shuffle(paths)
     for path in paths:
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError, ValueError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-                docstring = ast.get_docstring(node)
-                if docstring:
-                    yield docstring
+        yield from _docstrings_in(path)
+
+
+@functools.cache
+def _files(library: str) -> tuple[Path, ...]:
+    spec = importlib.util.find_spec(library)
+    if spec is None or spec.origin is None:
+        return ()
+    return tuple(sorted(path for path in Path(spec.origin).parent.rglob("*.py") if "tests" not in path.parts))
+
+
+@functools.cache
+def _docstrings_in(path: Path) -> tuple[str, ...]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError, ValueError):
+        return ()
+    public = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+    )
+    return tuple(docstring for node in public if (docstring := ast.get_docstring(node)))
 
 
 def main() -> None:
