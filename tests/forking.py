@@ -135,6 +135,7 @@ def execute(words: list[str]) -> NoReturn:
 def torchrun(arguments: Namespace) -> None:
     """Fork the processes of a launch, and wait for them."""
     count, running, failed = int(arguments.nproc_per_node), set(), False
+    words = [*(["-m"] if arguments.module else []), arguments.training_script, *arguments.training_script_args]
     port = free_port() if arguments.standalone else arguments.master_port
     os.environ.update(
         WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
@@ -144,7 +145,7 @@ def torchrun(arguments: Namespace) -> None:
         if fork == 0:
             signal.alarm(PATIENCE)
             os.environ.update(RANK=rank, LOCAL_RANK=rank)
-            execute([arguments.training_script, *arguments.training_script_args])
+            execute(words)
         running.add(fork)
     signal.signal(signal.SIGALRM, lambda *_: [os.kill(fork, signal.SIGKILL) for fork in running])
     while running:

@@ -102,7 +102,8 @@ def forks(deepspeed: bool = False) -> Forks:
 @functools.cache
 def _forks(deepspeed: bool) -> Forks:
     home = tempfile.TemporaryDirectory()
-    started = Forks(environment(Path(home.name), 3 if deepspeed else None), *(["deepspeed"] if deepspeed else []))
+    modules = ["deepspeed", "deepspeed.runtime.zero.muon.original_muon"] if deepspeed else []
+    started = Forks(environment(Path(home.name), 3 if deepspeed else None), *modules)
     atexit.register(home.cleanup)
     atexit.register(started.close)
     return started
