@@ -1,6 +1,7 @@
 """Pruned decoders compute in llama.cpp what they compute in transformers, and what would not is refused."""
 
 import errno
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -9,27 +10,30 @@ from typing import Any
 
 import pytest
 import torch
+from common.served import Served
 from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 from pruning import bert
-from served import Served
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    GPT2Tokenizer,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2Tokenizer,
     Qwen3Config,
 )
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from hf_sparse import PruningPlan, SparsityError, compact, discover, export_gguf, save_pruned
 from hf_sparse.cli import main
-from hf_sparse.export.vocabulary import PRE_TOKENIZERS
+from hf_sparse.export.vocabulary import PRE_TOKENIZERS, splits
 from hf_sparse.structure.blocks import Block
 
 TEXT = Path(__file__).read_text()
@@ -207,9 +211,9 @@ def splitting(name: str) -> tuple[Any, dict[str, bool]]:
 
 @pytest.mark.parametrize("name", [name for name, _ in PRE_TOKENIZERS.values()])
 def test_llama_cpp_reads_texts_as_the_tokenizer_does(name: str, tmp_path: Path) -> None:
-    splits, options = splitting(name)
+    pre_tokenizer, options = splitting(name)
     made = Tokenizer(models.BPE(**options))
-    made.pre_tokenizer, made.decoder = splits, decoders.ByteLevel()
+    made.pre_tokenizer, made.decoder = pre_tokenizer, decoders.ByteLevel()
     every = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator([TEXT, HARD], trainers.BpeTrainer(vocab_size=318, initial_alphabet=every))
     made.add_tokens(["<think>"])
@@ -221,6 +225,14 @@ def test_llama_cpp_reads_texts_as_the_tokenizer_does(name: str, tmp_path: Path) 
     for text in (TEXT[:2000], HARD, "<think>so<|im_end|> <|x|>it is"):
         found = served.ask("tokenize", content=text, parse_special=True, add_special=True)["tokens"]
         assert found == words.encode(text)
+
+
+def test_texts_are_split_as_by_the_tokenizers_of_transformers() -> None:
+    tokens, merges = {"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}, [("a", "b")]
+    for made, name in ((GPT2Tokenizer(tokens, merges), "gpt-2"), (Qwen2Tokenizer(tokens, merges), "qwen2")):
+        assert splits(json.loads(made.backend_tokenizer.to_str()))[0] == name
+    llama = inspect.signature(TikTokenConverter).parameters["pattern"].default
+    assert [name for steps, (name, _) in PRE_TOKENIZERS.items() if llama in steps[0]] == ["llama-bpe"]
 
 
 def test_chats_and_special_tokens_are_those_of_the_tokenizer(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def read_vocabulary(directory: Path, count: int, stops: int | list[int] | None) 
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise SparsityError(f"it has no tokenizer that can be read ({reason}): save one beside the weights") from None
     model = said["model"]
-    splits, whole_words = _splits(said)
+    name, whole_words = splits(said)
     _require(model["type"] == "BPE" and not model.get("byte_fallback"), "its tokens are not merges of bytes")
     _require((said["normalizer"] or {"type": "NFC"}) == {"type": "NFC"}, "it changes texts before it splits them")
     for entry in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -97,7 +97,7 @@ def read_vocabulary(directory: Path, count: int, stops: int | list[int] | None) 
     tokens, kinds = _tokens(said, count)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     special = _special(tokenizer, stops)
-    return Vocabulary(splits, tokens, kinds, merges, special, _adds(tokenizer), tokenizer.chat_template)
+    return Vocabulary(name, tokens, kinds, merges, special, _adds(tokenizer), tokenizer.chat_template)
 
 
 def _require(holds: bool, reason: str) -> None:
@@ -106,8 +106,12 @@ def _require(holds: bool, reason: str) -> None:
         raise SparsityError(f"llama.cpp would not read texts as this tokenizer does: {reason}")
 
 
-def _splits(said: dict[str, Any]) -> tuple[str, bool]:
-    """Find the way to split texts in the table."""
+def splits(said: dict[str, Any]) -> tuple[str, bool]:
+    """Find in the table how a tokenizer, given as its file says it, splits texts.
+
+    Raises:
+        SparsityError: it is not in the table.
+    """
     step = said["pre_tokenizer"] or {"type": "none"}
     steps = step["pretokenizers"] if step["type"] == "Sequence" else [step]
     key = tuple((one["type"], *(_value(one.get(name)) for name in _ENTRIES.get(one["type"], ()))) for one in steps)

@@ -1,4 +1,4 @@
-"""A GGUF file in llama.cpp, in this process: what it computes, one sequence at a time and in 32 bits."""
+"""A GGUF file in llama.cpp, in this process: what it computes, one sequence at a time, and how fast."""
 
 import json
 import urllib.request
@@ -29,27 +29,32 @@ class Served:
             params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.server = xllamacpp.Server(params)
 
-    def logprobs(self, tokens: list[int], first: int = 1) -> list[float]:
-        """Log-probabilities of tokens, each after all that are before it, from the one at `first` on."""
-        return [self._next(tokens[:place], tokens[place]) for place in range(first, len(tokens))]
+    def logprobs(self, tokens: list[int]) -> list[float]:
+        """Log-probabilities of tokens of whole characters, each after all that are before it, from the second on."""
+        return [self._next(tokens[:place], tokens[place]) for place in range(1, len(tokens))]
 
     def _next(self, prompt: list[int], token: int) -> float:
         # What is reported is the probability before the bias by which the token is chosen.
-        forced = {"logit_bias": [[token, 1e4]], "n_probs": 1, "n_predict": 1, "temperature": 0}
-        [found] = self._completion({"prompt": prompt, **forced})["choices"][0]["logprobs"]["content"]
+        answer = self._answer(prompt, 1, logit_bias=[[token, 1e4]], n_probs=1)
+        [found] = answer["choices"][0]["logprobs"]["content"]
         assert found["id"] == token
-        return found["logprob"]
+        return float(found["logprob"])
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
-        """The tokens that follow a prompt, the most probable one at each place."""
-        asked = {"prompt": prompt, "n_predict": count, "temperature": 0, "n_probs": 1}
-        return [one["id"] for one in self._completion(asked)["choices"][0]["logprobs"]["content"]]
+        """Generate the most probable token after a prompt, and after that one, until there are `count` or the end."""
+        answer = self._answer(prompt, count, n_probs=1)
+        return [one["id"] for one in answer["choices"][0]["logprobs"]["content"]]
 
-    def _completion(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return self.server.handle_completions(asked)
+    def speeds(self, prompt: list[int], count: int) -> dict[str, float]:
+        """Measure tokens per second: of a prompt that is new to the engine, and of `count` that follow it."""
+        timings = self._answer(prompt, count, cache_prompt=False, ignore_eos=True)["timings"]
+        return {"prefill": timings["prompt_per_second"], "decode": timings["predicted_per_second"]}
+
+    def _answer(self, prompt: list[int], count: int, **options: Any) -> Any:
+        return self.server.handle_completions({"prompt": prompt, "n_predict": count, "temperature": 0, **options})
 
     def ask(self, path: str, **asked: Any) -> Any:
-        """What the server answers over HTTP."""
+        """Ask the server something over HTTP."""
         request = urllib.request.Request(
             f"{self.server.listening_address}/{path}", json.dumps(asked).encode(), {"Content-Type": "application/json"}
         )
