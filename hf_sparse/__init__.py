@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hf_sparse.errors import NonFiniteLossError as NonFiniteLossError
     from hf_sparse.errors import SparsityError as SparsityError
     from hf_sparse.export.llama_cpp import export_gguf as export_gguf
+    from hf_sparse.export.onnx_runtime import export_onnx as export_onnx
     from hf_sparse.gates.attach import attach_gates as attach_gates
     from hf_sparse.gates.attach import current_plan as current_plan
     from hf_sparse.gates.attach import detach_gates as detach_gates
@@ -58,6 +59,7 @@ _WHERE = {
     "config": ["DistillationConfig", "SparsityConfig", "WeightSparsityConfig"],
     "errors": ["NonFiniteLossError", "SparsityError"],
     "export.llama_cpp": ["export_gguf"],
+    "export.onnx_runtime": ["export_onnx"],
     "gates.attach": ["attach_gates", "current_plan", "detach_gates"],
     "gates.plan": ["PruningPlan"],
     "structure.blocks": ["Block", "ModelStructure"],

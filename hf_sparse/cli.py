@@ -1,6 +1,7 @@
-"""`hf-sparse`: run recipes, inspect and upload checkpoints, write cards, rewrite for serving, and estimate memory."""
+"""`hf-sparse`: run recipes, inspect and upload checkpoints, write cards, write for other engines, estimate memory."""
 
 import argparse
+import logging
 import runpy
 import sys
 import typing
@@ -13,6 +14,7 @@ from hf_sparse.checkpoint.inspection import inspect_checkpoint
 from hf_sparse.costs.memory import Engine, estimate_memory, load_config
 from hf_sparse.errors import SparsityError
 from hf_sparse.export.llama_cpp import OUTTYPES, export_gguf
+from hf_sparse.export.onnx_runtime import SLOW_ON_CPUS, export_onnx
 from hf_sparse.version import __version__
 
 PACKAGE = Path(__file__).parent
@@ -126,6 +128,16 @@ def _parser() -> argparse.ArgumentParser:
     gguf.set_defaults(
         run=lambda given: print(export_gguf(given.directory, given.output, given.outtype, given.overwrite))
     )
+
+    onnx = commands.add_parser(
+        "onnx",
+        help="write a model, pruned or stock, as ONNX, and prove it in onnxruntime",
+        description="Writes model.onnx, for any number of rows and of tokens, with the tokenizer or processor beside "
+        "it. Needs hf_sparse[onnx].",
+    )
+    onnx.add_argument("directory", metavar="PATH", type=Path, help="a checkpoint")
+    onnx.add_argument("output", metavar="OUT", type=Path, help="directory to write to")
+    onnx.set_defaults(run=_onnx)
     return parser
 
 
@@ -150,6 +162,12 @@ def _estimate(given: argparse.Namespace) -> None:
         given.target,
     )
     print(f"{found}\n{found.units:,} heads and neurons get gates; leave a tenth for allocators and communication")
+
+
+def _onnx(given: argparse.Namespace) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nobody needs here
+    worst = export_onnx(given.directory, given.output)
+    print(f"{given.output} is within {worst:.1e} of torch; on CPUs give onnxruntime disabled_optimizers={SLOW_ON_CPUS}")
 
 
 def _add_card_fields(parser: argparse.ArgumentParser) -> None:

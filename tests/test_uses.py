@@ -5,8 +5,6 @@ import json
 import warnings
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -232,19 +230,12 @@ class Logits(nn.Module):
         return self.model(**dict(zip(self.names, values)), use_cache=False).logits
 
 
-def test_exported_by_torch_and_to_onnx_it_computes_the_same(pruned: PreTrainedModel, tmp_path: Path) -> None:
+def test_exported_by_torch_it_computes_the_same(pruned: PreTrainedModel) -> None:
     inputs = example_inputs(pruned)
     module, values = Logits(pruned, tuple(inputs)), tuple(inputs.values())
     with torch.no_grad():
         program = torch.export.export(module, values)
         torch.testing.assert_close(program.module()(*values), module(*values), rtol=1e-5, atol=1e-5)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of onnxscript, about itself
-            torch.onnx.export(program, values, tmp_path / "model.onnx", verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    given = {node.name: value.numpy() for node, value in zip(session.get_inputs(), values)}
-    expected = logits(pruned).numpy()
-    assert np.abs(session.run(None, given)[0] - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])

@@ -1,4 +1,4 @@
-"""Write pruned decoders for engines that do not run transformers.
+"""Write pruned models for engines that do not run transformers.
 
 Open llama_cpp.py first.
 """

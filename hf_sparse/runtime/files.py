@@ -112,7 +112,8 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _belongs_to_checkpoint(name: str) -> bool:
+def belongs_to_checkpoint(name: str) -> bool:
+    """Tell whether a file, by its name, is part of a model: its config, weights or code."""
     return any(fnmatch(name, pattern) for pattern in CHECKPOINT_FILES)
 
 
@@ -120,7 +121,7 @@ def _clear(directory: Path, path: Path) -> None:
     """Remove what `path` was before, or what a killed process left, after its other entries are brought over."""
     if path.is_dir() and not (directory / _UNFINISHED).exists():
         for entry in directory.iterdir():
-            if not _belongs_to_checkpoint(entry.name) and not (path / entry.name).exists():
+            if not belongs_to_checkpoint(entry.name) and not (path / entry.name).exists():
                 entry.rename(path / entry.name)
     shutil.rmtree(directory)
 
@@ -137,9 +138,9 @@ def _move_files(temporary: Path, path: Path) -> None:
     """Where directories cannot be swapped: file by file, without a config in between, so that no mixture loads."""
     (path / "config.json").unlink(missing_ok=True)
     for entry in path.iterdir():
-        if entry.is_dir() and _belongs_to_checkpoint(entry.name):
+        if entry.is_dir() and belongs_to_checkpoint(entry.name):
             shutil.rmtree(entry)
-        elif _belongs_to_checkpoint(entry.name):
+        elif belongs_to_checkpoint(entry.name):
             entry.unlink()
     for entry in sorted(temporary.iterdir(), key=lambda entry: entry.name == "config.json"):
         shutil.move(entry, path / entry.name)

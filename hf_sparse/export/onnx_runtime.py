@@ -1,0 +1,126 @@
+"""Write a pruned model as ONNX, for any number of rows and of tokens, and prove it in onnxruntime."""
+
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from hf_sparse.checkpoint.card import CARD, PICTURE, REPORT
+from hf_sparse.checkpoint.save_load import load_pruned
+from hf_sparse.errors import SparsityError
+from hf_sparse.runtime.files import belongs_to_checkpoint, replaced_directory
+from hf_sparse.structure.comparison import as_outputs, largest_difference, tensors
+from hf_sparse.structure.example_inputs import example_inputs
+
+FILE = "model.onnx"
+TOLERANCE = 1e-4
+"""Largest difference from torch, in units of the largest output, or of 1 if that is smaller."""
+SLOW_ON_CPUS = ("SkipLayerNormFusion",)
+"""What onnxruntime is best told not to do: its kernel for a norm of a sum is slower than a sum and a norm."""
+
+
+class _Tensors(nn.Module):
+    """Returns the floating-point tensors of a model's outputs as a tuple; no caches."""
+
+    def __init__(self, model: PreTrainedModel, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Run the model; takes its inputs in the order of their names."""
+        return tuple(named(self.model, dict(zip(self.names, values))).values())
+
+
+def named(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Run a model, and name the floating-point tensors of its outputs; those in tuples by their place, too."""
+    without_cache = {"use_cache": False} if "use_cache" in model.config.to_dict() else {}
+    found = model(**inputs, **without_cache, **as_outputs(model))
+    return {name.strip(".").replace(".", "_"): tensor for name, tensor in tensors(dict(found)).items()}
+
+
+def export_onnx(directory: str | Path, output: str | Path) -> float:
+    """Write a checkpoint, pruned or stock, as `model.onnx`, with its tokenizer or processor beside it.
+
+    Decoders read the whole text at each call: the file has no cache.
+
+    Args:
+        directory: of the checkpoint.
+        output: another directory, for the copy.
+
+    Returns:
+        The largest difference between the outputs of onnxruntime and of torch, relative to the largest output.
+
+    Raises:
+        SparsityError: torch cannot export the model, or onnxruntime computes something else.
+    """
+    source = Path(directory)
+    model = load_pruned(source).float().eval()
+    if Path(output).resolve() == source.resolve():
+        raise SparsityError(f"{output} is the checkpoint itself: give another directory")
+    inputs = _rows(example_inputs(model), 2)  # of one, torch would take the number for a constant
+    with replaced_directory(Path(output)) as target, torch.no_grad():
+        try:
+            _write(model, inputs, target / FILE)
+            found = [_difference(model, batch, target / FILE) for batch in (inputs, _other(inputs))]
+        except ImportError as error:
+            raise SparsityError(f"ONNX needs other packages ({error}): pip install 'hf_sparse[onnx]'") from None
+        except Exception as error:  # torch's exporter and onnxruntime have errors of every kind
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise SparsityError(f"{source} cannot be written as ONNX: {reason}") from error
+        if not all(difference <= TOLERANCE for difference in found):
+            raise SparsityError(f"{source} cannot be written as ONNX: onnxruntime computes something else there")
+        for file in source.iterdir():
+            if file.is_file() and not belongs_to_checkpoint(file.name) and file.name not in (CARD, REPORT, PICTURE):
+                shutil.copy2(file, target / file.name)
+    return max(found)
+
+
+def _rows(inputs: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Repeat the rows of a batch until there are `count`."""
+    return {name: torch.cat([value] * count)[:count] for name, value in inputs.items()}
+
+
+def _of_tokens(inputs: Mapping[str, Tensor]) -> set[str]:
+    """The inputs that have an entry for each token, in their second dimension."""
+    shape = inputs["input_ids"].shape if "input_ids" in inputs else None
+    return {name for name, value in inputs.items() if value.shape == shape}
+
+
+def _other(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch with more rows, and shorter texts, than the one that was traced."""
+    tokens = _of_tokens(inputs)
+    return {name: value[:, :5] if name in tokens else value for name, value in _rows(inputs, 3).items()}
+
+
+def _write(model: PreTrainedModel, inputs: Mapping[str, Tensor], path: Path) -> None:
+    rows, length, tokens = Dim("rows"), Dim("tokens"), _of_tokens(inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of onnxscript, about itself
+        torch.onnx.export(
+            _Tensors(model, tuple(inputs)),
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=list(named(model, inputs)),
+            dynamic_shapes=(tuple({0: rows, 1: length} if name in tokens else {0: rows} for name in inputs),),
+            verbose=False,
+        )
+
+
+def _difference(model: PreTrainedModel, inputs: Mapping[str, Tensor], path: Path) -> float:
+    """How far onnxruntime is from torch, relative to the largest output."""
+    import onnxruntime
+
+    session: Any = onnxruntime.InferenceSession(
+        path, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_ON_CPUS
+    )
+    read = {one.name for one in session.get_inputs()}
+    found = session.run(None, {name: value.numpy() for name, value in inputs.items() if name in read})
+    difference, scale = largest_difference(named(model, inputs).values(), map(torch.from_numpy, found))
+    return difference / max(scale, 1.0)

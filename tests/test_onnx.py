@@ -1,0 +1,78 @@
+"""Pruned models written as ONNX compute in onnxruntime, on batches and texts of any size, what they do in torch."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from pruning import MODELS, bert, learnt
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+
+from hf_sparse import SparsityError, compact, export_onnx, save_pruned
+from hf_sparse.cli import main
+from hf_sparse.export import onnx_runtime
+
+
+def vit() -> ViTForImageClassification:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+    return ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8)).eval()
+
+
+@pytest.mark.parametrize("make", [*MODELS.values(), vit], ids=lambda make: make.__name__)
+def test_onnxruntime_computes_the_same_on_other_sizes(make: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
+    model = make()
+    compact(learnt(model))
+    save_pruned(model, tmp_path / "pruned")
+    assert export_onnx(tmp_path / "pruned", tmp_path / "onnx") <= 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 99, (5, 11), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1:3, 7:] = 0
+    batch = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "decoder_input_ids": ids.flip(1),
+        "decoder_attention_mask": mask,
+        "pixel_values": torch.randn(5, 3, 32, 32, generator=generator),
+    }
+    given = {one.name: batch[one.name] for one in session.get_inputs()}
+    with torch.no_grad():
+        expected = model(**given).logits.numpy()
+    found = session.run(["logits"], {name: value.numpy() for name, value in given.items()})[0]
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_what_onnxruntime_computes_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_pruned(bert(), tmp_path / "model")
+    with pytest.raises(SparsityError, match="the checkpoint itself"):
+        export_onnx(tmp_path / "model", tmp_path / "model")
+    monkeypatch.setattr(onnx_runtime, "_write", lambda *given: None)
+    found = iter([1e-6, float("nan")])
+    monkeypatch.setattr(onnx_runtime, "_difference", lambda *given: next(found))
+    with pytest.raises(SparsityError, match="onnxruntime computes something else"):
+        export_onnx(tmp_path / "model", tmp_path / "onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_command_copies_the_tokenizer_and_says_what_is_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_pruned(bert(), tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(onnx_runtime, "_write", lambda model, inputs, path: path.write_bytes(b""))
+    monkeypatch.setattr(onnx_runtime, "_difference", lambda *given: 1e-6)
+    main(["onnx", str(tmp_path / "model"), str(tmp_path / "onnx")])
+    assert "within 1.0e-06 of torch" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"model.onnx", "tokenizer.json"}
+
+    monkeypatch.undo()
+    monkeypatch.setattr(onnx_runtime, "_write", lambda *given: None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(SystemExit):
+        main(["onnx", str(tmp_path / "model"), str(tmp_path / "other")])
+    error = capsys.readouterr().err
+    assert "pip install 'hf_sparse[onnx]'" in error and error.count("error:") == 1
