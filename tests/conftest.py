@@ -14,6 +14,9 @@ from pruning import MODELS
 from transformers import PreTrainedModel
 
 import hf_sparse  # noqa: F401  registers the pruned model types
+from hf_sparse.training import search
+
+search.SENSITIVITY_ROWS = 16  # with as many as there are, searches here would begin with more forwards than they take
 
 
 @pytest.fixture(params=MODELS)

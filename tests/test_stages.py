@@ -17,7 +17,7 @@ from hf_sparse.gates.attach import gate_bank
 from hf_sparse.training import results
 from hf_sparse.training.run import STATE
 
-TARGETS = [0.3, 0.5, 0.7]
+TARGETS, STEPS = [0.3, 0.5, 0.7], 90
 
 
 def model() -> PreTrainedModel:
@@ -28,7 +28,7 @@ def run_of(directory: Path, callbacks: tuple[TrainerCallback, ...] = (), **optio
     sparsity = options.pop("sparsity", SparsityConfig(targets=TARGETS))
     return SparseTrainer(
         model=model(),
-        args=training_arguments(directory, max_steps=150, **options),
+        args=training_arguments(directory, **{"max_steps": STEPS, **options}),
         sparsity=sparsity,
         teacher=model(),
         train_dataset=rows(64),
@@ -85,21 +85,21 @@ def test_models_that_do_not_fit_beside_each_other_are_saved_unmeasured(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(results, "make_report", no_room)
-    run_of(tmp_path, sparsity=SparsityConfig(targets=[0.2, 0.4])).train()
+    run_of(tmp_path, sparsity=SparsityConfig(targets=[0.2, 0.4]), max_steps=40).train()
     for target in (0.2, 0.4):
         assert load_pruned(tmp_path / f"removed-{target}").num_parameters() < model().num_parameters()
         assert not (tmp_path / f"removed-{target}/report.json").exists()
 
 
 # In a recovery, at the border of two stages, and in the second search.
-@pytest.mark.parametrize("step", [30, 50, 58])
+@pytest.mark.parametrize("step", [18, 30, 33])
 def test_resuming_in_any_stage_gives_the_weights_of_never_stopping(
     step: int, unbroken: SparseTrainer, tmp_path: Path
 ) -> None:
     run_of(tmp_path, (StopAt(step),)).train()
     resumed = run_of(tmp_path)
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 150
+    assert resumed.state.global_step == STEPS
     assert resumed.plan() == unbroken.plan()
     for name, tensor in unbroken.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
@@ -111,14 +111,14 @@ def test_resuming_in_any_stage_gives_the_weights_of_never_stopping(
 
 
 def test_a_finished_model_is_taken_further(tmp_path: Path) -> None:
-    run = run_of(tmp_path / "first", sparsity=SparsityConfig(target=0.4))
+    run = run_of(tmp_path / "first", sparsity=SparsityConfig(target=0.4), max_steps=40)
     run.train()
     run.save_model(str(tmp_path / "half"))
     half = load_pruned(tmp_path / "half")
     before = half.num_parameters()
     further = SparseTrainer(
         model=half,
-        args=training_arguments(tmp_path / "second", max_steps=60),
+        args=training_arguments(tmp_path / "second"),
         sparsity=SparsityConfig(target=0.5),
         teacher=model(),
         train_dataset=rows(64),
@@ -133,7 +133,7 @@ def test_a_finished_model_is_taken_further(tmp_path: Path) -> None:
 @pytest.mark.parametrize("gates", ["relative", "simplex"])
 def test_sublayers_may_compete_as_a_whole(gates: str, tmp_path: Path) -> None:
     sparsity = SparsityConfig(target=0.6, sublayer_gates=True, gate=gates)
-    run = run_of(tmp_path, sparsity=sparsity)
+    run = run_of(tmp_path, sparsity=sparsity, max_steps=60)
     run.train()
     report = run.compact()
     removed = run.costs.removed({name: len(units) for name, units in report.plan.kept.items()})
