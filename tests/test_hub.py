@@ -172,7 +172,7 @@ def test_the_recipe_pushes_with_the_flags_of_training_arguments(
 ) -> None:
     from test_recipe import RECIPES, tiny_model, write
 
-    files = {"--train_file": write(tmp_path / "train.csv", 96), "--validation_file": write(tmp_path / "dev.csv", 32)}
+    files = {"--train_file": write(tmp_path / "train.csv", 48), "--validation_file": write(tmp_path / "dev.csv", 16)}
     flags: dict[str, object] = {
         "--model_name_or_path": tiny_model(tmp_path / "tiny"),
         **files,

@@ -2,7 +2,6 @@
 
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,9 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from common import running
 from common.arguments import INSTEAD
-from launching import command, environment, free_port
+from launching import command, environment, forks, free_port
 from pruning import bert
-from recipe_runs import start
+from recipe_runs import start, words
 from text_classification import Arguments, TextClassification
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -69,8 +68,8 @@ def write(path: Path, count: int, separator: str = ",", labels: str = "ab", seed
 @pytest.fixture
 def data(tmp_path: Path) -> dict[str, str]:
     return {
-        "--train_file": str(write(tmp_path / "train.csv", 96)),
-        "--validation_file": str(write(tmp_path / "dev.csv", 32, seed=1)),
+        "--train_file": str(write(tmp_path / "train.csv", 48)),
+        "--validation_file": str(write(tmp_path / "dev.csv", 16, seed=1)),
     }
 
 
@@ -179,7 +178,7 @@ def test_an_empty_text_is_said_with_its_row(
     with (tmp_path / "dev.csv").open("a") as file:
         file.write(",a\n")
     assert run(dict(data)) == 2
-    assert "column 'sentence' is empty in row 33 of the validation data" in capsys.readouterr().err
+    assert "column 'sentence' is empty in row 17 of the validation data" in capsys.readouterr().err
 
 
 def test_a_teacher_without_a_head_for_the_labels_is_refused(
@@ -215,9 +214,9 @@ def test_a_broken_newest_checkpoint_is_passed_over(run: Run, data: dict[str, str
     assert run(data) == 0
     out = tmp_path / "out"
     weights = (out / "model.safetensors").read_bytes()
-    newest = out / "checkpoint-48"
+    newest = out / "checkpoint-24"
     (newest / "trainer_state.json").unlink()
-    assert checkpoint_defect(out / "checkpoint-36") is None and checkpoint_defect(newest) is not None
+    assert checkpoint_defect(out / "checkpoint-18") is None and checkpoint_defect(newest) is not None
     assert run({**data, "--resume_from_checkpoint": "auto"}) == 0
     assert (out / "model.safetensors").read_bytes() == weights
 
@@ -457,21 +456,10 @@ def test_help_teaches(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("engine", [{"fsdp": "SHARDED_STATE_DICT"}, {"zero": 3}], ids=str)
 def test_the_recipe_runs_sharded(engine: dict[str, Any], tiny: Path, data: dict[str, str], tmp_path: Path) -> None:
     flags = {**data, "--model_name_or_path": tiny, "--output_dir": tmp_path / "out", **SHORT}
-    few = {"--max_train_samples": 64, "--max_eval_samples": 8, "--dense_epochs": 1, "--num_train_epochs": 3}
-    words = [str(word) for flag in (flags | few).items() for word in flag]
-    launch = command(
-        2,
-        "launched_recipe.py",
-        *words,
-        "--use_cpu",
-        "--bf16",
-        "--gradient_checkpointing",
-        "--targets",
-        0.3,
-        0.6,
-        **engine,
-    )
-    run = subprocess.run(launch, capture_output=True, text=True, env=environment(tmp_path, engine.get("zero")))
+    few = {"--max_train_samples": 32, "--max_eval_samples": 8, "--dense_epochs": 1, "--num_train_epochs": 5}
+    switches = ("--use_cpu", "--bf16", "--gradient_checkpointing", "--targets", 0.3, 0.6)
+    launch = command(2, "launched_recipe.py", *words(flags | few), *switches, **engine)
+    run = forks("zero" in engine).run(*launch[1:], env=environment(tmp_path, engine.get("zero")))
     assert run.returncode == 0, run.stderr[-5000:]
     assert "of the prunable parameters removed (target 60%)" in run.stdout
     for member in (".", "removed-0.3", "removed-0.6", "dense/model"):

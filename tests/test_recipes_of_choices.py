@@ -2,13 +2,12 @@
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from launching import forks
 from multiple_choice import MultipleChoice
 from recipe_runs import SHORT, files, mistake, start
 from test_recipe import WORDS, tiny_model, write_json
@@ -29,7 +28,7 @@ def rows_of(count: int, labelled: bool = True) -> list[dict[str, Any]]:
     return rows
 
 
-def flags_of(directory: Path, counts: tuple[int, int, int] = (96, 16, 9)) -> dict[str, object]:
+def flags_of(directory: Path, counts: tuple[int, int, int] = (48, 16, 9)) -> dict[str, object]:
     """Those of run_swag's documented command, and a few more."""
     return {
         **SHORT,
@@ -70,10 +69,10 @@ def test_the_recipe_trains_predicts_and_loads_in_a_fresh_process(
         "    inputs = tokenizer([row['sent1']] * 3, endings, padding=True, return_tensors='pt')\n"
         "    print(int(model(**{name: value[None] for name, value in inputs.items()}).logits.argmax()))\n"
     )
-    command = [sys.executable, "-c", code, str(out), json.dumps(rows_of(9, False))]
-    fresh = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert lines == [f"{index}\t{number}" for index, number in enumerate(fresh)]
-    assert len(np.unique(fresh)) > 1
+    fresh = forks().run("-c", code, out, json.dumps(rows_of(9, False)))
+    assert fresh.returncode == 0, fresh.stderr
+    assert lines == [f"{index}\t{number}" for index, number in enumerate(fresh.stdout.split())]
+    assert len(np.unique(fresh.stdout.split())) > 1
 
 
 @pytest.mark.parametrize(

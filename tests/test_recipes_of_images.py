@@ -1,8 +1,6 @@
 """The recipes for images, end to end on tiny models and folders of images, and what goes wrong in them."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 import semantic_segmentation
 from common import images
 from common.running import load_data
+from launching import forks
 from PIL import Image
 from recipe_runs import SHORT, mistake, start
 from transformers import (
@@ -144,8 +143,9 @@ def test_a_recipe_trains_resumes_predicts_and_loads_in_a_fresh_process(
         "print(json.dumps([[one['label'], int(np.sum(np.array(one.get('mask', 0)) > 0))] for one in found]))\n"
     )
     shown = tmp_path / "test_dir/000.png"
-    command = [sys.executable, "-c", code, task.pipeline_tag, str(out), str(shown)]
-    fresh = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    printed = forks().run("-c", code, task.pipeline_tag, out, shown)
+    assert printed.returncode == 0, printed.stderr
+    fresh = json.loads(printed.stdout)
     if name == "image_classification":
         header, *lines = (out / "predict_results.txt").read_text().splitlines()
         assert header == "index\tprediction" and len(lines) == 5 and lines[0] == f"0\t{fresh[0][0]}"

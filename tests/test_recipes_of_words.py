@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import token_classification
 from common import task
 from common.answers import find_answers
 from datasets import Dataset
+from launching import forks
 from recipe_runs import SHORT, files, mistake, start
 from test_recipe import WORDS, tiny_model, write_json
 from transformers import AutoTokenizer
@@ -67,7 +66,7 @@ OWN: dict[str, dict[str, object]] = {
 }
 
 
-def flags_of(name: str, directory: Path, counts: tuple[int, int, int] = (96, 16, 9)) -> dict[str, object]:
+def flags_of(name: str, directory: Path, counts: tuple[int, int, int] = (48, 16, 9)) -> dict[str, object]:
     return {
         **SHORT,
         **files(lambda path, count: write_json(path, ROWS[name](count, count)), directory, counts, "json"),
@@ -108,8 +107,8 @@ def test_a_recipe_trains_resumes_predicts_and_loads_in_a_fresh_process(
         "print(json.dumps(model(**inputs)[0][0].tolist()))\n"
     )
     words = " ".join(tagged(9, 9)[0]["words"])
-    command = [sys.executable, "-c", code, str(out), RECIPES[name].auto_class.__name__, words]
-    fresh = subprocess.run(command, capture_output=True, text=True, check=True)
+    fresh = forks().run("-c", code, out, RECIPES[name].auto_class.__name__, words)
+    assert fresh.returncode == 0, fresh.stderr
     logits = np.array(json.loads(fresh.stdout))
     model = load_pruned(out).eval()
     inputs = AutoTokenizer.from_pretrained(out)(words, return_tensors="pt")
