@@ -56,7 +56,7 @@ def test_the_code_of_a_document_runs(document: str, tmp_path: Path, monkeypatch:
     small = bert()
     compact(small, PruningPlan({discover(small).blocks[0].name: (0,)}))
     save_pruned(small, "out/pruned", tokenizer())
-    given = {"train_dataset": rows(128), "eval_dataset": rows(16, seed=1), "tokenizer": tokenizer()}
+    given = {"train_dataset": rows(48), "eval_dataset": rows(16, seed=1), "tokenizer": tokenizer()}
     namespace: dict[str, Any] = {"__name__": "__main__", **given}
     words = "own.py --model_name_or_path out/pruned --num_train_epochs 1 --report_to none --use_cpu --target 0.3"
     monkeypatch.setattr(sys, "argv", words.split())
