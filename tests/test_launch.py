@@ -50,7 +50,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(("processes", "batch", "accumulation"), [(1, 4, 4), (2, 8, 1), (4, 4, 1)])
+@pytest.mark.parametrize(("processes", "batch", "accumulation"), [(2, 4, 2), (4, 4, 1)])
 def test_the_result_does_not_depend_on_how_the_work_is_split(
     processes: int, batch: int, accumulation: int, one_process: Path, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from hf_sparse.costs.memory import Engine, estimate_memory
 GIB = 2**30
 BERT = BertConfig(
     hidden_size=256,
-    num_hidden_layers=6,
+    num_hidden_layers=3,
     num_attention_heads=8,
     intermediate_size=1024,
     vocab_size=8000,
@@ -92,7 +92,7 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     given = ["--engine", "fsdp", "--num_processes", "4", "--bf16", "--teacher_name_or_path", str(tmp_path)]
     main(["estimate", str(tmp_path), *given])
     printed = capsys.readouterr().out
-    assert "teacher" in printed and "peak of a step" in printed and "6,192 heads and neurons" in printed
+    assert "teacher" in printed and "peak of a step" in printed and "3,096 heads and neurons" in printed
     with pytest.raises(SystemExit) as raised:
         main(["estimate", str(tmp_path / "missing")])
     assert raised.value.code == 2 and "cannot read the config" in capsys.readouterr().err
