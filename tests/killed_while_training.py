@@ -32,7 +32,7 @@ PATIENCE = 120  # seconds until a process whose other one died must have ended, 
 def train(directory: Path, resume: bool, processes: int) -> None:
     """Train to the end, and write what came out."""
     run = SparseTrainer(
-        model=bert(layers=3),
+        model=bert(layers=2),
         args=training_arguments(
             directory,
             per_device_train_batch_size=8 // processes,
@@ -44,7 +44,7 @@ def train(directory: Path, resume: bool, processes: int) -> None:
             eval_steps=10,
         ),
         sparsity=SparsityConfig(targets=[0.3, 0.6], sparsity_ramp=0.3),
-        teacher=bert(layers=3),
+        teacher=bert(layers=2),
         train_dataset=rows(64),
         eval_dataset=rows(16, seed=1),
     )
