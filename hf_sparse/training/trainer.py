@@ -22,6 +22,7 @@ from hf_sparse.structure.prunable import require_prunable
 from hf_sparse.training.base import BaseTrainer
 from hf_sparse.training.calls import LossCalls
 from hf_sparse.training.card_text import CardText, Words
+from hf_sparse.training.progress import show_density_
 from hf_sparse.training.results import Results
 from hf_sparse.training.search import Search
 from hf_sparse.training.stages import Stages
@@ -56,6 +57,7 @@ class SparseTrainerMixin(BaseTrainer):
             raise SparsityError(f"sparsity is {sparsity!r}: give a SparsityConfig, such as SparsityConfig(target=0.5)")
         self.sparsity = sparsity
         super().__init__(*args, **kwargs)
+        show_density_(self)
         model = self.bare_model
         require_prunable(model)
         self.calls = LossCalls(self)
