@@ -11,10 +11,12 @@ from hf_sparse.checkpoint.anymodel import export_anymodel
 from hf_sparse.checkpoint.card import CardFields, write_card
 from hf_sparse.checkpoint.hub import push_to_hub
 from hf_sparse.checkpoint.inspection import inspect_checkpoint
+from hf_sparse.checkpoint.pages import write_pages
 from hf_sparse.costs.memory import Engine, estimate_memory, load_config
 from hf_sparse.errors import SparsityError
 from hf_sparse.export.llama_cpp import OUTTYPES, export_gguf
 from hf_sparse.export.onnx_runtime import SLOW_ON_CPUS, export_onnx
+from hf_sparse.report.page import PAGE
 from hf_sparse.version import __version__
 
 PACKAGE = Path(__file__).parent
@@ -48,6 +50,20 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("source", metavar="PATH_OR_REPO", help="a directory, or a repository such as me/my-model")
     inspect.add_argument("--revision", help="branch, tag or commit of the repository")
     inspect.set_defaults(run=lambda given: print(inspect_checkpoint(given.source, given.revision)))
+
+    report = commands.add_parser(
+        "report",
+        help="write what came of a run as a page, or compare several runs",
+        description="Writes one file of HTML that loads nothing: what a run removed and what that costs and is worth; "
+        "of several runs a table and frontiers.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    report.add_argument(
+        "directories", metavar="RUN", type=Path, nargs="+", help="a directory that save_model or a recipe has written"
+    )
+    report.add_argument("--output", type=Path, default=Path(PAGE), help="the file to write")
+    report.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    report.set_defaults(run=_report)
 
     push = commands.add_parser(
         "push",
@@ -168,6 +184,11 @@ def _onnx(given: argparse.Namespace) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nobody needs here
     worst = export_onnx(given.directory, given.output)
     print(f"{given.output} is within {worst:.1e} of torch; on CPUs give onnxruntime disabled_optimizers={SLOW_ON_CPUS}")
+
+
+def _report(given: argparse.Namespace) -> None:
+    write_pages(given.directories, given.output, given.overwrite)
+    print(f"the page is {given.output}")
 
 
 def _add_card_fields(parser: argparse.ArgumentParser) -> None:

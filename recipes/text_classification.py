@@ -8,9 +8,9 @@
 A text, or a pair of texts, gets one class; several, where the labels are lists; or a number, with --do_regression.
 
 A model without a trained head is fine-tuned first, dense. The dense model is the teacher of the pruned one. The output
-directory then has the smaller model and its tokenizer, its card, report.json and structure.png; --push_to_hub uploads
-them (--hub_model_id me/my-model, --hub_private_repo, --hub_token). --do_predict also writes predict_results.txt, the
-classes of the test data, which then may lack labels; training and evaluation need no flag.
+directory then has the smaller model and its tokenizer, its card, report.json, report.html and structure.png;
+--push_to_hub uploads them (--hub_model_id me/my-model, --hub_private_repo, --hub_token). --do_predict also writes
+predict_results.txt, the classes of the test data, which then may lack labels; training and evaluation need no flag.
 """
 
 from collections.abc import Mapping

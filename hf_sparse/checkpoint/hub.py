@@ -23,6 +23,7 @@ UPLOADED = (
     "*.model",
     "*.jinja",
     "*.md",
+    "*.html",
     "*.png",
     "modeling_hf_sparse.py",
     "LICENSE*",

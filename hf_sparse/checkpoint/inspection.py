@@ -17,6 +17,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.gates.base import BANK
 from hf_sparse.gates.weights import MASKS
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, check_recipe, shards
+from hf_sparse.report.html import render
 from hf_sparse.runtime.tables import Printed
 from hf_sparse.structure.blocks import LayerSizes
 
@@ -57,7 +58,13 @@ class CheckpointSummary(Printed):
         """Whether the architecture is not one of transformers."""
         return not hasattr(transformers, self.architecture)
 
+    def _repr_html_(self) -> str:
+        return render("fragment.html", {"report": None, "text": self._facts(), "layers": self.layers, "kept": {}})
+
     def __str__(self) -> str:
+        return "\n".join([self._facts(), *(["", *self._table()] if self.layers else ())])
+
+    def _facts(self) -> str:
         dtypes = ", ".join(self.dtypes)
         lines = [
             self.source,
@@ -69,8 +76,6 @@ class CheckpointSummary(Printed):
             lines.append(f"{self.parameters:,} of {self.dense_parameters:,} parameters, {share:.1%} removed")
         else:
             lines.append(f"{self.parameters:,} parameters")
-        if self.layers:
-            lines += ["", *self._table()]
         if not self.pruned:
             lines += ["", "a stock checkpoint: any version of transformers that knows this model type loads it"]
         return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Save and load pruned models: safetensors with stock tensor names, and a config that says how to rebuild the rest."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -7,12 +8,15 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, PushToHubMixin
 
 from hf_sparse.checkpoint.card import NO_FIELDS, PICTURE, REPORT, CardFields, write_card
-from hf_sparse.checkpoint.inspection import read_config
+from hf_sparse.checkpoint.inspection import inspect_checkpoint, read_config
+from hf_sparse.checkpoint.pages import ways_to_load
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates.attach import gate_bank
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, differing, model_class
+from hf_sparse.report.history import NOT_LOGGED, History
+from hf_sparse.report.page import NO_MEMBERS, PAGE, Run
 from hf_sparse.report.report import Report
-from hf_sparse.runtime.files import replaced_directory
+from hf_sparse.runtime.files import replaced_directory, write_whole
 from hf_sparse.structure.prunable import is_quantized, require_model, require_no_adapters
 from hf_sparse.structure.stock import named_class, require_loadable
 
@@ -33,7 +37,7 @@ def save_pruned(
         model: without gates.
         path: the directory.
         processing_class: its tokenizer or processor, saved beside it.
-        report: of its run; adds report.json, structure.png, and their contents to the card.
+        report: of its run; adds report.json, report.html, structure.png, and their contents to the card.
         about: other entries of the card.
         max_shard_size: larger weights are split into files of this size.
 
@@ -54,14 +58,23 @@ def save_pruned(
         complete(directory, Path(path), report, about)
 
 
-def complete(directory: Path, path: Path, report: Report | None, about: CardFields) -> None:
-    """Add to a checkpoint what it has beside model and tokenizer: its report, its picture and its card.
+def complete(
+    directory: Path,
+    path: Path,
+    report: Report | None,
+    about: CardFields,
+    history: History = NOT_LOGGED,
+    members: Mapping[str, Report] = NO_MEMBERS,
+) -> None:
+    """Add to a checkpoint what it has beside model and tokenizer: its report, its page, its picture and its card.
 
     Args:
         directory: where it is being written.
         path: where it will be; a card that somebody has edited there stays.
         report: of its run, if it is known.
         about: other entries of the card.
+        history: what its training has logged.
+        members: reports of the models that the run leaves, where it has several targets.
     """
     if report is not None:
         from hf_sparse.report.pictures import plot_structure  # matplotlib takes longer to import than all of hf_sparse
@@ -70,6 +83,9 @@ def complete(directory: Path, path: Path, report: Report | None, about: CardFiel
         plot_structure(
             report.layers, f"{report.achieved:.0%} removed, {report.speedup:.1f}x faster", directory / PICTURE
         )
+        name = about.model_id or path.resolve().name
+        loading = ways_to_load(inspect_checkpoint(directory), name)
+        write_whole(directory / PAGE, Run(name, report, history, members, loading).page())
     write_card(directory, path, about)
 
 

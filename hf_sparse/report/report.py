@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import accelerate
@@ -22,6 +22,9 @@ from hf_sparse.costs.macs import count_macs
 from hf_sparse.costs.table import CostTable
 from hf_sparse.errors import SparsityError
 from hf_sparse.report.generation import tokens_per_second
+from hf_sparse.report.html import render
+from hf_sparse.report.kept import Kept
+from hf_sparse.report.parts import PARTS, bytes_by_part
 from hf_sparse.runtime.contexts import evaluating
 from hf_sparse.runtime.files import write_whole
 from hf_sparse.runtime.tables import Printed, table
@@ -32,6 +35,9 @@ from hf_sparse.version import __version__
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Results by name, by data split."""
+
+SCHEMA = 2
+"""Version of report.json. The first one had neither a version nor `parts` and `kept`; it is still read."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,9 @@ class Report(Printed):
         device: the device of the latencies.
         seed: of the run.
         input: name of the input that `batch` is the shape of.
+        parts: bytes of the weights before and after, by part of the model; empty if unknown.
+        kept: which heads and neurons every sublayer kept, by its name; empty if unknown.
+        schema: version of what report.json holds.
     """
 
     origin: Origin
@@ -111,6 +120,9 @@ class Report(Printed):
     device: str
     seed: int
     input: str = "input_ids"
+    parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)
+    schema: int = SCHEMA
 
     def __repr__(self) -> str:
         return f"Report({self.achieved:.1%} of the prunable {self.cost_text} removed, {self.speedup:.2f} times as fast)"
@@ -160,16 +172,61 @@ class Report(Printed):
         """
         try:
             data = json.loads(path.read_text())
+            if data.get("schema", 1) not in (1, SCHEMA):
+                raise ValueError(f"its schema is {data['schema']}, and this version of hf_sparse knows {SCHEMA}")
             dense, pruned = (ModelMeasurements(**data[name]) for name in ("dense", "pruned"))
-            parts = {
+            given = {
                 "origin": Origin(**data["origin"]),
                 "batch": tuple(data["batch"]),
                 "layers": tuple(LayerSizes(**layer) for layer in data["layers"]),
                 "sparsity": SparsityConfig(**data["sparsity"]),
+                "parts": {part: tuple(sizes) for part, sizes in data.get("parts", {}).items()},
+                "kept": {block: Kept(**kept) for block, kept in data.get("kept", {}).items()},
+                "schema": data.get("schema", 1),
             }
-            return cls(**{**data, **parts, "dense": dense, "pruned": pruned})
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            report = cls(**{**data, **given, "dense": dense, "pruned": pruned})
+            report._check()
+            return report
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SparsityError(f"{path} is not a report of a pruning run ({error!r})") from None
+
+    def _check(self) -> None:
+        """Check the numbers of a report that came from a file.
+
+        Raises:
+            ValueError: some are no numbers, or do not fit each other.
+        """
+        models = (self.dense, self.pruned)
+        counts = [count for model in models for count in (model.parameters, model.weight_bytes, model.macs)]
+        counts += [*self.batch, *(size for sizes in self.parts.values() for size in sizes)]
+        counts += [count for layer in self.layers for count in (layer.layer, layer.units, layer.kept)]
+        counts += [kept.heads_per_unit for kept in self.kept.values()]
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise ValueError("a count is no whole number")
+        measured = [self.target, self.achieved, self.max_abs_diff, self.speedup]
+        measured += [model.latency_ms for model in models]
+        measured += [value for model in models for split in model.metrics.values() for value in split.values()]
+        if not all(isinstance(value, int | float) for value in measured):
+            raise ValueError("a measurement is no number")
+        if not self.parts.keys() <= set(PARTS) or any(len(sizes) != 2 for sizes in self.parts.values()):
+            raise ValueError("its parts are not those of a model")
+        units = {layer.block: layer.units for layer in self.layers}
+        fits = [layer.kept <= layer.units for layer in self.layers]
+        fits += [stop <= units[block] for block, kept in self.kept.items() for _, stop in kept.spans()]
+        if not all(fits):
+            raise ValueError("a sublayer kept more than it had")
+
+    def _repr_html_(self) -> str:
+        return render("fragment.html", {"report": self, "layers": self.layers, "kept": self.kept})
+
+    @property
+    def main_metrics(self) -> list[tuple[str, str]]:
+        """The first metric of every data split, as (split, name); the loss only where there is no other."""
+        found = []
+        for split, values in self.pruned.metrics.items():
+            named = [name for name in values if name != "loss"] or list(values)
+            found += [(split, name) for name in named[:1]]
+        return found
 
     @property
     def cost_text(self) -> str:
@@ -209,6 +266,7 @@ def make_report(
         seed: of the run.
     """
     name = main_input(dense, inputs)
+    before, after = (bytes_by_part(model, structure) for model in (dense, pruned))
     latencies = latencies_ms([dense, pruned], inputs)
     speeds = tokens_per_second([dense, pruned], inputs)
     measured = [
@@ -233,6 +291,11 @@ def make_report(
         device=device_name(dense.device),
         seed=seed,
         input=name,
+        parts={part: (before.get(part, 0), after.get(part, 0)) for part in PARTS if part in before | after},
+        kept={
+            block.name: Kept.of(compaction.plan.kept.get(block.name, range(block.units)), block.heads_per_unit)
+            for block in structure.blocks
+        },
     )
 
 

@@ -27,6 +27,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.gates.attach import current_plan, detach_gates, gate_bank, require_bank
 from hf_sparse.gates.plan import PruningPlan
 from hf_sparse.gates.units import GateBank
+from hf_sparse.report.history import History
 from hf_sparse.report.report import Metrics, Origin, Report, command_line, hub_id, make_report
 from hf_sparse.runtime.contexts import plain_forward
 from hf_sparse.runtime.copies import copy_in_place, skeleton, with_random_weights_
@@ -258,7 +259,8 @@ class Results:
                 self._fill_in_(self.evaluations.last_metrics())
             with self._compacted(), replaced_directory(path) as directory:
                 self.trainer.save_into(directory)
-                complete(directory, path, self.report, self._card_fields)
+                history = History.of(self.trainer.state.log_history)
+                complete(directory, path, self.report, self._card_fields, history, self.trainer.run.members)
 
     @property
     def _repository(self) -> str:

@@ -4,6 +4,7 @@ Each stage finds the structure for its target, makes the model physically smalle
 trains only what is left, and leaves a whole model behind where there are several targets.
 """
 
+from collections import Counter
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -18,8 +19,10 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.gates.attach import detach_gates, gate_bank
 from hf_sparse.gates.units import GateBank
 from hf_sparse.report.family import write_family
+from hf_sparse.report.history import SHRUNK
 from hf_sparse.report.report import Report
 from hf_sparse.runtime.contexts import plain_forward
+from hf_sparse.structure.blocks import layer_sizes
 from hf_sparse.training.base import BaseTrainer
 from hf_sparse.training.borders import matched_layers, refit_to_teacher_
 from hf_sparse.training.calls import LossCalls
@@ -104,6 +107,17 @@ class Stages(Form):
                 outputs = [block.output for block in self.results.structure.blocks if block.name in gated]
                 refit_to_teacher_(self.trainer, self.calls, outputs)
         self._match_layers_()
+        self._log_what_is_left()
+
+    def _log_what_is_left(self) -> None:
+        """Log how many units each kind has left, beside what is due at this step anyway."""
+        kept: Counter[str] = Counter()
+        for layer in layer_sizes(self.results.structure, self.results.plan().kept):
+            kept[f"{SHRUNK}{layer.kind}"] += layer.kept
+        control = self.trainer.control
+        due = control.should_log
+        self.trainer.log(dict(kept))
+        control.should_log = due
 
     @property
     def _target(self) -> float:

@@ -133,7 +133,7 @@ def _run(task_class: type[Task], description: str | None) -> None:
     _write_results(trainer, trained.metrics, pruned_scores, splits)
     output = Path(str(arguments.output_dir))
     print(f"\n{closing_table(report, task.metrics)}")
-    print(f"\nthe model, its card, report.json and structure.png are in {output}")
+    print(f"\nthe model, its card, report.json and structure.png are in {output}; look at {output / 'report.html'}")
     if predicted is not None:
         print(f"what it says of the test data is in {task.write_predictions(predicted, splits['test'], data, output)}")
     family = output / "family.md"
