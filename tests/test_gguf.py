@@ -300,7 +300,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "more tokens than embeddings": (
         lambda path: with_tokenizer(path, lambda said: said["model"]["vocab"].update(more=VOCABULARY)),
-        f"a token {VOCABULARY}, and the model embeddings of {VOCABULARY}",
+        f"tokens up to {VOCABULARY}, and the model embeddings of {VOCABULARY}",
+    ),
+    "an end that is no token": (
+        lambda path: edited(path, "generation_config.json", eos_token_id=[1, VOCABULARY]),
+        f"ends at .*{VOCABULARY}.*no tokens",
     ),
 }
 

@@ -34,5 +34,7 @@ class GgufSummary(Printed):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"{kind} instead of {self.outtype}: {', '.join(names[:3])}{more}")
         if self.zeros:
-            lines.append(f"{self.zeros:,} neurons of zeros fill up blocks; prune with round_to=32 to need none")
+            lines.append(
+                f"{self.zeros:,} neurons of zeros fill up blocks and removed FFNs; round_to=32 prunes whole blocks"
+            )
         return "\n".join(lines)

@@ -96,7 +96,7 @@ def read_vocabulary(directory: Path, count: int, stops: int | list[int] | None) 
     _require(bool(model.get("ignore_merges")) == whole_words, f"ignore_merges is {not whole_words}")
     tokens, kinds = _tokens(said, count)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    special = _special(tokenizer, stops)
+    special = _special(tokenizer, stops, count)
     return Vocabulary(name, tokens, kinds, merges, special, _adds(tokenizer), tokenizer.chat_template)
 
 
@@ -131,7 +131,10 @@ def _tokens(said: dict[str, Any], count: int) -> tuple[list[str], list[TokenType
     added = {one["id"]: one for one in said["added_tokens"]}
     texts = {index: token for token, index in said["model"]["vocab"].items()}
     texts |= {index: one["content"] for index, one in added.items()}
-    _require(max(texts) < count, f"it has a token {max(texts)}, and the model embeddings of {count}")
+    _require(
+        max(texts, default=count) < count,
+        f"it has tokens up to {max(texts, default=None)}, and the model embeddings of {count}",
+    )
     for index, text in texts.items():
         tokens[index], kinds[index] = text, TokenType.NORMAL
     for index, one in added.items():
@@ -141,11 +144,12 @@ def _tokens(said: dict[str, Any], count: int) -> tuple[list[str], list[TokenType
     return tokens, kinds
 
 
-def _special(tokenizer: PreTrainedTokenizerBase, stops: int | list[int] | None) -> dict[str, int]:
+def _special(tokenizer: PreTrainedTokenizerBase, stops: int | list[int] | None, count: int) -> dict[str, int]:
     """Find the ids of special tokens, and of all those that end a generation."""
     found = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "padding": tokenizer.pad_token_id}
     more = [stop for stop in (stops if isinstance(stops, list) else [stops]) if stop not in (None, found["eos"])]
-    _require(len(more) <= 2, f"generation ends at more than three tokens, {stops}")
+    known = all(type(stop) is int and 0 <= stop < count for stop in more)
+    _require(known and len(more) <= 2, f"generation ends at {stops}, which are no tokens, or more than three")
     return {name: index for name, index in {**found, **dict(zip(("eot", "eom"), more))}.items() if index is not None}
 
 
