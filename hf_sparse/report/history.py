@@ -15,9 +15,10 @@ LARGEST = 64 << 20
 SHRUNK = "kept_"
 """How names begin that are logged when the model shrinks, each with the number of units that a kind has left."""
 
-_TAKEN_APART = ("loss", "task_loss", "logits_loss", "hidden_loss", "eval_loss")
-_ASIDE = ("runtime", "per_second", "model_preparation_time", "samples", "_loss")
-"""Endings of what evaluations log beside metrics."""
+_LOSSES = ("loss", "task_loss", "logits_loss", "hidden_loss", "eval_loss")
+
+COSTS = ("runtime", "per_second", "model_preparation_time", "samples")
+"""Endings of what evaluations note beside the task's own metrics."""
 
 Series = Mapping[str, tuple[tuple[int, float], ...]]
 """(step, value) pairs by name."""
@@ -69,10 +70,10 @@ class History:
     def charts(self) -> dict[str, Series]:
         """The series that are drawn together, by title; charts of which nothing was logged are left out."""
         logged = sorted(self.series)  # as in files
-        metrics = [name for name in logged if name.startswith("eval_") and not name.endswith(_ASIDE)]
+        metrics = [name for name in logged if name.startswith("eval_") and not name.endswith((*COSTS, "_loss"))]
         kinds = [name for name in logged if name.startswith("density_")]
         groups = {
-            "Loss": _TAKEN_APART,
+            "Loss": _LOSSES,
             **{name.removeprefix("eval_"): (name,) for name in metrics},
             "Density and its schedule": ("density", "target_density", *kinds),
             "lambda": ("lambda",),

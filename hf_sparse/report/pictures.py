@@ -9,6 +9,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import BoxStyle
 
+from hf_sparse.report.charts import names
 from hf_sparse.report.report import Report
 from hf_sparse.structure.blocks import LayerSizes
 
@@ -27,7 +28,7 @@ def plot_structure(layers: Sequence[LayerSizes], title: str, path: Path) -> None
     for column, (kind, sizes) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), column + 1)
         (_draw_heads if kind == "attention" else _draw_neurons)(axes, sizes)
-        axes.set_yticks(range(len(sizes)), _labels(sizes))
+        axes.set_yticks(range(len(sizes)), names(sizes))
         axes.set_ylim(len(sizes) - 0.4, -0.6)
         axes.tick_params(length=0, colors=INK, labelsize=9)
         for spine in axes.spines.values():
@@ -37,17 +38,6 @@ def plot_structure(layers: Sequence[LayerSizes], title: str, path: Path) -> None
         axes.set_title(f"{name}: {kept:,} of {units:,} kept", loc="left", fontsize=10.5, color=INK)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     figure.savefig(path, dpi=150, facecolor="white")
-
-
-def _labels(sizes: Sequence[LayerSizes]) -> list[str]:
-    """Name each row: its layer, with its stack if the model has two, and whether it is cross attention."""
-    stacks = [next((part for part in layer.block.split(".") if part in ("encoder", "decoder")), "") for layer in sizes]
-    labels = []
-    for layer, stack in zip(sizes, stacks):
-        name = stack if len(set(stacks)) > 1 else "layer"
-        cross = " cross" if "cross" in layer.block or "encoder_attn" in layer.block else ""
-        labels.append(f"{name} {layer.layer}{cross}")
-    return labels
 
 
 def _draw_heads(axes: Axes, sizes: Sequence[LayerSizes]) -> None:

@@ -7,14 +7,13 @@ from typing import Any, cast
 from transformers import DefaultFlowCallback, PreTrainedModel
 from transformers.trainer_callback import CallbackHandler
 
+from hf_sparse.report.history import COSTS
 from hf_sparse.report.report import Metrics
 from hf_sparse.runtime.contexts import unchanged_random_state
 from hf_sparse.training.base import BaseTrainer
 from hf_sparse.training.search import unchanged_records
 
 SPLIT = "evaluation"
-COSTS = ("runtime", "per_second", "model_preparation_time", "samples")
-"""Endings of what evaluations note beside the task's own metrics."""
 
 
 class Evaluations:
