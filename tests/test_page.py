@@ -12,6 +12,7 @@ import pytest
 import torch
 from pruning import bert, rows, trainer
 from test_reports import accuracy
+from zoo import ZOO
 
 from hf_sparse import Report, SparseTrainer, SparsityConfig, SparsityError, inspect_checkpoint
 from hf_sparse.checkpoint.pages import read_run
@@ -21,8 +22,9 @@ from hf_sparse.report.history import History
 from hf_sparse.report.html import number
 from hf_sparse.report.kept import Kept
 from hf_sparse.report.page import Run, comparison_page
-from hf_sparse.report.parts import bytes_by_part
-from hf_sparse.structure.blocks import LayerSizes
+from hf_sparse.report.parts import PARTS, bytes_by_part
+from hf_sparse.report.report import weight_bytes
+from hf_sparse.structure.blocks import LayerSizes, ModelStructure
 from hf_sparse.structure.discovery import discover
 
 SECTIONS = ["quality", "costs", "structure", "training", "family", "proof", "load", "made"]
@@ -138,6 +140,13 @@ def test_bytes_and_units_are_those_of_the_model(finished: tuple[SparseTrainer, P
     assert prunable <= counted["attention"] + counted["ffn"] < prunable + 2000  # biases of outputs stay
     for block, kept in report.kept.items():
         assert [unit for start, stop in kept.spans() for unit in range(start, stop)] == list(run.plan().kept[block])
+
+
+@pytest.mark.parametrize("name", ["clip", "wav2vec2", "vit", "mixtral"])
+def test_every_weight_belongs_to_one_part(name: str) -> None:
+    model = ZOO[name].make()
+    counted = bytes_by_part(model, ModelStructure(()))
+    assert sum(counted.values()) == weight_bytes(model) and counted["norms"] > 0 and counted.keys() <= set(PARTS)
 
 
 def test_the_command_writes_the_same_page(

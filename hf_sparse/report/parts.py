@@ -20,8 +20,7 @@ def bytes_by_part(model: PreTrainedModel, structure: ModelStructure) -> dict[str
     for block in structure.blocks:
         owners = {block.name, block.output, *(piece.parameter.rpartition(".")[0] for piece in block.slices)}
         kinds |= dict.fromkeys(owners, block.kind)
-    embedding = model.get_input_embeddings()
-    inside = {id(module) for module in (embedding.modules() if embedding is not None else ())}
+    inside = {id(module) for module in _embeddings(model)}
     prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
     counts = dict.fromkeys(PARTS, 0)
     seen: set[int] = set()
@@ -40,3 +39,12 @@ def bytes_by_part(model: PreTrainedModel, structure: ModelStructure) -> dict[str
             part = "other"
         counts[part] += sum(parameter.numel() * parameter.element_size() for parameter in own)
     return {part: count for part, count in counts.items() if count}
+
+
+def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
+    """List the modules that turn inputs into states, which need not be of the class of embeddings."""
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:  # there are several, such as those of texts and of images
+        return []
+    return list(embedding.modules()) if embedding is not None else []
