@@ -186,6 +186,7 @@ def test_several_runs_are_a_table_that_can_be_sorted_and_frontiers(
         (lambda text: None, "has no report.json: give a directory"),
         (lambda text: text[:100], "is not a report of a pruning run"),
         (lambda text: text.replace('"units": 40', '"units": -40'), "a count is no whole number"),
+        (lambda text: text.replace('"loss": 0.', '"loss": 1e300, "x": 0.'), "a measurement is too large"),
         (lambda text: text.replace('"schema": 2', '"schema": 3'), "its schema is 3"),
         (lambda text: text.replace('"units": "', '"units": "99999, '), "is not a range|more than it had"),
         (lambda text: text.replace("accuracy", "bleu").replace('"loss"', '"chrf"'), "no metric in common"),
@@ -226,7 +227,13 @@ def test_names_from_files_stay_text(report: Report) -> None:
     evil = replace(
         report, origin=origin, layers=tuple(layers), pruned=pruned, device=EVIL, versions={EVIL: EVIL}, kept={}
     )
-    history = History.of([{"step": 1, "loss": math.nan, f"eval_{EVIL}": 0.5, "density": 1.0}, {"step": EVIL}])
+    history = History.of(
+        [
+            {"step": 1, "loss": math.nan, f"eval_{EVIL}": 0.5, "density": 1.0},
+            {"step": EVIL},
+            {"step": 9, "lambda": 1e300},
+        ]
+    )
     run = Run(EVIL, evil, history, {EVIL: evil, "other": report}, [(EVIL, EVIL)])
     for text in (run.page(), comparison_page({EVIL: evil, "other": evil}), evil._repr_html_()):
         page = Page(text)

@@ -1,7 +1,6 @@
 """Read what a training has logged: what `trainer_state.json` holds under `log_history`."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,9 @@ from hf_sparse.errors import SparsityError
 
 LARGEST = 64 << 20
 """Bytes of a trainer_state.json that is still read."""
+
+LARGEST_NUMBER = 1e100
+"""Larger numbers are no measurements, and their differences could not be drawn."""
 
 SHRUNK = "kept_"
 """How names begin that are logged when the model shrinks, each with the number of units that a kind has left."""
@@ -40,10 +42,10 @@ class History:
         found: dict[str, list[tuple[int, float]]] = {}
         for line in log_history:
             step = line.get("step")
-            if not isinstance(step, int):
+            if not isinstance(step, int) or not 0 <= step <= LARGEST_NUMBER:
                 continue
             for name, value in line.items():
-                if isinstance(value, int | float) and math.isfinite(value) and name not in ("step", "epoch"):
+                if isinstance(value, int | float) and abs(value) <= LARGEST_NUMBER and name not in ("step", "epoch"):
                     found.setdefault(str(name), []).append((step, float(value)))
         return cls({name: tuple(pairs) for name, pairs in found.items()})
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ from hf_sparse.costs.macs import count_macs
 from hf_sparse.costs.table import CostTable
 from hf_sparse.errors import SparsityError
 from hf_sparse.report.generation import tokens_per_second
+from hf_sparse.report.history import LARGEST_NUMBER
 from hf_sparse.report.html import render
 from hf_sparse.report.kept import Kept
 from hf_sparse.report.parts import PARTS, bytes_by_part
@@ -201,13 +203,15 @@ class Report(Printed):
         counts += [*self.batch, *(size for sizes in self.parts.values() for size in sizes)]
         counts += [count for layer in self.layers for count in (layer.layer, layer.units, layer.kept)]
         counts += [kept.heads_per_unit for kept in self.kept.values()]
-        if any(type(count) is not int or count < 0 for count in counts):
+        if any(type(count) is not int or not 0 <= count <= LARGEST_NUMBER for count in counts):
             raise ValueError("a count is no whole number")
         measured = [self.target, self.achieved, self.max_abs_diff, self.speedup]
         measured += [model.latency_ms for model in models]
         measured += [value for model in models for split in model.metrics.values() for value in split.values()]
         if not all(isinstance(value, int | float) for value in measured):
             raise ValueError("a measurement is no number")
+        if any(LARGEST_NUMBER < abs(value) < math.inf for value in measured):
+            raise ValueError("a measurement is too large")
         if not self.parts.keys() <= set(PARTS) or any(len(sizes) != 2 for sizes in self.parts.values()):
             raise ValueError("its parts are not those of a model")
         units = {layer.block: layer.units for layer in self.layers}
