@@ -62,7 +62,10 @@ class SearchConfig(DistillationConfig):
     target: float = _option(0.5, "Share of the prunable cost to remove, between 0 and 1.")
     t0: float = _option(0.05, "Threshold every gate starts from, between 0 and 1; gates are exactly 1 whatever it is.")
     p: float = _option(0.5, "Exponent of the p-norm penalty, between 0 and 1.")
-    gate_learning_rate: float = _option(0.1, "Learning rate of the gates; their weight decay is always 0.")
+    gate_learning_rate: float = _option(
+        0.1,
+        "Learning rate of the gates, less where the descent takes fewer than 50 steps; their weight decay is always 0.",
+    )
     warm_start: float | None = _option(
         None,
         "Importances start at this power of how much the loss depends on what each gate scales, estimated on a few "
@@ -147,8 +150,10 @@ class SparsityConfig(SearchConfig):
     gate: Literal["relative", "simplex"] = _option(
         "relative", "Gate function of arXiv:1910.03201: bounded and relative, or normalised on a simplex."
     )
-    group: Literal["kind", "layer"] = _option(
-        "kind", "Which units compete: all heads (and all neurons) of the model, or those of each layer."
+    group: Literal["model", "kind", "layer"] = _option(
+        "model",
+        "Which units compete: all of the model, heads with neurons by what they do for the loss per cost; or all heads "
+        "with each other, and all neurons; or those of each layer.",
     )
     sublayer_gates: bool = _option(
         False, "Gate whole attention and FFN sublayers as well; a unit is then scaled by its gate times its sublayer's."

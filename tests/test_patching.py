@@ -95,17 +95,21 @@ def test_gates_work_under_gradient_checkpointing() -> None:
         torch.testing.assert_close(one, two)
 
 
-def test_groups_are_the_kinds_or_the_layers(model: PreTrainedModel) -> None:
-    twin = copy.deepcopy(model)
-    assert set(attach_gates(model, SparsityConfig()).groups) == {"attention", "ffn"}
-    bank = attach_gates(twin, SparsityConfig(group="layer"))
-    assert len(bank.groups) == len(bank.structure.blocks)
-    assert sum(group.share for group in bank.groups.values()) == pytest.approx(1.0)
+def test_groups_are_the_model_the_kinds_or_the_layers(model: PreTrainedModel) -> None:
+    banks = {
+        group: attach_gates(copy.deepcopy(model), SparsityConfig(group=group)) for group in ("model", "kind", "layer")
+    }
+    assert set(banks["model"].groups) == {"units"}
+    assert set(banks["kind"].groups) == {"attention", "ffn"}
+    assert len(banks["layer"].groups) == len(banks["layer"].structure.blocks)
+    for bank in banks.values():
+        assert sum(group.share for group in bank.groups.values()) == pytest.approx(1.0)
+        assert set(bank.densities(bank.group_gates())) == {"attention", "ffn"}
 
 
 def test_the_plan_is_the_open_gates() -> None:
     model = bert()
-    bank = attach_gates(model, SparsityConfig())
+    bank = attach_gates(model, SparsityConfig(group="kind"))
     group = bank.groups["attention"]
     group.alpha.data = torch.tensor([0.0, 9.0, 9.0, 0.0, 0.0, 0.0, 0.0, 9.0])
     group.beta.data.fill_(-3.0)

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from pruning import bart, bert, llama, rows, training_arguments
+from pruning import bart, bert, gpt2, llama, rows, training_arguments
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hf_sparse import SparseTrainer, SparsityConfig, attach_gates, detach_gates
+from hf_sparse import SparseTrainer, SparsityConfig, WeightSparsityConfig, attach_gates, detach_gates
 from hf_sparse.gates.attach import require_bank
 from hf_sparse.gates.mathematics import SPREAD
+from hf_sparse.gates.row_slopes import batched_sensitivities
 from hf_sparse.gates.sensitivity import sensitivities
+from hf_sparse.gates.weights import attach_weight_gates
 
 
 def test_they_are_squared_slopes_of_the_loss_by_every_gate() -> None:
@@ -128,6 +130,60 @@ def test_what_runs_before_an_encoder_has_its_slopes_too() -> None:
     assert not model._forward_hooks and not model._forward_pre_hooks
 
 
+def three_rows(words: bool) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """A padded batch with a label a row, or with labels for some of its words, and its rows without padding."""
+    tokens, lengths = torch.randint(5, 30, (3, 9), generator=torch.Generator().manual_seed(0)), (9, 5, 7)
+    labels = tokens.clone() if words else torch.tensor([0, 1, 1])
+    if words:
+        labels[1, :3], labels[2, 1:4] = -100, -100
+    mask = torch.tensor([[int(place < length) for place in range(9)] for length in lengths])
+    if words:
+        labels[mask == 0] = -100
+    whole = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+    alone = [
+        {
+            name: value[row : row + 1, :length] if value.ndim > 1 else value[row : row + 1]
+            for name, value in whole.items()
+        }
+        for row, length in enumerate(lengths)
+    ]
+    return whole, alone
+
+
+@pytest.mark.parametrize(("make", "words"), [(bert, False), (gpt2, True), (llama, True), (bart, True)])
+def test_rows_of_a_batch_have_the_sensitivities_that_they_have_alone(make: Any, words: bool) -> None:
+    model = make()
+    bank = attach_gates(model, SparsityConfig())
+    batch, alone = three_rows(words)
+
+    def loss_of(batch: Any) -> Tensor:
+        loss: Tensor = model(**batch).loss
+        return loss
+
+    found = batched_sensitivities(model, bank, [batch, batch], [alone[0], alone[-1]], loss_of)
+    outputs = [model.get_submodule(block.output) for block in bank.structure.blocks]
+    assert found is not None and not any(output._forward_pre_hooks for output in outputs)
+    for name, expected in sensitivities(bank, alone, loss_of).items():
+        assert expected.any()
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4 * expected.max().item())
+
+
+@pytest.mark.parametrize("loss", ["compares rows", "weighs rows", "of single weights"])
+def test_rows_that_cannot_be_told_apart_are_taken_one_by_one(loss: str) -> None:
+    model = bert()
+    single = attach_weight_gates(model, WeightSparsityConfig()) if loss == "of single weights" else None
+    bank = single or attach_gates(model, SparsityConfig())
+    batch, alone = three_rows(words=False)
+
+    def loss_of(batch: Any) -> Tensor:
+        logits = model(**batch).logits
+        if loss == "compares rows":
+            return (logits @ logits.T).sum()
+        return logits.square().sum(1) @ torch.arange(1.0, len(logits) + 1) if loss == "weighs rows" else logits.sum()
+
+    assert batched_sensitivities(model, bank, [batch], [alone[0], alone[-1]], loss_of) is None
+
+
 def test_without_rows_there_are_none() -> None:
     assert sensitivities(attach_gates(bert(), SparsityConfig()), [], lambda batch: torch.zeros(())) == {}
 
@@ -143,7 +199,7 @@ def test_gates_stay_exactly_open_and_importances_follow_the_sensitivities() -> N
     assert all(bool((gate == 1).all()) for gate in bank.block_gates().values())
     assert torch.equal(model(inputs).logits, before)
     for name, group in bank.groups.items():
-        joined = torch.cat([scores[block.name] for block in bank.members[name]])
+        joined = torch.cat([scores[block.name] / block.unit_cost for block in bank.members[name]])
         order = group.alpha.detach()[joined.argsort()]
         assert bool((order.diff() >= -SPREAD).all()) and order[-1] > order[0] + 10 * SPREAD
 

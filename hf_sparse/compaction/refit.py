@@ -5,6 +5,7 @@ its last projection, so the squared error to the teacher's output has a minimum 
 starts from there (He et al., arXiv:1707.06168, section 3.2, for channels of convolutions).
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,10 +81,15 @@ def refit_(model: PreTrainedModel, teacher: nn.Module, projections: Sequence[str
         return hook
 
     with hooked([teacher.get_submodule(name).register_forward_hook(listen(name)) for name in projections]):
-        teacher(**inputs)
+        teacher(**inputs, **_without_logits(teacher))
     handles = [model.get_submodule(name).register_forward_hook(fit(name)) for name in projections]
     with hooked(handles), streamed(model, inputs):
-        model(**inputs)
+        model(**inputs, **_without_logits(model))
+
+
+def _without_logits(model: nn.Module) -> dict[str, int]:
+    """The argument that lets a language model compute logits of one token only: nobody reads them here."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def _tokens(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -54,6 +54,10 @@ class SteeredGates(Scaler):
         """Default warm-start power."""
 
     @abstractmethod
+    def thresholds(self) -> list[nn.Parameter]:
+        """List the threshold logits of the groups of units; the higher they are, the more gates are closed."""
+
+    @abstractmethod
     def group_gates(self) -> dict[str, Tensor]:
         """Compute the gates of every group, by its name."""
 
@@ -63,7 +67,7 @@ class SteeredGates(Scaler):
 
     @abstractmethod
     def densities(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute the exact density of every group, shape (); 1 while all of its gates are open."""
+        """Compute the exact density of every kind of unit, shape (); 1 while all of its gates are open."""
 
     @abstractmethod
     def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:

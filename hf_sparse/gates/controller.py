@@ -9,6 +9,9 @@ from torch import Tensor
 from hf_sparse.config import SearchConfig
 from hf_sparse.gates.mathematics import Float32Module
 
+LONG_RAMP = 50
+"""Steps of a descent from which on gates have their whole learning rate."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -34,6 +37,11 @@ class Schedule:
         ramp = warmup + max(1, round(config.sparsity_ramp * steps))
         hold = ramp + round(config.sparsity_hold * steps)
         return cls(start, warmup, ramp, hold, end)
+
+    @property
+    def pace(self) -> float:
+        """The share of their learning rate that gates have: the sensitivities know more than a few steps can teach."""
+        return min(1.0, (self.ramp_end - self.warmup_end) / LONG_RAMP)
 
     def progress_at(self, step: int) -> float:
         """Compute the share of the descent that is over at an optimizer step: 0 in the warm-up, then linear to 1."""

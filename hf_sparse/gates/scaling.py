@@ -67,7 +67,8 @@ class Scaler(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._scales: dict[str, ParameterScale] = {}
-        self._paths: dict[str, str] = {}
+        self.paths: dict[str, str] = {}
+        """The paths of the scaled parameters, by the names of their scales."""
         self._running = False
         self._leaves: dict[str, Tensor] | None = None
 
@@ -127,7 +128,7 @@ def attach_scaler_(model: PreTrainedModel, place: str, scaler: Scaler, paths: Ma
     for name, path in paths.items():
         module, _, parameter = path.rpartition(".")
         scaler._scales[name] = scale_parameter_(model.get_submodule(module), parameter)
-    scaler._paths = dict(paths)
+    scaler.paths = dict(paths)
     device = next(model.parameters()).device
     model.add_module(place, scaler if device.type == "meta" else scaler.to(device))
     model.register_forward_pre_hook(scaler.open)
@@ -139,7 +140,7 @@ def attach_scaler_(model: PreTrainedModel, place: str, scaler: Scaler, paths: Ma
 def detach_scaler_(model: nn.Module, place: str) -> None:
     """Undo `attach_scaler_` in place; parameters are left as they are, unscaled."""
     scaler = cast(Scaler, model._modules[place])
-    for path in scaler._paths.values():
+    for path in scaler.paths.values():
         unscale_parameter_(model.get_submodule(path.rpartition(".")[0]))
     # A handle does not survive copying the model, so the hook is found by the scaler that it belongs to.
     for module in model.modules():

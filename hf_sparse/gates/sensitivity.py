@@ -27,11 +27,17 @@ def sensitivities(
     """
     totals: dict[str, Tensor] = {}
     count = 0
-    with gates.leaves() as scales, torch.enable_grad():
-        for row in rows:
-            count += 1
-            slopes = torch.autograd.grad(loss_of(row), list(scales.values()), materialize_grads=True)
-            for name, slope in zip(scales, slopes):
-                square = gates.pooled(name, slope.float()).square()
-                totals[name] = totals[name] + square if name in totals else square
+    for row in rows:
+        count += 1
+        for name, slope in slopes_of(gates, row, loss_of).items():
+            totals[name] = totals[name] + slope.square() if name in totals else slope.square()
     return {name: total / count for name, total in totals.items()}
+
+
+def slopes_of(
+    gates: SteeredGates, batch: Mapping[str, Any], loss_of: Callable[[Mapping[str, Any]], Tensor]
+) -> dict[str, Tensor]:
+    """Compute dL/dg for every gate g = 1, by the names of the scales, each of the shape of its gates, in float32."""
+    with gates.leaves() as scales, torch.enable_grad():
+        slopes = torch.autograd.grad(loss_of(batch), list(scales.values()), materialize_grads=True)
+    return {name: gates.pooled(name, slope.float()) for name, slope in zip(scales, slopes)}

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs.table import CostTable
@@ -14,6 +14,9 @@ from hf_sparse.gates.layout import uniform_counts
 from hf_sparse.gates.mathematics import GateGroup
 from hf_sparse.gates.objective import DENSITIES
 from hf_sparse.structure.blocks import Block, ModelStructure
+
+UNITS = "units"
+"""Name of the group in which all heads and neurons compete."""
 
 SUBLAYERS = "sublayers"
 """Name of the group whose gates scale whole sublayers."""
@@ -51,9 +54,7 @@ class GateBank(SteeredGates):
         self.groups: dict[str, GateGroup] = {}
         self.members: dict[str, list[Block]] = {}
         for block in structure.blocks:
-            together = config.group == "kind" and config.layout == "free"
-            name = block.kind if together else block.name.replace(".", "-")
-            self.members.setdefault(name, []).append(block)
+            self.members.setdefault(self._group_of(block), []).append(block)
         lines = {block.name: costs.line(block) for block in structure.blocks}
         if not config.sublayer_gates:  # nothing else can be charged for what a sublayer costs beside its units
             lines = {
@@ -92,6 +93,12 @@ class GateBank(SteeredGates):
             added += (table[physical] - table[1 : block.units + 1]).mean().item()
         return added
 
+    def _group_of(self, block: Block) -> str:
+        """Name the group that the units of a block compete in."""
+        if self.config.layout == "uniform" or self.config.group == "layer":
+            return block.name.replace(".", "-")
+        return block.kind if self.config.group == "kind" else UNITS
+
     def _share(self, block: Block) -> float:
         return self.unit_costs[block.name] / self.costs.prunable
 
@@ -128,6 +135,10 @@ class GateBank(SteeredGates):
 
     # ---- Gates ----
 
+    def thresholds(self) -> list[nn.Parameter]:
+        """List the threshold logits of all groups of heads and neurons, each of shape ()."""
+        return [group.beta for group in self.groups.values()]
+
     def group_gates(self) -> dict[str, Tensor]:
         """Compute the gates of every group's units, by group, shape (units,)."""
         gates = {name: group() for name, group in self.groups.items()}
@@ -141,14 +152,20 @@ class GateBank(SteeredGates):
         return self.get_submodule(SUBLAYERS)()
 
     def start_from_(self, sensitivities: Mapping[str, Tensor], power: float) -> None:
-        """Set the importances in place to a power of the sensitivities; every gate stays exactly 1.
+        """Set the importances in place to a power of the sensitivities per cost; every gate stays exactly 1.
+
+        Half of a mean squared slope, times the tokens of a row, is about what the loss rises by without the unit, so
+        sums over units of any kind can be compared. Divided by what units cost, they say what is cheapest to remove.
 
         Args:
             sensitivities: how much the loss depends on each unit, by block name, not negative, shape (units,).
             power: 0 makes all importances equal.
         """
         for name, group in self.groups.items():
-            scores = torch.cat([sensitivities[block.name] for block in self.members[name]])
+            blocks = self.members[name]
+            least = min(cost for cost in self.unit_costs.values() if cost > 0)  # some cost no measurable time
+            costs = [max(self.unit_costs[block.name], least) for block in blocks]
+            scores = torch.cat([sensitivities[block.name] / cost for block, cost in zip(blocks, costs)])
             if scores.any():
                 group.open_(log_importances(scores, power).to(group.alpha))
 
@@ -194,11 +211,11 @@ class GateBank(SteeredGates):
         return self.tables.gather(1, counts.unsqueeze(1)).squeeze(1)
 
     def densities(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute the exact cost-weighted density of every group, shape (); 1 while all of its gates are open."""
+        """Compute the exact cost-weighted density of every kind, shape (); 1 while all of its gates are open."""
         left = self._block_densities(self.counts(gates))
         whole = self.tables.amax(1)
-        places = {name: self.get_buffer(f"{name}_blocks").unique() for name in gates}
-        return {name: left[place].sum() / whole[place].sum() for name, place in places.items()}
+        places = {block.kind: alike for block, alike in zip(self.structure.blocks, self.same_kind)}
+        return {kind: left[place].sum() / whole[place].sum() for kind, place in places.items()}
 
     def density(self, gates: dict[str, Tensor]) -> Tensor:
         """Compute the exact cost-weighted density of the model, shape ().

@@ -93,6 +93,10 @@ class WeightGates(SteeredGates):
 
     # ---- Gates ----
 
+    def thresholds(self) -> list[nn.Parameter]:
+        """List the threshold logits: of all weights, shape (), or with 2:4 of every four, shape (n,)."""
+        return [self.group.beta]
+
     def group_gates(self) -> dict[str, Tensor]:
         """Compute all gates, shape (n,), or (4, n) with 2:4."""
         return {"weights": self.group()}
@@ -133,7 +137,7 @@ class WeightGates(SteeredGates):
         return self.pattern.density(gates["weights"])
 
     def densities(self, gates: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return nothing: the only group is the whole."""
+        """Return nothing: weights are of one kind, which is the whole."""
         return {}
 
     def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:

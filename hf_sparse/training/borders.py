@@ -20,6 +20,8 @@ logger = logging.get_logger(__name__)
 
 REFIT_ROWS, REFIT_TOKENS = 256, 8192
 """Rows of text that output projections are refitted on, at once; fewer if they make up so many tokens with padding."""
+REFIT_STEPS, LEAST_REFIT_TOKENS = 8, 4096
+"""Fewer rows also where they fill so many steps, if they make up so many tokens."""
 OTHER_ROWS = 64
 """Rows of images or sound."""
 
@@ -56,13 +58,14 @@ def _refit_batch(trainer: BaseTrainer, calls: LossCalls) -> dict[str, Any] | Non
     """Rows of the training data as one batch, without labels; None if the data have ended."""
     if not calls.takes_batches:
         return calls.as_called({})
+    step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
     rows = longest = 0
     for row in calls.training_rows(REFIT_ROWS, 1):
         main = row[trainer.bare_model.main_input_name]
         is_text = main.ndim == 2 and not main.is_floating_point()
         longest = max(longest, main.shape[1] if is_text else REFIT_TOKENS // OTHER_ROWS)
         rows += 1
-        if rows * longest >= REFIT_TOKENS:
+        if rows * longest >= (REFIT_TOKENS if rows < REFIT_STEPS * step else LEAST_REFIT_TOKENS):
             break
     return calls.as_called(next(calls.training_rows(rows, rows))) if rows else None
 

@@ -19,15 +19,20 @@ def after_the_searches(
     warmup = args.get_warmup_steps(schedules[-1].end)
 
     def weights(step: int, decay: Any) -> float:
-        stage = next((stage for stage in schedules if step < stage.end), schedules[-1])
+        stage = _stage(schedules, step)
         if step < stage.hold_end:
             return min(1.0, (step - stage.start + 1) / (warmup + 1))
         return decay(warmup + stage.recovery_at(step) * (schedules[-1].end - warmup))
 
     lambdas: list[Any] = [lambda step, decay=decay: weights(step, decay) for decay in stock.lr_lambdas]
     if with_gates:
-        lambdas[-1] = lambda step: 1.0  # their group is the last one
+        lambdas[-1] = lambda step: _stage(schedules, step).pace  # their group is the last one
     optimizer = stock.optimizer
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"]
     return LambdaLR(optimizer, lambdas)
+
+
+def _stage(schedules: Sequence[Schedule], step: int) -> Schedule:
+    """The stage that an optimizer step is in; the last one after all of them."""
+    return next((stage for stage in schedules if step < stage.end), schedules[-1])

@@ -1,7 +1,6 @@
 """The search for a structure, as a Trainer runs it: the gates' optimizer group, penalty, schedule and landing."""
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from hf_sparse.errors import SparsityError
 from hf_sparse.gates.base import SteeredGates, attached_gates
 from hf_sparse.gates.controller import Schedule
 from hf_sparse.gates.landing import Descent
+from hf_sparse.gates.row_slopes import batched_sensitivities
 from hf_sparse.gates.sensitivity import sensitivities
 from hf_sparse.runtime.contexts import unchanged_random_state
 from hf_sparse.training.base import BaseTrainer
@@ -34,11 +34,11 @@ from hf_sparse.training.schedule import after_the_searches
 
 logger = logging.get_logger(__name__)
 
-MOST_LOGGED_GROUPS = 4
-"""Groups whose densities are logged one by one; more would drown the rest."""
+SENSITIVITY_ROWS, LEAST_SENSITIVITY_ROWS = 128, 16
+"""Rows that sensitivities are estimated on, at most and at least."""
 
-SENSITIVITY_ROWS = 128
-"""Rows that sensitivities are estimated on."""
+SENSITIVITY_STEPS = 6
+"""Fewer than the most rows are taken where they fill more than so many steps: backward passes alone, that is four."""
 
 
 class Form(ABC):
@@ -217,7 +217,7 @@ class Search(TrainerCallback):
             trainer.optimizer.param_groups[-1]["params"] = gates
         else:
             kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.bare_model)
-            options |= {"lr": self.config.gate_learning_rate, "weight_decay": 0.0}
+            options |= {"lr": self.config.gate_learning_rate * self.schedule.pace, "weight_decay": 0.0}
             self.gate_optimizer = kind(gates, **options) if gates else None
         if bank is not None:
             trainer.engine.average_gates_(bank)
@@ -235,17 +235,6 @@ class Search(TrainerCallback):
         """Lay out the stages of a training of so many optimizer steps, in place."""
         self.form.begin_()
         self.schedules = Schedule.stages(self.config, steps)
-        ramp = self.schedules[0].ramp_end - self.schedules[0].warmup_end
-        # Importances start at or above the mean, log(1 / t0) above the threshold; Adam moves them by its learning rate.
-        needed = math.log(1 / self.config.t0) / self.config.gate_learning_rate
-        if ramp < needed and self.bank is not None:
-            longer = min(0.3, self.config.sparsity_ramp * needed / ramp)
-            logger.warning(
-                "The density descends over %d steps, in which gates can hardly close, so the structure may be found "
-                "late: train for more steps%s.",
-                ramp,
-                f", or set sparsity_ramp to {longer:.2f}" if longer > self.config.sparsity_ramp else "",
-            )
 
     def stretched(self, scheduler: LRScheduler) -> LambdaLR:
         """The stock scheduler over the recovery of every stage; before it, warm-up and a constant learning rate.
@@ -286,11 +275,23 @@ class Search(TrainerCallback):
         found: dict[str, Tensor] = {}
         with self.calls.estimating():
             if self.calls.takes_batches:
-                rows = self.calls.training_rows(SENSITIVITY_ROWS, 1)
-                found = broadcast(sensitivities(bank, rows, self.trainer.loss_of))
+                found = broadcast(self._sensitivities(bank))
             if not any(scores.any() for scores in found.values()):
                 found = broadcast(sensitivities(bank, [inputs], self.trainer.loss_of))
         bank.start_from_(found, bank.warm_start)
+
+    def _sensitivities(self, bank: SteeredGates) -> dict[str, Tensor]:
+        """Estimate sensitivities on some rows of the training data, many at once where they can be told apart."""
+        calls, args, loss_of = self.calls, self.trainer.args, self.trainer.loss_of
+        size = args.per_device_train_batch_size
+        step = size * args.gradient_accumulation_steps
+        count = min(SENSITIVITY_ROWS, max(LEAST_SENSITIVITY_ROWS, SENSITIVITY_STEPS * step))
+        found = None
+        if size > 1:
+            first = list(calls.training_rows(size, 1))
+            batches = calls.training_rows(count, size)
+            found = batched_sensitivities(self.trainer.bare_model, bank, batches, [first[0], first[-1]], loss_of)
+        return found or sensitivities(bank, calls.training_rows(count, 1), loss_of)
 
     # ---- Logs and checkpoints ----
 
@@ -311,8 +312,7 @@ class Search(TrainerCallback):
                 ),
                 "lambda": bank.controller.multiplier.mean().item(),
             }
-            if len(densities) <= MOST_LOGGED_GROUPS:
-                logs |= {f"density_{name}": value.item() for name, value in densities.items()}
+            logs |= {f"density_{kind}": value.item() for kind, value in densities.items()}
         return logs
 
     def state(self) -> Run:

@@ -2,6 +2,8 @@
 
     python recipes/benchmark/compare.py --task docstrings
     python recipes/benchmark/compare.py --task sst2 --data_dir sst2 --methods ours taylor --targets 0.75 --seeds 0 1 2
+    python recipes/benchmark/compare.py --task language --batch_size 4 --block_size 128 --learning_rate 2e-4 \\
+        --epochs 0.5 --methods ours taylor wanda activation layers random dense --targets 0.2 0.4
 
 Every cell is one line of --results, a JSON object with its settings, command, versions and figures, appended as soon as
 it is done; cells that are there already are skipped, so the command can be interrupted and given again, and several can
@@ -24,9 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import transformers
-from embedded.minilm import minilm
 from hard_concrete import HardConcreteGates, LagrangianCallback, StopAt, constant_learning_rate
-from ranking import plan_by_rank
+from ranking import RANKINGS, plan_by_rank
 from tasks import load_task
 from torch import Tensor
 from transformers import (
@@ -44,7 +45,7 @@ from hf_sparse.runtime.contexts import plain_forward
 from hf_sparse.runtime.timing import device_name
 from hf_sparse.structure.discovery import discover
 
-METHODS = ("ours", "family", "torch-pruning", "hard-concrete", "taylor", "magnitude", "random", "dense")
+METHODS = ("ours", "family", "torch-pruning", "hard-concrete", *RANKINGS, "dense")
 BATCHES_TO_RANK = 32
 SEARCH_SHARE = 0.3  # of the steps, for the hard-concrete gates; ours may search as long
 
@@ -63,8 +64,8 @@ class Bench:
             str(self.flags.output_dir / self.flags.task / "training" / str(seed)),
             num_train_epochs=epochs,
             learning_rate=learning_rate,
-            per_device_train_batch_size=32,
-            per_device_eval_batch_size=64,
+            per_device_train_batch_size=self.flags.batch_size,
+            per_device_eval_batch_size=2 * self.flags.batch_size,
             train_sampling_strategy="group_by_length",
             seed=seed,
             bf16=self.flags.bf16,
@@ -85,12 +86,14 @@ class Bench:
         }
 
     def dense(self) -> PreTrainedModel:
-        """The fine-tuned dense model, made once."""
+        """The dense model, fine-tuned once where it has a new head."""
+        if not self.task.labels:
+            return self.task.auto_class.from_pretrained(self.task.path)
         if not self.dense_path.is_dir():
             set_seed(0)
             names = dict(enumerate(self.task.labels))
             model = self.task.auto_class.from_pretrained(
-                minilm(), id2label=names, label2id={name: index for index, name in names.items()}
+                self.task.path, id2label=names, label2id={name: index for index, name in names.items()}
             )
             trainer = Trainer(**self.options(model, self.arguments(3, self.flags.dense_learning_rate, 0)))
             trainer.train()
@@ -99,18 +102,17 @@ class Bench:
 
     def batches(self, seed: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
         """Training batches on a device, for the methods that rank by gradients."""
-        rows = (
-            self.splits["train"].shuffle(seed=seed).select(range(min(BATCHES_TO_RANK * 32, len(self.splits["train"]))))
-        )
-        for start in range(0, len(rows), 32):
-            batch = self.task.collator([rows[index] for index in range(start, min(start + 32, len(rows)))])
+        size, train = self.flags.batch_size, self.splits["train"]
+        rows = train.shuffle(seed=seed).select(range(min(BATCHES_TO_RANK * size, len(train))))
+        for start in range(0, len(rows), size):
+            batch = self.task.collator([rows[index] for index in range(start, min(start + size, len(rows)))])
             yield {name: value.to(device) for name, value in batch.items()}
 
     def scores(self, trainer: Trainer) -> dict[str, float]:
-        """The metric of the task on both splits that nothing is trained on, and their mean, in percent."""
+        """The metric of the task on both splits that nothing is trained on, and their mean; shares in percent."""
         with torch.inference_mode():
             found = {
-                split: 100 * trainer.evaluate(self.splits[split])[f"eval_{self.task.metric}"]
+                split: self.task.unit * trainer.evaluate(self.splits[split])[f"eval_{self.task.metric}"]
                 for split in ("validation", "test")
             }
         return {**found, "mean": sum(found.values()) / 2}
@@ -127,7 +129,7 @@ def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[d
     sparsity = SparsityConfig(
         target=cell["target"] if one else 0.5,
         targets=cell["target"] if several else None,
-        cache_teacher=True,
+        cache_teacher=cell["epochs"] > 1,
         **json.loads(cell["options"]),
     )
     shared: dict[str, Any] = {"teacher": dense, "distillation": sparsity}
@@ -141,7 +143,7 @@ def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[d
     elif cell["method"] == "hard-concrete":
         gates = HardConcreteGates(model, structure, costs).to(arguments.device)
         trainer = DenseTrainer(**bench.options(model, arguments), **shared)
-        steps = math.ceil(len(bench.splits["train"]) / 32) * cell["epochs"]
+        steps = math.ceil(len(bench.splits["train"]) / flags.batch_size) * cell["epochs"]
         search = round(SEARCH_SHARE * steps)
         constant_learning_rate(trainer)
         trainer.add_callback(LagrangianCallback(gates, cell["target"], round(0.8 * search), 0.1))
@@ -200,7 +202,9 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     """The flags of this command, and of others that compare on its terms."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--task", default="docstrings", help="any name for the data; 'punctuation' restores it, and case, in the texts"
+        "--task",
+        default="docstrings",
+        help="any name for the data; 'punctuation' restores it, and case, in the texts; 'language' is SmolLM2's",
     )
     parser.add_argument(
         "--data_dir", type=Path, help="folder with train.csv, dev.csv and test.csv; docstrings by default"
@@ -210,6 +214,8 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--learning_rate", type=float, default=5e-5)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--block_size", type=int, default=128, help="tokens of a row, for --task language")
     parser.add_argument("--dense_learning_rate", type=float, default=5e-5)
     parser.add_argument("--options", default="{}", help="JSON of other SparsityConfig fields, such as for sweeps")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 mixed precision")
@@ -230,7 +236,7 @@ def begin(flags: argparse.Namespace) -> Bench:
 
 def is_recorded(cell: dict[str, Any], path: Path) -> bool:
     """Whether a file of results has a line of this cell."""
-    return any(cell == {key: line[key] for key in cell} for line in recorded(path))
+    return any(cell == {key: line.get(key) for key in cell} for line in recorded(path))
 
 
 def record(line: dict[str, Any], path: Path) -> None:
@@ -258,6 +264,10 @@ def main() -> None:
                     "bf16": flags.bf16,
                     "options": flags.options,
                 }
+                if flags.batch_size != 32:
+                    cell |= {"batch_size": flags.batch_size}
+                if flags.task == "language":
+                    cell |= {"block_size": flags.block_size}
                 if is_recorded(cell, flags.results):
                     continue
                 for result in run(bench, cell, flags):

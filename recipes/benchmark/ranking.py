@@ -1,7 +1,8 @@
-"""Peers that rank units once, cut the lowest, and fine-tune: Torch-Pruning, Taylor, magnitude and random choice."""
+"""Peers that rank units or layers once, cut the lowest, and fine-tune, such as Torch-Pruning and Taylor rankings."""
 
 import copy
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from hf_sparse.structure.blocks import ModelStructure
 from hf_sparse.structure.discovery import discover
 
 Batch = Mapping[str, Tensor]
+RANKINGS = ("taylor", "wanda", "activation", "magnitude", "random", "layers")
 MOST_HEADS = 0.78  # share of the heads of MiniLM that Torch-Pruning removes before it skips layers
 
 
@@ -23,9 +25,9 @@ def plan_by_rank(
     """What a one-shot method keeps of a fine-tuned model.
 
     Args:
-        method: "torch-pruning", "taylor", "magnitude" or "random".
+        method: "torch-pruning", or one of RANKINGS.
         model: fine-tuned, dense; left as it is.
-        batches: with labels, for the methods that look at gradients, on the device to find them on.
+        batches: with labels, for the methods that look at gradients or activations, on the device to find them on.
         target: fraction of the prunable parameters to remove.
         seed: of the random choice.
     """
@@ -33,8 +35,16 @@ def plan_by_rank(
     costs = parameter_costs(structure, SparsityConfig(round_to=1))
     if method == "torch-pruning":
         return _torch_pruning(model, structure, costs, batches, target)
-    scores = {"taylor": _taylor, "magnitude": _magnitude, "random": _random}[method](model, structure, batches, seed)
-    return _lowest_first(scores, structure, costs, target)
+    if method == "layers":
+        return _least_influence(model, structure, costs, batches, target)
+    rankings = {
+        "taylor": _taylor,
+        "wanda": _wanda,
+        "activation": _activation,
+        "magnitude": _magnitude,
+        "random": _random,
+    }
+    return _lowest_first(rankings[method](model, structure, batches, seed), structure, costs, target)
 
 
 def _lowest_first(
@@ -76,6 +86,67 @@ def _taylor(
             by_column = (weight.grad * weight).detach().movedim(block.weight.dim, 0).flatten(1).sum(1)
             scores[block.name] += by_column[block.columns].sum(1).abs().cpu()
     return scores
+
+
+def _column_sizes(model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """Mean square of every input column of the output projections over all tokens, by block."""
+    batches = list(batches)
+    asked = _copy_beside(model, batches[0])
+    totals = {block.name: torch.zeros(()) for block in structure.blocks}
+
+    def add(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            totals[name] = totals[name] + args[0].float().square().flatten(0, -2).mean(0).cpu() / len(batches)
+
+        return hook
+
+    for block in structure.blocks:
+        asked.get_submodule(block.output).register_forward_pre_hook(add(block.name))
+    with torch.inference_mode():
+        for batch in batches:
+            asked(**batch)
+    return totals
+
+
+def _wanda(model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int) -> dict[str, Tensor]:
+    """Squared sizes of columns times those of the weights that read them (Wanda-sp of An et al., arXiv:2312.11983)."""
+    scores = {}
+    for block in structure.blocks:
+        weight = model.get_parameter(block.weight.parameter).detach()
+        squares = weight.square().movedim(block.weight.dim, 0).flatten(1).sum(1)
+        scores[block.name] = squares
+    sizes = _column_sizes(model, structure, batches)
+    return {block.name: (scores[block.name] * sizes[block.name])[block.columns].sum(1) for block in structure.blocks}
+
+
+def _activation(
+    model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int
+) -> dict[str, Tensor]:
+    """Size of what units put out (Muralidharan et al., arXiv:2407.14679, section 2.2)."""
+    sizes = _column_sizes(model, structure, batches)
+    return {block.name: sizes[block.name][block.columns].sum(1).sqrt() for block in structure.blocks}
+
+
+def _least_influence(
+    model: PreTrainedModel, structure: ModelStructure, costs: CostTable, batches: Iterable[Batch], target: float
+) -> PruningPlan:
+    """Remove whole layers that change their input least in direction (Men et al., arXiv:2403.03853, section 3.1)."""
+    batches = list(batches)
+    asked = _copy_beside(model, batches[0])
+    changes: list[float] = []
+    with torch.inference_mode():
+        for batch in batches:
+            states = asked(**batch, output_hidden_states=True).hidden_states
+            likeness = [torch.cosine_similarity(one, other, dim=-1).mean().item() for one, other in pairwise(states)]
+            changes = [total - alike for total, alike in zip(changes or [0.0] * len(likeness), likeness)]
+    layers = sorted(range(len(changes)), key=changes.__getitem__)
+    removed: dict[str, tuple[int, ...]] = {}
+    for layer in layers:
+        more = removed | {block.name: () for block in structure.blocks if block.layer == layer}
+        if abs(costs.removed(dict.fromkeys(more, 0)) - target) > abs(costs.removed(dict.fromkeys(removed, 0)) - target):
+            break
+        removed = more
+    return PruningPlan(removed)
 
 
 def _copy_beside(model: PreTrainedModel, batch: Batch) -> nn.Module:
