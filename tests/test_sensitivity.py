@@ -219,7 +219,9 @@ def test_a_warm_start_takes_nothing_from_what_follows(tmp_path: Path) -> None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.3
-        sparsity = SparsityConfig(warm_start=power, sparsity_warmup=0.5, sparsity_ramp=0.2, gate_learning_rate=1e-12)
+        sparsity = SparsityConfig(
+            warm_start=power, sparsity_warmup=0.9, sparsity_ramp=0.05, sparsity_hold=0.0, gate_learning_rate=1e-12
+        )
         run = SparseTrainer(
             model=model, args=training_arguments(tmp_path, max_steps=3), sparsity=sparsity, train_dataset=rows(64)
         )

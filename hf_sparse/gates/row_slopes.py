@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_sparse.gates.base import SteeredGates
-from hf_sparse.gates.sensitivity import slopes_of
+from hf_sparse.gates.sensitivity import precise, slopes_of
 from hf_sparse.runtime.contexts import hooked
 from hf_sparse.runtime.processes import once
 
@@ -36,7 +36,7 @@ def batched_sensitivities(
         loss_of: computes the model's loss on a batch.
 
     Returns:
-        By the names of the scales, each of the shape of its gates, in float32. None where rows cannot be told apart:
+        By the names of the scales, each of the shape of its gates, as there. None where rows cannot be told apart:
         gates scale something else than columns of linear layers, or the batch's loss is no mean of those of its rows.
     """
     layers = {name: model.get_submodule(path.rpartition(".")[0]) for name, path in gates.paths.items()}
@@ -94,7 +94,8 @@ def _row_slopes(
         shape = shapes[name]
         if values.ndim < 2 or len(values) != _rows(batch) or values.shape[-1] != shape.numel():
             return None
-        columns = (values.detach().float() * slope.float()).reshape(len(values), -1, shape.numel()).sum(1)
+        products = values.detach().to(precise(slope)) * slope
+        columns = products.reshape(len(values), -1, shape.numel()).sum(1)
         own = torch.stack([gates.pooled(name, of_row.reshape(shape)) for of_row in columns])
         slopes[name] = slopes[name] + own if name in slopes else own
     return slopes if slopes.keys() == layers.keys() else None

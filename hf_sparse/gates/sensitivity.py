@@ -23,7 +23,7 @@ def sensitivities(
         loss_of: computes the model's loss on one of these batches.
 
     Returns:
-        By the names of the scales, each of the shape of its gates, in float32.
+        By the names of the scales, each of the shape of its gates, in float32, or float64 for a model in float64.
     """
     totals: dict[str, Tensor] = {}
     count = 0
@@ -37,7 +37,12 @@ def sensitivities(
 def slopes_of(
     gates: SteeredGates, batch: Mapping[str, Any], loss_of: Callable[[Mapping[str, Any]], Tensor]
 ) -> dict[str, Tensor]:
-    """Compute dL/dg for every gate g = 1, by the names of the scales, each of the shape of its gates, in float32."""
+    """Compute dL/dg for every gate g = 1, by the names of the scales, each of the shape of its gates."""
     with gates.leaves() as scales, torch.enable_grad():
         slopes = torch.autograd.grad(loss_of(batch), list(scales.values()), materialize_grads=True)
-    return {name: gates.pooled(name, slope.float()) for name, slope in zip(scales, slopes)}
+    return {name: gates.pooled(name, slope.to(precise(slope))) for name, slope in zip(scales, slopes)}
+
+
+def precise(values: Tensor) -> torch.dtype:
+    """The dtype to sum values in: float32, or their own if that has more bits."""
+    return torch.promote_types(values.dtype, torch.float32)

@@ -58,7 +58,8 @@ def _refit_batch(trainer: BaseTrainer, calls: LossCalls) -> dict[str, Any] | Non
     """Rows of the training data as one batch, without labels; None if the data have ended."""
     if not calls.takes_batches:
         return calls.as_called({})
-    step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+    args = trainer.args
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = longest = 0
     for row in calls.training_rows(REFIT_ROWS, 1):
         main = row[trainer.bare_model.main_input_name]

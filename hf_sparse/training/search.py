@@ -284,11 +284,10 @@ class Search(TrainerCallback):
         """Estimate sensitivities on some rows of the training data, many at once where they can be told apart."""
         calls, args, loss_of = self.calls, self.trainer.args, self.trainer.loss_of
         size = args.per_device_train_batch_size
-        step = size * args.gradient_accumulation_steps
+        step = size * args.gradient_accumulation_steps * args.world_size  # however it is split
         count = min(SENSITIVITY_ROWS, max(LEAST_SENSITIVITY_ROWS, SENSITIVITY_STEPS * step))
-        found = None
-        if size > 1:
-            first = list(calls.training_rows(size, 1))
+        first, found = list(calls.training_rows(size, 1)), None
+        if first:
             batches = calls.training_rows(count, size)
             found = batched_sensitivities(self.trainer.bare_model, bank, batches, [first[0], first[-1]], loss_of)
         return found or sensitivities(bank, calls.training_rows(count, 1), loss_of)
