@@ -152,8 +152,8 @@ class SparsityConfig(SearchConfig):
     )
     group: Literal["model", "kind", "layer"] = _option(
         "model",
-        "Which units compete: all of the model, heads with neurons by what they do for the loss per cost; or all heads "
-        "with each other, and all neurons; or those of each layer.",
+        "Which units compete: all of the model, where heads and neurons share the target by what they do for the loss "
+        "per cost; or all heads with each other, and all neurons; or those of each layer.",
     )
     sublayer_gates: bool = _option(
         False, "Gate whole attention and FFN sublayers as well; a unit is then scaled by its gate times its sublayer's."

@@ -48,8 +48,9 @@ def search(bank: SteeredGates, steps: int, make: Optimizer, useful: float = 0.5)
         optimizer.zero_grad()
         sum((slopes[name] * (1 - gate) ** 2).mean() for name, gate in bank.group_gates().items()).backward()
         bank.penalize_(step, schedule)
-        scheduled = bank.scheduled_density(schedule.progress_at(step + 1))
-        descent = Descent(bank, scheduled) if step >= schedule.warmup_end else None
+        progress = schedule.progress_at(step + 1)
+        scheduled = bank.scheduled_density(progress)
+        descent = Descent(bank, progress) if step >= schedule.warmup_end else None
         optimizer.step()
         found = descent is not None and descent.settle_()
         course.append((bank.density(bank.group_gates()).item(), scheduled, found))
@@ -67,7 +68,8 @@ def sgd(parameters: object) -> torch.optim.Optimizer:
 
 
 def require_on_schedule(bank: SteeredGates, course: list[tuple[float, float, bool]], together: int = 1) -> None:
-    below, above = max(SLACK, bank.largest_unit), LAG + together * bank.largest_unit / 2
+    unit = len(bank.parts()) * bank.largest_unit
+    below, above = max(SLACK, unit), LAG + together * unit / 2
     assert all(-below - TOLERANCE <= density - scheduled <= above + TOLERANCE for density, scheduled, _ in course)
 
 
@@ -79,7 +81,7 @@ def test_the_density_follows_its_schedule(gates: Callable[..., SteeredGates], ma
     course = search(bank, steps, make)
     require_on_schedule(bank, course)
     density, scheduled, found = course[-1]
-    assert found and abs(density - bank.target_density) <= bank.largest_unit / 2 + TOLERANCE
+    assert found and abs(density - bank.target_density) <= len(bank.parts()) * bank.largest_unit / 2 + TOLERANCE
     assert scheduled == pytest.approx(bank.target_density, abs=0.02)  # at the end of the descent, and not after it
 
 
@@ -103,18 +105,18 @@ def test_equal_gates_close_one_after_another() -> None:
     bank = heads_and_neurons(target=0.5, sparsity_ramp=0.25, warm_start=0.0)
     course = search(bank, 60, adam, useful=0.0)
     density, _, found = course[-1]
-    assert found and abs(density - 0.5) <= bank.largest_unit / 2 + TOLERANCE
+    assert found and abs(density - 0.5) <= len(bank.parts()) * bank.largest_unit / 2 + TOLERANCE
 
 
 def test_a_density_that_was_below_its_target_comes_back_to_it() -> None:
-    bank = heads_and_neurons(target=0.5)
+    bank = heads_and_neurons(target=0.5, group="kind")
     with torch.no_grad():
         for parameter in bank.parameters():
             parameter.copy_(torch.randn(parameter.shape))
     assert bank.density(bank.group_gates()) < 0.5
-    descent = Descent(bank, 0.5)
+    descent = Descent(bank, 1.0)
     with torch.no_grad():
-        for parameter, start in zip(bank.parameters(), descent.before):
+        for parameter, start in zip(bank.parameters(), descent.steps[0].before):
             parameter.copy_(torch.zeros_like(start) if start.ndim else start - 20.0)  # all open
     assert descent.settle_()
     assert abs(bank.density(bank.group_gates()).item() - 0.5) <= bank.largest_unit / 2 + TOLERANCE
@@ -122,10 +124,33 @@ def test_a_density_that_was_below_its_target_comes_back_to_it() -> None:
 
 def test_a_step_that_ends_in_time_is_left_alone() -> None:
     bank = heads_and_neurons(target=0.5)
-    descent = Descent(bank, 0.99)
+    descent = Descent(bank, 0.02)
     with torch.no_grad():
         for parameter in bank.parameters():
             parameter.add_(0.01 * torch.randn(parameter.shape))
     after = [parameter.detach().clone() for parameter in bank.parameters()]
     assert not descent.settle_()
     assert all(torch.equal(one, other) for one, other in zip(after, bank.parameters()))
+
+
+def test_kinds_share_the_target_by_what_is_least_sensitive_per_cost() -> None:
+    bank = heads_and_neurons(target=0.4)
+    blocks, equal = (
+        bank.structure.blocks,
+        {block.name: torch.full((block.units,), float(block.unit_cost)) for block in bank.structure.blocks},
+    )
+    dear = {
+        block.name: scores * (100.0 if block.kind == "attention" else 1.0)
+        for block, scores in zip(blocks, equal.values())
+    }
+    bank.start_from_(dear, 0.5)
+    heads, neurons = bank.parts()
+    share = sum(block.unit_cost * block.units for block in blocks if block.kind == "attention") / sum(
+        block.unit_cost * block.units for block in blocks
+    )
+    assert share * heads.target + (1 - share) * neurons.target == pytest.approx(0.6, abs=1e-5)
+    assert heads.target == pytest.approx(0.75 * 1.0 + 0.25 * 0.6, abs=0.01)  # three quarters by sensitivity
+    course = search(bank, 100, adam)
+    assert course[-1][2]
+    for part in (heads, neurons):
+        assert part.density().item() == pytest.approx(part.target, abs=part.unit / 2 + TOLERANCE)

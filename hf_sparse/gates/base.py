@@ -1,7 +1,8 @@
 """The base class of all gates: their density is steered by a controller, whatever they scale."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,27 @@ from hf_sparse.gates.scaling import Scaler
 
 BANK = "sparsity_gates"
 """Name of the submodule that holds the gates of a model; their parameters start with it in checkpoints."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Gates that are held to a schedule of their own, apart from other gates.
+
+    Attributes:
+        parameters: of these gates.
+        thresholds: those of them that are threshold logits; the higher, the more gates are closed.
+        density: computes their density, shape (), as a share of what all gates of the model prune.
+        start: the density that their descent starts from.
+        target: the density that it ends at.
+        unit: the largest density that is lost with one unit, or with units that can only be removed together.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    thresholds: Sequence[nn.Parameter]
+    density: Callable[[], Tensor]
+    start: float
+    target: float
+    unit: float
 
 
 class SteeredGates(Scaler):
@@ -52,6 +74,18 @@ class SteeredGates(Scaler):
     @abstractmethod
     def _usual_warm_start(self) -> float:
         """Default warm-start power."""
+
+    def parts(self) -> list[Part]:
+        """Divide the gates into those that are held to a schedule of their own: by default, all are held to one."""
+        whole = Part(
+            list(self.parameters()),
+            self.thresholds(),
+            lambda: self.density(self.group_gates()),
+            self.start_density,
+            self.target_density,
+            self.largest_unit,
+        )
+        return [whole]
 
     @abstractmethod
     def thresholds(self) -> list[nn.Parameter]:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from hf_sparse.gates.base import SteeredGates
+from hf_sparse.gates.base import Part, SteeredGates
+from hf_sparse.gates.controller import descended
 
 TOLERANCE = 0.001
 """A step that ends this close to where it should end is taken as it is."""
@@ -34,18 +35,11 @@ class Descent:
 
     Args:
         bank: the gates, before the step.
-        scheduled: the density that the schedule asks for after the step.
+        progress: the share of the descent that is over after the step, from 0 to 1.
     """
 
-    def __init__(self, bank: SteeredGates, scheduled: float) -> None:
-        self.bank = bank
-        self.scheduled = scheduled
-        self.before = _values(bank.parameters())
-        self.density = self._density()
-
-    @torch.no_grad()
-    def _density(self) -> Tensor:
-        return self.bank.density(self.bank.group_gates())
+    def __init__(self, bank: SteeredGates, progress: float) -> None:
+        self.steps = [PartOfStep(part, progress) for part in bank.parts()]
 
     @torch.no_grad()
     def settle_(self) -> bool:
@@ -55,21 +49,50 @@ class Descent:
         crosses the target, or ends the descent, ends at the density nearest to it. Reads the device once, and more
         often only for a step that is scaled.
         """
-        target, slack = self.bank.target_density, max(SLACK, self.bank.largest_unit)
-        before, after = torch.stack([self.density, self._density()]).tolist()
-        if before > target:
-            lowest = max(target, min(self.scheduled - slack, before))
-            too_far = after < lowest
-        else:  # gates had closed before their densities were held to a schedule
-            lowest, too_far = target, after > target
-        if lowest == target and abs(after - target) <= TOLERANCE:
+        ends = [(step.density, step.part.density()) for step in self.steps]
+        read = torch.stack([density for pair in ends for density in pair]).tolist()
+        return all([step.settle_(*read[2 * place : 2 * place + 2]) for place, step in enumerate(self.steps)])
+
+
+class PartOfStep:
+    """The step of those gates that are held to a schedule of their own.
+
+    Args:
+        part: of the gates, before the step.
+        progress: the share of the descent that is over after the step.
+    """
+
+    def __init__(self, part: Part, progress: float) -> None:
+        self.part = part
+        self.scheduled = descended(part.start, part.target, progress)
+        self.before = _values(part.parameters)
+        with torch.no_grad():
+            self.density = part.density()
+
+    def settle_(self, before: float, after: float) -> bool:
+        """Scale the step in place where its length was wrong, and tell whether the density is at its target.
+
+        Args:
+            before: density before the step.
+            after: density after the step.
+        """
+        part, target = self.part, self.part.target
+        slack, lag = max(SLACK * part.start, part.unit), LAG * part.start
+        if abs(after - target) <= TOLERANCE:
             return True
-        highest = self.scheduled + LAG if self.scheduled > target else target
-        if too_far:
+        if before <= target:  # it has landed before other parts, or gates had closed before they were held to this
+            if after > target:
+                self._shorten_(before, after, target, nearest=True)
+                return True
+            if after < before:
+                self._shorten_(before, after, before, nearest=False)
+            return abs(before - target) <= part.unit
+        lowest = max(target, min(self.scheduled - slack, before))
+        highest = self.scheduled + lag if self.scheduled > target else target
+        if after < lowest:
             self._shorten_(before, after, lowest, nearest=lowest == target)
-        elif after > highest:
-            return self._lengthen_(after, highest) and highest == target
-        return too_far and lowest == target
+            return lowest == target
+        return after > highest and self._lengthen_(after, highest) and highest == target
 
     def _shorten_(self, before: float, after: float, goal: float, nearest: bool) -> None:
         """Repeat the step in place with the share of its length that ends where the density crosses its goal.
@@ -80,7 +103,7 @@ class Descent:
             goal: the density to end at.
             nearest: whether to end at the density nearest to the goal, or else at the nearest before it.
         """
-        parameters = list(self.bank.parameters())
+        parameters = self.part.parameters
         self._end_between_(parameters, (self.before, before), (_values(parameters), after), goal, nearest)
 
     def _lengthen_(self, after: float, goal: float) -> bool:
@@ -88,14 +111,14 @@ class Descent:
 
         A rising threshold is a step of the penalty: its gradient for a threshold has one sign only.
         """
-        thresholds = self.bank.thresholds()
+        thresholds = self.part.thresholds
         starts, rise, density = _values(thresholds), FIRST_RISE, after
         while density > goal:
             if rise > LARGEST_RISE:
                 return False
             for threshold, start in zip(thresholds, starts):
                 threshold.copy_(start + rise)
-            density, rise = self._density().item(), 2 * rise
+            density, rise = self.part.density().item(), 2 * rise
         self._end_between_(thresholds, (starts, after), (_values(thresholds), density), goal, nearest=True)
         return True
 
@@ -120,7 +143,7 @@ class Descent:
         def excess(share: float) -> float:
             for parameter, start, end in zip(parameters, first[0], last[0]):
                 parameter.copy_(torch.lerp(start, end, share))
-            return self._density().item() - goal
+            return self.part.density().item() - goal
 
         short, long = (0.0, first[1] - goal), (1.0, last[1] - goal)  # (share of the way, excess) on both sides
         for attempt in range(TRIES):

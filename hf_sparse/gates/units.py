@@ -8,15 +8,18 @@ from torch import Tensor, nn
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs.table import CostTable
-from hf_sparse.gates.base import SteeredGates, log_importances
+from hf_sparse.gates.base import Part, SteeredGates, log_importances
 from hf_sparse.gates.controller import Controller
 from hf_sparse.gates.layout import uniform_counts
 from hf_sparse.gates.mathematics import GateGroup
 from hf_sparse.gates.objective import DENSITIES
 from hf_sparse.structure.blocks import Block, ModelStructure
 
-UNITS = "units"
-"""Name of the group in which all heads and neurons compete."""
+TRUST = 0.75
+"""How far kinds share the target by their sensitivities: 0 would remove as much of each.
+
+These are slopes at open gates. What training makes up for they do not say, and of kinds with few units little.
+"""
 
 SUBLAYERS = "sublayers"
 """Name of the group whose gates scale whole sublayers."""
@@ -95,15 +98,25 @@ class GateBank(SteeredGates):
 
     def _group_of(self, block: Block) -> str:
         """Name the group that the units of a block compete in."""
-        if self.config.layout == "uniform" or self.config.group == "layer":
-            return block.name.replace(".", "-")
-        return block.kind if self.config.group == "kind" else UNITS
+        by_layer = self.config.layout == "uniform" or self.config.group == "layer"
+        return block.name.replace(".", "-") if by_layer else block.kind
+
+    @property
+    def _by_kind(self) -> bool:
+        """Whether each kind is steered to a density of its own; gates of sublayers close units of any kind."""
+        return self.config.layout == "free" and self.config.group == "model" and not self.config.sublayer_gates
 
     def _share(self, block: Block) -> float:
         return self.unit_costs[block.name] / self.costs.prunable
 
     def _descent(self) -> tuple[Tensor, Tensor]:
-        """Choose the densities to start from and to end at: of the model, or of every block in a uniform layout."""
+        """Choose the densities to start from and to end at: of the model, its kinds, or in a uniform layout its blocks.
+
+        Those of kinds and blocks are in units of what they are at the start.
+        """
+        if self._by_kind:
+            count = len(self.groups)
+            return torch.ones(count), torch.full((count,), self.target_density / self.start_density)
         if self.config.layout == "free":
             return torch.tensor([self.start_density]), torch.tensor([self.target_density])
         blocks = self.structure.blocks
@@ -139,6 +152,30 @@ class GateBank(SteeredGates):
         """List the threshold logits of all groups of heads and neurons, each of shape ()."""
         return [group.beta for group in self.groups.values()]
 
+    def parts(self) -> list[Part]:
+        """Divide the gates into those that are held to a schedule of their own: of each kind, or all."""
+        if not self._by_kind:
+            return super().parts()
+        found = []
+        for (name, group), target in zip(self.groups.items(), self.controller.targets.tolist()):
+            unit = float(self._tables_of(name).diff(dim=1).max() / self._whole(name))
+            density = functools.partial(self._kind_density, name)
+            found.append(Part(list(group.parameters()), [group.beta], density, 1.0, target, unit))
+        return found
+
+    def _tables_of(self, name: str) -> Tensor:
+        """The costs of the blocks of a group, shape (blocks, units + 1)."""
+        return self.tables[self.get_buffer(f"{name}_blocks").unique()]
+
+    def _whole(self, name: str) -> Tensor:
+        """The density of a group whose gates are all open, shape ()."""
+        return self._tables_of(name).amax(1).sum()
+
+    def _kind_density(self, name: str) -> Tensor:
+        """Compute the exact density of a group, shape (); 1 while all of its gates are open."""
+        left = self._block_densities(self.counts({name: self.groups[name]()}))
+        return left.sum() / self._whole(name)
+
     def group_gates(self) -> dict[str, Tensor]:
         """Compute the gates of every group's units, by group, shape (units,)."""
         gates = {name: group() for name, group in self.groups.items()}
@@ -161,13 +198,36 @@ class GateBank(SteeredGates):
             sensitivities: how much the loss depends on each unit, by block name, not negative, shape (units,).
             power: 0 makes all importances equal.
         """
-        for name, group in self.groups.items():
-            blocks = self.members[name]
-            least = min(cost for cost in self.unit_costs.values() if cost > 0)  # some cost no measurable time
+        least = min(cost for cost in self.unit_costs.values() if cost > 0)  # some cost no measurable time
+        found = {}
+        for name, blocks in self.members.items():
             costs = [max(self.unit_costs[block.name], least) for block in blocks]
-            scores = torch.cat([sensitivities[block.name] / cost for block, cost in zip(blocks, costs)])
+            found[name] = torch.cat([sensitivities[block.name] / cost for block, cost in zip(blocks, costs)])
+        if self._by_kind:
+            self._share_target_(found)
+        for name, group in self.groups.items():
+            scores = found[name]
             if scores.any():
                 group.open_(log_importances(scores, power).to(group.alpha))
+
+    def _share_target_(self, scores: Mapping[str, Tensor]) -> None:
+        """Choose in place how dense each kind ends: what is least sensitive per cost goes, whatever its kind.
+
+        Args:
+            scores: sensitivities per cost, by group, shape (units,).
+        """
+        names = list(self.groups)
+        joined = torch.cat([scores[name] for name in names])
+        shares = torch.cat([self.groups[name].weights * self._whole(name) for name in names]).to(joined.device)
+        kinds = torch.cat([torch.full((len(scores[name]),), place) for place, name in enumerate(names)])
+        order = joined.argsort()
+        stays = torch.ones_like(shares)
+        stays[order] = (shares[order].cumsum(0) > self.start_density - self.target_density).to(shares)
+        left = torch.zeros(len(names)).index_add_(0, kinds, (stays * shares).float().cpu())
+        whole = torch.stack([self._whole(name) for name in names]).cpu()
+        left *= self.target_density / left.sum()  # without what the last unit is more than was left to remove
+        even = self.target_density / self.start_density
+        self.controller.targets.copy_(TRUST * (left / whole).clamp(max=1.0) + (1 - TRUST) * even)
 
     def pooled(self, name: str, values: Tensor) -> Tensor:
         """Sum values over the columns of every unit of a block, shape (units,)."""
@@ -228,7 +288,9 @@ class GateBank(SteeredGates):
         return self._block_densities(counts).sum()
 
     def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:
-        """Compute the densities that are held to their schedule, shape (k,): the model's, or every block's."""
+        """Compute the densities that are held to their schedule, shape (k,): of the model, its kinds, or its blocks."""
+        if self._by_kind:
+            return torch.stack([self._kind_density(name) for name in self.groups])
         if self.config.layout == "free":
             return self.density(gates).unsqueeze(0)
         return self._block_densities(self.counts(gates)) / self.tables.amax(1)
@@ -239,7 +301,7 @@ class GateBank(SteeredGates):
         parts = [
             density(gates[name], group.weights, self.config.p) * group.share for name, group in self.groups.items()
         ]
-        if self.config.layout == "uniform":
+        if self.config.layout == "uniform" or self._by_kind:
             return torch.stack(parts)
         if self.config.sublayer_gates:
             sublayers = self._sublayer_gates()

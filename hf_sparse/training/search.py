@@ -164,8 +164,8 @@ class Search(TrainerCallback):
             return
         bank.penalize_(step, schedule)
         # Reads the device only while the structure is searched, never in the long recovery.
-        scheduled = bank.scheduled_density(schedule.progress_at(step + 1))
-        self._descent = Descent(bank, scheduled) if step >= schedule.warmup_end else None
+        due = step >= schedule.warmup_end
+        self._descent = Descent(bank, schedule.progress_at(step + 1)) if due else None
         if self.gate_optimizer is not None:
             self.gate_optimizer.step()
 
