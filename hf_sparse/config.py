@@ -64,13 +64,14 @@ class SearchConfig(DistillationConfig):
     p: float = _option(0.5, "Exponent of the p-norm penalty, between 0 and 1.")
     gate_learning_rate: float = _option(
         0.1,
-        "Learning rate of the gates, less where the descent takes fewer than 50 steps; their weight decay is always 0.",
+        "Learning rate of the gates, with --group model less where the descent takes fewer than 50 steps; their weight "
+        "decay is always 0.",
     )
     warm_start: float | None = _option(
         None,
         "Importances start at this power of how much the loss depends on what each gate scales, estimated on a few "
         "rows; with 0 all start alike. By default 0.5 for heads and neurons, or 1 if more than nine tenths are "
-        "removed, and 1 for single weights.",
+        "removed or with --group model, and 1 for single weights.",
     )
     sparsity_warmup: float = _option(0.01, "Share of the steps before the penalty starts.")
     sparsity_ramp: float = _option(0.12, "Share of the steps over which the density descends to its target.")
@@ -107,6 +108,11 @@ class SearchConfig(DistillationConfig):
     def descent(self) -> tuple[float, ...]:
         """The targets of the stages of a run, ascending."""
         return (self.target,)
+
+    @property
+    def shares_target(self) -> bool:
+        """Whether kinds share the target, and each follows a schedule of its own."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -150,10 +156,11 @@ class SparsityConfig(SearchConfig):
     gate: Literal["relative", "simplex"] = _option(
         "relative", "Gate function of arXiv:1910.03201: bounded and relative, or normalised on a simplex."
     )
-    group: Literal["model", "kind", "layer"] = _option(
-        "model",
-        "Which units compete: all of the model, where heads and neurons share the target by what they do for the loss "
-        "per cost; or all heads with each other, and all neurons; or those of each layer.",
+    group: Literal["kind", "layer", "model"] = _option(
+        "kind",
+        "Which units compete: all heads (and all neurons) of the model, or those of each layer; with 'model' heads and "
+        "neurons share the target by what they do for the loss per cost, and the density follows its schedule however "
+        "short that is: for language models in short runs.",
     )
     sublayer_gates: bool = _option(
         False, "Gate whole attention and FFN sublayers as well; a unit is then scaled by its gate times its sublayer's."
@@ -195,6 +202,10 @@ class SparsityConfig(SearchConfig):
             raise SparsityError(f"targets are {self.targets}: give ascending numbers between 0 and 1, both excluded")
         if self.sublayer_gates and self.layout == "uniform":
             raise SparsityError("a uniform layout keeps every sublayer: sublayer_gates need layout='free'")
+        if self.shares_target and (self.sublayer_gates or self.layout == "uniform" or self.gate == "simplex"):
+            raise SparsityError(
+                "group='model' steers every kind by itself: leave layout, gate and sublayer_gates at their defaults"
+            )
         if self.target_speedup is not None and not self.target_speedup > 1:
             raise SparsityError(f"target_speedup is {self.target_speedup}: give a number above 1, such as 2.0")
         if self.target_speedup is not None and (self.cost != "latency" or self.targets is not None):
@@ -212,6 +223,11 @@ class SparsityConfig(SearchConfig):
     def descent(self) -> tuple[float, ...]:
         """The targets of the stages of a run, ascending."""
         return tuple(self.targets) if self.targets is not None else (self.target,)
+
+    @property
+    def shares_target(self) -> bool:
+        """Whether kinds share the target, and each follows a schedule of its own."""
+        return self.group == "model"
 
     def stage(self, index: int) -> "SparsityConfig":
         """Return the settings of one stage, with the target of that stage only."""

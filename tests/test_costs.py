@@ -37,7 +37,7 @@ def test_counted_costs_are_those_of_the_parameters_that_go() -> None:
     structure = discover(model)
     costs = parameter_costs(structure, SparsityConfig())
     before = model.num_parameters()
-    attach_gates(model, SparsityConfig(group="kind"))
+    attach_gates(model, SparsityConfig())
     bank = require_bank(model)
     with torch.no_grad():
         bank.groups["ffn"].alpha[:100] = -20.0
@@ -137,7 +137,7 @@ def test_wide_models_keep_multiples_of_eight_filled_up_by_importance(
     width: int, round_to: int | None, left: int
 ) -> None:
     model = bert(layers=2, hidden_size=width, num_attention_heads=8, intermediate_size=100)
-    bank = attach_gates(model, SparsityConfig(round_to=round_to, group="kind"))
+    bank = attach_gates(model, SparsityConfig(round_to=round_to))
     with torch.no_grad():
         bank.groups["ffn"].alpha[:13] = -20.0 - torch.tensor([3.0] * 7 + [1.0] + [2.0] * 5)
     block = next(block for block in bank.structure.blocks if block.kind == "ffn")

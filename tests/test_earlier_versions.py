@@ -46,7 +46,7 @@ def test_a_search_that_was_stopped_goes_on(tmp_path: Path) -> None:
         "input_ids": [[(i * 7 + j) % 24 for j in range(6)] for i in range(32)],
         "labels": [i % 2 for i in range(32)],
     }
-    search = SparsityConfig(target=0.5, group="kind", sparsity_ramp=0.5, round_to=1, cost_sequence_length=128)
+    search = SparsityConfig(target=0.5, gate_learning_rate=0.1, sparsity_ramp=0.5, round_to=1, cost_sequence_length=128)
     options = {"max_steps": 30, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "logging_steps": 1}
     run = SparseTrainer(
         model=BertForSequenceClassification(config),

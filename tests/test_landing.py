@@ -67,29 +67,35 @@ def sgd(parameters: object) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=3.0)
 
 
-def require_on_schedule(bank: SteeredGates, course: list[tuple[float, float, bool]], together: int = 1) -> None:
-    unit = len(bank.parts()) * bank.largest_unit
-    below, above = max(SLACK, unit), LAG + together * unit / 2
-    assert all(-below - TOLERANCE <= density - scheduled <= above + TOLERANCE for density, scheduled, _ in course)
+def require_above(bank: SteeredGates, course: list[tuple[float, float, bool]]) -> None:
+    below = max(SLACK, len(bank.parts()) * bank.largest_unit) + TOLERANCE
+    assert all(density >= scheduled - below for density, scheduled, _ in course)
 
 
 @pytest.mark.parametrize("steps", [60, 600])
 @pytest.mark.parametrize("make", [adam, sgd])
 @pytest.mark.parametrize("gates", [heads_and_neurons, single_weights])
-def test_the_density_follows_its_schedule(gates: Callable[..., SteeredGates], make: Optimizer, steps: int) -> None:
-    bank = gates(target=0.3, sparsity_ramp=0.12)
+def test_the_density_never_falls_through_its_schedule(
+    gates: Callable[..., SteeredGates], make: Optimizer, steps: int
+) -> None:
+    bank = gates(target=0.3, sparsity_ramp=0.25)
     course = search(bank, steps, make)
-    require_on_schedule(bank, course)
+    require_above(bank, course)
+    density, _, found = course[-1]
+    assert found and abs(density - bank.target_density) <= bank.largest_unit / 2 + TOLERANCE
+
+
+@pytest.mark.parametrize("steps", [60, 600, 2000])
+@pytest.mark.parametrize("make", [adam, sgd])
+def test_kinds_that_share_the_target_follow_their_schedule(make: Optimizer, steps: int) -> None:
+    """From the first step of the ramp to its last, which ends the search."""
+    bank = heads_and_neurons(target=0.3, sparsity_ramp=0.12, group="model")
+    course = search(bank, steps, make)
+    require_above(bank, course)
+    allowed = len(bank.parts()) * bank.largest_unit / 2 + TOLERANCE
+    assert all(density <= scheduled + LAG + allowed for density, scheduled, _ in course)
     density, scheduled, found = course[-1]
-    assert found and abs(density - bank.target_density) <= len(bank.parts()) * bank.largest_unit / 2 + TOLERANCE
-    assert scheduled == pytest.approx(bank.target_density, abs=0.02)  # at the end of the descent, and not after it
-
-
-def test_a_million_gates_follow_their_schedule() -> None:
-    bank = WeightGates({"one": torch.nn.Linear(1000, 1000)}, WeightSparsityConfig(target=0.9, sparsity_ramp=0.25))
-    course = search(bank, 60, adam)
-    require_on_schedule(bank, course)
-    assert course[-1][2]
+    assert found and abs(density - bank.target_density) <= allowed and scheduled == pytest.approx(0.7, abs=0.02)
 
 
 @pytest.mark.parametrize("target", [0.1, 0.9])
@@ -97,15 +103,14 @@ def test_a_million_gates_follow_their_schedule() -> None:
 def test_every_kind_of_gates_is_held_to_its_schedule(settings: dict[str, object], target: float) -> None:
     bank = heads_and_neurons(target=target, sparsity_ramp=0.25, **settings)
     course = search(bank, 80, adam)
-    assert course[-1][2]
-    require_on_schedule(bank, course[:-1], together=4 if "layout" in settings else 1)  # a unit of every layer
+    require_above(bank, [step for step in course if not step[2]])
 
 
 def test_equal_gates_close_one_after_another() -> None:
     bank = heads_and_neurons(target=0.5, sparsity_ramp=0.25, warm_start=0.0)
     course = search(bank, 60, adam, useful=0.0)
     density, _, found = course[-1]
-    assert found and abs(density - 0.5) <= len(bank.parts()) * bank.largest_unit / 2 + TOLERANCE
+    assert found and abs(density - 0.5) <= bank.largest_unit / 2 + TOLERANCE
 
 
 def test_a_density_that_was_below_its_target_comes_back_to_it() -> None:
@@ -134,7 +139,7 @@ def test_a_step_that_ends_in_time_is_left_alone() -> None:
 
 
 def test_kinds_share_the_target_by_what_is_least_sensitive_per_cost() -> None:
-    bank = heads_and_neurons(target=0.4)
+    bank = heads_and_neurons(target=0.4, group="model")
     blocks, equal = (
         bank.structure.blocks,
         {block.name: torch.full((block.units,), float(block.unit_cost)) for block in bank.structure.blocks},

@@ -32,7 +32,6 @@ from hf_sparse.gates.attach import attach_gates, require_bank
 from hf_sparse.report import report
 from hf_sparse.runtime.copies import copied
 
-WARM_UP = SparsityConfig(sparsity_warmup=0.9, sparsity_ramp=0.05, sparsity_hold=0.0)
 MASKS = SparsityConfig(target=0.4, sparsity_ramp=0.4, gate_learning_rate=0.1, warm_start=0.0)
 WEIGHTS = WeightSparsityConfig(target=0.4, sparsity_ramp=0.4, gate_learning_rate=0.1, warm_start=0.0)
 
@@ -163,7 +162,7 @@ def test_a_run_does_not_go_on_with_another_target(tmp_path: Path) -> None:
 
 
 def test_a_first_step_that_was_interrupted_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = trainer(tmp_path, teacher=bert(layers=4), max_steps=1, sparsity=WARM_UP)
+    run = trainer(tmp_path, teacher=bert(layers=4), max_steps=1)
     monkeypatch.setattr(run.search, "start_gates_", lambda inputs: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run.train()
@@ -192,7 +191,7 @@ def test_gated_encoders_generate_what_the_compact_model_does() -> None:
 def test_a_model_that_keeps_states_of_its_forward_is_saved_while_it_has_gates(tmp_path: Path) -> None:
     species, data = ZOO["recurrent_gemma"], rows(8).map(lambda row: {"labels": row["input_ids"]})
     arguments = training_arguments(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
-    run = SparseTrainer(model=species.make(), args=arguments, train_dataset=data, sparsity=WARM_UP)
+    run = SparseTrainer(model=species.make(), args=arguments, train_dataset=data, sparsity=SparsityConfig())
     run.train()
     assert any(state.grad_fn is not None for state in recurrent_states(run.model))
     run.save_model(str(tmp_path / "out"))

@@ -22,19 +22,20 @@ class Part:
 
     Attributes:
         parameters: of these gates.
-        thresholds: those of them that are threshold logits; the higher, the more gates are closed.
         density: computes their density, shape (), as a share of what all gates of the model prune.
         start: the density that their descent starts from.
         target: the density that it ends at.
         unit: the largest density that is lost with one unit, or with units that can only be removed together.
+        thresholds: the parameters that rise where the density is above its schedule; by default none does, and lambda
+            alone takes it down, which takes longer and lets gates of units that stay open further.
     """
 
     parameters: Sequence[nn.Parameter]
-    thresholds: Sequence[nn.Parameter]
     density: Callable[[], Tensor]
     start: float
     target: float
     unit: float
+    thresholds: Sequence[nn.Parameter] = ()
 
 
 class SteeredGates(Scaler):
@@ -79,17 +80,12 @@ class SteeredGates(Scaler):
         """Divide the gates into those that are held to a schedule of their own: by default, all are held to one."""
         whole = Part(
             list(self.parameters()),
-            self.thresholds(),
             lambda: self.density(self.group_gates()),
             self.start_density,
             self.target_density,
             self.largest_unit,
         )
         return [whole]
-
-    @abstractmethod
-    def thresholds(self) -> list[nn.Parameter]:
-        """List the threshold logits of the groups of units; the higher they are, the more gates are closed."""
 
     @abstractmethod
     def group_gates(self) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from hf_sparse.config import SearchConfig
 from hf_sparse.gates.mathematics import Float32Module
 
 LONG_RAMP = 50
-"""Steps of a descent from which on gates have their whole learning rate."""
+"""Steps of a descent from which on gates have their whole learning rate where kinds share the target."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Schedule:
     ramp_end: int
     hold_end: int
     end: int
+    pace: float = 1.0
+    """The share of their learning rate that gates have: sensitivities know more than a few steps can teach."""
 
     @classmethod
     def stages(cls, config: SearchConfig, total: int) -> tuple["Schedule", ...]:
@@ -36,12 +38,8 @@ class Schedule:
         warmup = start + round(config.sparsity_warmup * steps)
         ramp = warmup + max(1, round(config.sparsity_ramp * steps))
         hold = ramp + round(config.sparsity_hold * steps)
-        return cls(start, warmup, ramp, hold, end)
-
-    @property
-    def pace(self) -> float:
-        """The share of their learning rate that gates have: the sensitivities know more than a few steps can teach."""
-        return min(1.0, (self.ramp_end - self.warmup_end) / LONG_RAMP)
+        pace = min(1.0, (ramp - warmup) / LONG_RAMP) if config.shares_target else 1.0
+        return cls(start, warmup, ramp, hold, end, pace)
 
     def progress_at(self, step: int) -> float:
         """Compute the share of the descent that is over at an optimizer step: 0 in the warm-up, then linear to 1."""

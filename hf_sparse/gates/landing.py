@@ -1,9 +1,9 @@
-"""Scale optimizer steps of the gates, so that the density follows its schedule however short the ramp is.
+"""Scale optimizer steps of the gates, so that the density follows its schedule, and lands on its target.
 
 The penalty moves all gates at the same speed: none can close for many steps, and then many close in one. A step that
-went too far is repeated with a smaller learning rate; after one that did not go far enough, the penalty's step of the
-thresholds is made longer. The structure is one that gradient descent has passed through, and no unit is chosen in
-another way.
+went too far is repeated with a smaller learning rate; where gates have thresholds that may rise, the penalty's step of
+these is made longer after a step that did not go far enough. The structure is one that gradient descent has passed
+through, and no unit is chosen in another way.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,9 +45,9 @@ class Descent:
     def settle_(self) -> bool:
         """Scale the step in place where its length was wrong, and tell whether the density has reached its target.
 
-        On the way down the density stays at most the slack below its schedule and the lag above it; the step that
-        crosses the target, or ends the descent, ends at the density nearest to it. Reads the device once, and more
-        often only for a step that is scaled.
+        On the way down the density stays at most the slack below its schedule, and at most the lag above it where
+        thresholds may rise; the step that crosses the target, or ends the descent, ends at the density nearest to it.
+        Reads the device once, and more often only for a step that is scaled.
         """
         ends = [(step.density, step.part.density()) for step in self.steps]
         read = torch.stack([density for pair in ends for density in pair]).tolist()
@@ -78,8 +78,6 @@ class PartOfStep:
         """
         part, target = self.part, self.part.target
         slack, lag = max(SLACK * part.start, part.unit), LAG * part.start
-        if abs(after - target) <= TOLERANCE:
-            return True
         if before <= target:  # it has landed before other parts, or gates had closed before they were held to this
             if after > target:
                 self._shorten_(before, after, target, nearest=True)
@@ -88,11 +86,14 @@ class PartOfStep:
                 self._shorten_(before, after, before, nearest=False)
             return abs(before - target) <= part.unit
         lowest = max(target, min(self.scheduled - slack, before))
+        if lowest == target and abs(after - target) <= TOLERANCE:
+            return True
         highest = self.scheduled + lag if self.scheduled > target else target
         if after < lowest:
             self._shorten_(before, after, lowest, nearest=lowest == target)
             return lowest == target
-        return after > highest and self._lengthen_(after, highest) and highest == target
+        rises = bool(part.thresholds) and after > highest
+        return rises and self._lengthen_(after, highest) and highest == target
 
     def _shorten_(self, before: float, after: float, goal: float, nearest: bool) -> None:
         """Repeat the step in place with the share of its length that ends where the density crosses its goal.

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs.table import CostTable
@@ -101,11 +101,6 @@ class GateBank(SteeredGates):
         by_layer = self.config.layout == "uniform" or self.config.group == "layer"
         return block.name.replace(".", "-") if by_layer else block.kind
 
-    @property
-    def _by_kind(self) -> bool:
-        """Whether each kind is steered to a density of its own; gates of sublayers close units of any kind."""
-        return self.config.layout == "free" and self.config.group == "model" and not self.config.sublayer_gates
-
     def _share(self, block: Block) -> float:
         return self.unit_costs[block.name] / self.costs.prunable
 
@@ -114,7 +109,7 @@ class GateBank(SteeredGates):
 
         Those of kinds and blocks are in units of what they are at the start.
         """
-        if self._by_kind:
+        if self.config.shares_target:
             count = len(self.groups)
             return torch.ones(count), torch.full((count,), self.target_density / self.start_density)
         if self.config.layout == "free":
@@ -139,7 +134,7 @@ class GateBank(SteeredGates):
     @property
     def _usual_warm_start(self) -> float:
         """Default warm-start power, from recipes/benchmark: where few units stay, sensitivities deserve more trust."""
-        return 0.5 if self.target <= 0.9 else 1.0
+        return 1.0 if self.target > 0.9 or self.config.shares_target else 0.5
 
     @functools.cached_property
     def largest_unit(self) -> float:
@@ -148,19 +143,15 @@ class GateBank(SteeredGates):
 
     # ---- Gates ----
 
-    def thresholds(self) -> list[nn.Parameter]:
-        """List the threshold logits of all groups of heads and neurons, each of shape ()."""
-        return [group.beta for group in self.groups.values()]
-
     def parts(self) -> list[Part]:
         """Divide the gates into those that are held to a schedule of their own: of each kind, or all."""
-        if not self._by_kind:
+        if not self.config.shares_target:
             return super().parts()
         found = []
         for (name, group), target in zip(self.groups.items(), self.controller.targets.tolist()):
             unit = float(self._tables_of(name).diff(dim=1).max() / self._whole(name))
             density = functools.partial(self._kind_density, name)
-            found.append(Part(list(group.parameters()), [group.beta], density, 1.0, target, unit))
+            found.append(Part(list(group.parameters()), density, 1.0, target, unit, [group.beta]))
         return found
 
     def _tables_of(self, name: str) -> Tensor:
@@ -203,7 +194,7 @@ class GateBank(SteeredGates):
         for name, blocks in self.members.items():
             costs = [max(self.unit_costs[block.name], least) for block in blocks]
             found[name] = torch.cat([sensitivities[block.name] / cost for block, cost in zip(blocks, costs)])
-        if self._by_kind:
+        if self.config.shares_target:
             self._share_target_(found)
         for name, group in self.groups.items():
             scores = found[name]
@@ -289,7 +280,7 @@ class GateBank(SteeredGates):
 
     def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:
         """Compute the densities that are held to their schedule, shape (k,): of the model, its kinds, or its blocks."""
-        if self._by_kind:
+        if self.config.shares_target:
             return torch.stack([self._kind_density(name) for name in self.groups])
         if self.config.layout == "free":
             return self.density(gates).unsqueeze(0)
@@ -301,7 +292,7 @@ class GateBank(SteeredGates):
         parts = [
             density(gates[name], group.weights, self.config.p) * group.share for name, group in self.groups.items()
         ]
-        if self.config.layout == "uniform" or self._by_kind:
+        if self.config.layout == "uniform" or self.config.shares_target:
             return torch.stack(parts)
         if self.config.sublayer_gates:
             sublayers = self._sublayer_gates()

@@ -93,10 +93,6 @@ class WeightGates(SteeredGates):
 
     # ---- Gates ----
 
-    def thresholds(self) -> list[nn.Parameter]:
-        """List the threshold logits: of all weights, shape (), or with 2:4 of every four, shape (n,)."""
-        return [self.group.beta]
-
     def group_gates(self) -> dict[str, Tensor]:
         """Compute all gates, shape (n,), or (4, n) with 2:4."""
         return {"weights": self.group()}

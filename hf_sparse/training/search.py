@@ -1,6 +1,7 @@
 """The search for a structure, as a Trainer runs it: the gates' optimizer group, penalty, schedule and landing."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -235,6 +236,17 @@ class Search(TrainerCallback):
         """Lay out the stages of a training of so many optimizer steps, in place."""
         self.form.begin_()
         self.schedules = Schedule.stages(self.config, steps)
+        ramp = self.schedules[0].ramp_end - self.schedules[0].warmup_end
+        # Importances start at or above the mean, log(1 / t0) above the threshold; Adam moves them by its learning rate.
+        needed = math.log(1 / self.config.t0) / self.config.gate_learning_rate
+        if ramp < needed and self.bank is not None and not self.config.shares_target:
+            longer = min(0.3, self.config.sparsity_ramp * needed / ramp)
+            logger.warning(
+                "The density descends over %d steps, in which gates can hardly close, so the structure may be found "
+                "late: train for more steps%s.",
+                ramp,
+                f", or set sparsity_ramp to {longer:.2f}" if longer > self.config.sparsity_ramp else "",
+            )
 
     def stretched(self, scheduler: LRScheduler) -> LambdaLR:
         """The stock scheduler over the recovery of every stage; before it, warm-up and a constant learning rate.
