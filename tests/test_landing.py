@@ -6,7 +6,7 @@ import pytest
 import torch
 from pruning import bert
 
-from hf_sparse import SparsityConfig, WeightSparsityConfig
+from hf_sparse import SparsityConfig, SparsityError, WeightSparsityConfig
 from hf_sparse.gates.attach import attach_gates
 from hf_sparse.gates.base import SteeredGates
 from hf_sparse.gates.controller import Schedule
@@ -159,3 +159,9 @@ def test_kinds_share_the_target_by_what_is_least_sensitive_per_cost() -> None:
     assert course[-1][2]
     for part in (heads, neurons):
         assert part.density().item() == pytest.approx(part.target, abs=part.unit / 2 + TOLERANCE)
+
+
+@pytest.mark.parametrize("settings", [{"gate": "simplex"}, {"sublayer_gates": True}, {"layout": "uniform"}])
+def test_kinds_that_cannot_be_steered_alone_do_not_share_the_target(settings: dict[str, object]) -> None:
+    with pytest.raises(SparsityError, match="group='model' steers every kind by itself"):
+        SparsityConfig(group="model", **settings)
