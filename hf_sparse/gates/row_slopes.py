@@ -5,6 +5,7 @@ row's tokens. That is the slope of the row's own loss, times the weight of this 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def batched_sensitivities(
         if weigh is None:
             expected = [slopes_of(gates, row, loss_of) for row in alone]
             fitting = [slopes is not None and _agree(rule(batch), slopes, expected) for rule in WEIGHTS]
-            weigh = next((rule for rule, fits in zip(WEIGHTS, once(lambda fits=fitting: fits)) if fits), None)
+            weigh = next((rule for rule, fits in zip(WEIGHTS, once(partial(list, fitting))) if fits), None)
         if weigh is None or slopes is None:
             return None
         weights = weigh(batch)
