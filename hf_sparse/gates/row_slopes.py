@@ -49,8 +49,9 @@ def batched_sensitivities(
         slopes = _row_slopes(layers, gates, batch, loss_of)
         if weigh is None:
             expected = [slopes_of(gates, row, loss_of) for row in alone]
-            fitting = [slopes is not None and _agree(rule(batch), slopes, expected) for rule in WEIGHTS]
-            weigh = next((rule for rule, fits in zip(WEIGHTS, once(partial(list, fitting))) if fits), None)
+            seen = [slopes is not None and _agree(rule(batch), slopes, expected) for rule in WEIGHTS]
+            fitting: list[bool] = once(partial(list, seen))
+            weigh = next((rule for rule, fits in zip(WEIGHTS, fitting) if fits), None)
         if weigh is None or slopes is None:
             return None
         weights = weigh(batch)
