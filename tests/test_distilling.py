@@ -30,7 +30,7 @@ from hf_sparse.training.borders import refit_to_teacher_
 
 ENGINE = Engine(Accelerator(cpu=True))
 
-SEARCH = SparsityConfig(target=0.3, sparsity_ramp=0.3)
+SEARCH = SparsityConfig(target=0.3, sparsity_ramp=0.3, gate_learning_rate=0.2)
 
 
 def trainer(directory: Path, model: PreTrainedModel, data: Dataset, **options: Any) -> SparseTrainer:
