@@ -98,7 +98,7 @@ CASES = {
         masked_lm.MaskedLM,
         BertForMaskedLM(bert().config).eval(),
         texts,
-        {"--line_by_line": None, "--dense_epochs": 1},
+        {"--line_by_line": None, "--dense_epochs": 1, "--num_train_epochs": 6},
         ("perplexity", "accuracy"),
         "fill-mask",
     ),
