@@ -22,7 +22,7 @@ class Part:
 
     Attributes:
         parameters: of these gates.
-        density: computes their density, shape (), as a share of what all gates of the model prune.
+        density: computes their density, shape (), in the units of `start` and `target`.
         start: the density that their descent starts from.
         target: the density that it ends at.
         unit: the largest density that is lost with one unit, or with units that can only be removed together.

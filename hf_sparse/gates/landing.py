@@ -49,9 +49,8 @@ class Descent:
         thresholds may rise; the step that crosses the target, or ends the descent, ends at the density nearest to it.
         Reads the device once, and more often only for a step that is scaled.
         """
-        ends = [(step.density, step.part.density()) for step in self.steps]
-        read = torch.stack([density for pair in ends for density in pair]).tolist()
-        return all([step.settle_(*read[2 * place : 2 * place + 2]) for place, step in enumerate(self.steps)])
+        ends = torch.stack([torch.stack([step.density, step.part.density()]) for step in self.steps]).tolist()
+        return all([step.settle_(before, after) for step, (before, after) in zip(self.steps, ends)])
 
 
 class PartOfStep:

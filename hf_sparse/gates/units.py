@@ -149,23 +149,22 @@ class GateBank(SteeredGates):
             return super().parts()
         found = []
         for (name, group), target in zip(self.groups.items(), self.controller.targets.tolist()):
-            unit = float(self._tables_of(name).diff(dim=1).max() / self._whole(name))
             density = functools.partial(self._kind_density, name)
-            found.append(Part(list(group.parameters()), density, 1.0, target, unit, [group.beta]))
+            found.append(Part(list(group.parameters()), density, 1.0, target, self._kind_units[name], [group.beta]))
         return found
 
-    def _tables_of(self, name: str) -> Tensor:
-        """The costs of the blocks of a group, shape (blocks, units + 1)."""
-        return self.tables[self.get_buffer(f"{name}_blocks").unique()]
+    @functools.cached_property
+    def _kind_units(self) -> dict[str, float]:
+        """The largest density that a kind loses with one unit, by kind."""
+        largest = self.tables.diff(dim=1).amax(1)
+        return {
+            name: float(largest[self.get_buffer(f"{name}_blocks")].max()) / group.share
+            for name, group in self.groups.items()
+        }
 
-    def _whole(self, name: str) -> Tensor:
-        """The density of a group whose gates are all open, shape ()."""
-        return self._tables_of(name).amax(1).sum()
-
-    def _kind_density(self, name: str) -> Tensor:
-        """Compute the exact density of a group, shape (); 1 while all of its gates are open."""
-        left = self._block_densities(self.counts({name: self.groups[name]()}))
-        return left.sum() / self._whole(name)
+    def _kind_density(self, kind: str) -> Tensor:
+        """Compute the exact density of one kind, shape (); 1 while all of its gates are open."""
+        return self.densities({kind: self.groups[kind]()})[kind]
 
     def group_gates(self) -> dict[str, Tensor]:
         """Compute the gates of every group's units, by group, shape (units,)."""
@@ -209,13 +208,13 @@ class GateBank(SteeredGates):
         """
         names = list(self.groups)
         joined = torch.cat([scores[name] for name in names])
-        shares = torch.cat([self.groups[name].weights * self._whole(name) for name in names]).to(joined.device)
+        shares = torch.cat([group.weights * group.share for group in self.groups.values()]).to(joined.device)
         kinds = torch.cat([torch.full((len(scores[name]),), place) for place, name in enumerate(names)])
         order = joined.argsort()
         stays = torch.ones_like(shares)
         stays[order] = (shares[order].cumsum(0) > self.start_density - self.target_density).to(shares)
         left = torch.zeros(len(names)).index_add_(0, kinds, (stays * shares).float().cpu())
-        whole = torch.stack([self._whole(name) for name in names]).cpu()
+        whole = torch.tensor([group.share for group in self.groups.values()])
         left *= self.target_density / left.sum()  # without what the last unit is more than was left to remove
         even = self.target_density / self.start_density
         self.controller.targets.copy_(TRUST * (left / whole).clamp(max=1.0) + (1 - TRUST) * even)
@@ -281,7 +280,7 @@ class GateBank(SteeredGates):
     def steered_densities(self, gates: dict[str, Tensor]) -> Tensor:
         """Compute the densities that are held to their schedule, shape (k,): of the model, its kinds, or its blocks."""
         if self.config.shares_target:
-            return torch.stack([self._kind_density(name) for name in self.groups])
+            return torch.stack(list(self.densities(gates).values()))
         if self.config.layout == "free":
             return self.density(gates).unsqueeze(0)
         return self._block_densities(self.counts(gates)) / self.tables.amax(1)

@@ -58,15 +58,13 @@ def _refit_batch(trainer: BaseTrainer, calls: LossCalls) -> dict[str, Any] | Non
     """Rows of the training data as one batch, without labels; None if the data have ended."""
     if not calls.takes_batches:
         return calls.as_called({})
-    args = trainer.args
-    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = longest = 0
     for row in calls.training_rows(REFIT_ROWS, 1):
         main = row[trainer.bare_model.main_input_name]
         is_text = main.ndim == 2 and not main.is_floating_point()
         longest = max(longest, main.shape[1] if is_text else REFIT_TOKENS // OTHER_ROWS)
         rows += 1
-        if rows * longest >= (REFIT_TOKENS if rows < REFIT_STEPS * step else LEAST_REFIT_TOKENS):
+        if rows * longest >= (REFIT_TOKENS if rows < REFIT_STEPS * calls.rows_of_a_step else LEAST_REFIT_TOKENS):
             break
     return calls.as_called(next(calls.training_rows(rows, rows))) if rows else None
 

@@ -44,6 +44,12 @@ class LossCalls:
         """Whether there are data to take a batch of."""
         return self.trainer.eval_dataset is not None or self.trainer.train_dataset is not None
 
+    @property
+    def rows_of_a_step(self) -> int:
+        """How many rows of the training data an optimizer step takes, however they are split."""
+        args = self.trainer.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
     @contextmanager
     def estimating(self) -> Iterator[None]:
         """Compute losses inside this context in evaluation mode and in full precision."""

@@ -294,10 +294,8 @@ class Search(TrainerCallback):
 
     def _sensitivities(self, bank: SteeredGates) -> dict[str, Tensor]:
         """Estimate sensitivities on some rows of the training data, many at once where they can be told apart."""
-        calls, args, loss_of = self.calls, self.trainer.args, self.trainer.loss_of
-        size = args.per_device_train_batch_size
-        step = size * args.gradient_accumulation_steps * args.world_size  # however it is split
-        count = min(SENSITIVITY_ROWS, max(LEAST_SENSITIVITY_ROWS, SENSITIVITY_STEPS * step))
+        calls, loss_of, size = self.calls, self.trainer.loss_of, self.trainer.args.per_device_train_batch_size
+        count = min(SENSITIVITY_ROWS, max(LEAST_SENSITIVITY_ROWS, SENSITIVITY_STEPS * calls.rows_of_a_step))
         first, found = list(calls.training_rows(size, 1)), None
         if first:
             batches = calls.training_rows(count, size)

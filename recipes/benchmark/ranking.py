@@ -110,13 +110,12 @@ def _column_sizes(model: PreTrainedModel, structure: ModelStructure, batches: It
 
 def _wanda(model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int) -> dict[str, Tensor]:
     """Squared sizes of columns times those of the weights that read them (Wanda-sp of An et al., arXiv:2312.11983)."""
-    scores = {}
+    scores, sizes = {}, _column_sizes(model, structure, batches)
     for block in structure.blocks:
         weight = model.get_parameter(block.weight.parameter).detach()
-        squares = weight.square().movedim(block.weight.dim, 0).flatten(1).sum(1)
-        scores[block.name] = squares
-    sizes = _column_sizes(model, structure, batches)
-    return {block.name: (scores[block.name] * sizes[block.name])[block.columns].sum(1) for block in structure.blocks}
+        readers = weight.square().movedim(block.weight.dim, 0).flatten(1).sum(1)
+        scores[block.name] = (readers * sizes[block.name])[block.columns].sum(1)
+    return scores
 
 
 def _activation(
