@@ -11,3 +11,8 @@ class UnknownInputsError(SparsityError):
 
 class NonFiniteLossError(SparsityError):
     """The loss has led to weights that are NaN or infinite; training has stopped before anything was overwritten."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of somebody else says, or its name where it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]

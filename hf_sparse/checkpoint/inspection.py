@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_sparse.checkpoint.tasks import auto_class
-from hf_sparse.errors import SparsityError
+from hf_sparse.errors import SparsityError, first_line
 from hf_sparse.gates.base import BANK
 from hf_sparse.gates.weights import MASKS
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, check_recipe, shards
@@ -206,7 +206,7 @@ def _remote(
         AttributeError,
         RecursionError,
     ) as error:  # files that come from anywhere
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         raise SparsityError(f"{repo_id} is neither a directory nor a readable repository ({reason})") from None
     tensors = {
         name: (str(tensor.dtype), tensor.parameter_count)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_sparse.checkpoint.card import CARD, PICTURE, REPORT
 from hf_sparse.checkpoint.save_load import load_pruned
-from hf_sparse.errors import SparsityError
+from hf_sparse.errors import SparsityError, first_line
 from hf_sparse.runtime.files import belongs_to_checkpoint, replaced_directory
 from hf_sparse.structure.comparison import as_outputs, largest_difference, tensors
 from hf_sparse.structure.example_inputs import example_inputs
@@ -71,7 +71,7 @@ def export_onnx(directory: str | Path, output: str | Path) -> float:
         except ImportError as error:
             raise SparsityError(f"ONNX needs other packages ({error}): pip install 'hf_sparse[onnx]'") from None
         except Exception as error:  # torch's exporter and onnxruntime have errors of every kind
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            reason = first_line(error)
             raise SparsityError(f"{source} cannot be written as ONNX: {reason}") from error
         if not all(difference <= TOLERANCE for difference in found):
             raise SparsityError(f"{source} cannot be written as ONNX: onnxruntime computes something else there")

@@ -8,7 +8,7 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_sparse.errors import SparsityError
+from hf_sparse.errors import SparsityError, first_line
 
 _WORDS = ("ByteLevel", False, True)  # GPT-2's regular expression
 _BYTES = ("ByteLevel", False, False)
@@ -85,7 +85,7 @@ def read_vocabulary(directory: Path, count: int, stops: int | list[int] | None) 
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         said = json.loads(tokenizer.backend_tokenizer.to_str())
     except Exception as error:  # a file that came from anywhere can be wrong in any way
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         raise SparsityError(f"it has no tokenizer that can be read ({reason}): save one beside the weights") from None
     model = said["model"]
     name, whole_words = splits(said)

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_sparse.errors import first_line
 from hf_sparse.runtime.contexts import evaluating, silent_transformers, unchanged_random_state
 from hf_sparse.runtime.timing import shortest_ms
 
@@ -48,5 +49,5 @@ def tokens_per_second(models: Sequence[PreTrainedModel], inputs: Mapping[str, Te
         with evaluating(*models), unchanged_random_state(device), silent_transformers():
             return [1000 * NEW / time for time in shortest_ms(runs, device, REPEATS)]
     except Exception as error:  # models generate in many ways, of which some need more than a batch
-        logger.warning("Generation is not timed: %s", str(error).partition("\n")[0] or repr(error))
+        logger.warning("Generation is not timed: %s", first_line(error))
         return [None] * len(models)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from hf_sparse.errors import SparsityError
+from hf_sparse.errors import SparsityError, first_line
 from hf_sparse.modeling_hf_sparse import (
     MODEL_TYPE_PREFIX,
     TABLE_SWITCHES,
@@ -176,7 +176,7 @@ def require_loadable(model: PreTrainedModel) -> None:
     try:
         made = _shapes(_on_no_memory(kind, config))
     except CONFIG_ERRORS as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         raise SparsityError(
             f"{stock_class(model).__name__} could not be loaded again, since it cannot be made from its config alone "
             f"({reason}): give other arguments of its __init__ defaults, and build the models inside from the config"

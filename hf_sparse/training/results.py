@@ -23,7 +23,7 @@ from hf_sparse.compaction.compact import CompactionReport, compact, compact_alik
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs.table import CostTable
 from hf_sparse.engines.tensors import spread_
-from hf_sparse.errors import SparsityError
+from hf_sparse.errors import SparsityError, first_line
 from hf_sparse.gates.attach import current_plan, detach_gates, gate_bank, require_bank
 from hf_sparse.gates.plan import PruningPlan
 from hf_sparse.gates.units import GateBank
@@ -231,7 +231,7 @@ class Results:
             device = self.trainer.args.device
             logger.warning("Not measured: the models before and after do not fit %s together.", device)
         except Exception as error:
-            logger.warning("Not measured: %s", str(error).partition("\n")[0] or repr(error))
+            logger.warning("Not measured: %s", first_line(error))
         return None
 
     # ---- Files ----

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from hf_sparse.config import DistillationConfig, SearchConfig
-from hf_sparse.errors import SparsityError
+from hf_sparse.errors import SparsityError, first_line
 from hf_sparse.runtime.processes import once
 from hf_sparse.training.run import STATE, Run
 
@@ -220,7 +220,7 @@ def writing(directory: Path, step: int, is_writer: bool) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError, SparsityError) as error:
         raise SparsityError(
             f"the checkpoint of step {step} could not be written to {directory} "
-            f"({(str(error) or repr(error)).splitlines()[0]}): make room and resume; it goes on from the one before"
+            f"({first_line(error)}): make room and resume; it goes on from the one before"
         ) from error
 
 
