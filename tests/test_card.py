@@ -281,6 +281,7 @@ def test_a_decoder_is_rewritten_for_engines_with_layers_of_all_sizes(tmp_path: P
     plan = {"model.layers.0.self_attn": (), "model.layers.1.self_attn": (0, 2), "model.layers.1.mlp": (1, 2, 3)}
     compact(model, PruningPlan({**plan, "model.layers.2.mlp": ()}))
     save_pruned(model, tmp_path / "in")
+    (tmp_path / "in" / "report.html").write_text("load it with transformers")
     main(["anymodel", str(tmp_path / "in"), str(tmp_path / "out")])
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("llama", ["AnyModel"])
@@ -297,7 +298,7 @@ def test_a_decoder_is_rewritten_for_engines_with_layers_of_all_sizes(tmp_path: P
         },
     ]
     assert not {"hf_sparse", "auto_map", "per_layer_config"} & config.keys()
-    assert not list((tmp_path / "out").glob("*.py"))
+    assert not list((tmp_path / "out").glob("*.py")) and not (tmp_path / "out" / "report.html").exists()
     weights = load_file(tmp_path / "out/model.safetensors")
     for index, block in enumerate(config["block_configs"]):
         heads, width = block["attention"].get("num_attention_heads"), block["ffn"].get("intermediate_size")

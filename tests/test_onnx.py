@@ -62,7 +62,8 @@ def test_the_command_copies_the_tokenizer_and_says_what_is_fast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_pruned(bert(), tmp_path / "model")
-    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    for name in ("tokenizer.json", "report.html"):
+        (tmp_path / "model" / name).write_text("{}")
     monkeypatch.setattr(onnx_runtime, "_write", lambda model, inputs, path: path.write_bytes(b""))
     monkeypatch.setattr(onnx_runtime, "_difference", lambda *given: 1e-6)
     main(["onnx", str(tmp_path / "model"), str(tmp_path / "onnx")])

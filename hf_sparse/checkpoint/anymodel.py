@@ -12,6 +12,7 @@ from hf_sparse.checkpoint.card import CARD
 from hf_sparse.checkpoint.inspection import inspect_checkpoint, read_config, tensor_names
 from hf_sparse.errors import SparsityError
 from hf_sparse.modeling_hf_sparse import MODEL_TYPE_PREFIX, TABLE_SWITCHES
+from hf_sparse.report.page import PAGE
 from hf_sparse.runtime.files import replaced_directory
 from hf_sparse.structure.attribute_names import ANYMODEL_ARCHITECTURES
 from hf_sparse.structure.stock import OWN_ENTRIES
@@ -77,8 +78,8 @@ def export_anymodel(directory: str | Path, output: str | Path) -> None:
     }
     with replaced_directory(Path(output)) as target:
         for file in source.iterdir():
-            # The card explains how transformers loads the checkpoint; transformers cannot load the copy.
-            if file.is_file() and file.suffix not in (".py", ".bin") and file.name not in (CONFIG_NAME, CARD):
+            # Card and page explain how transformers loads the checkpoint; transformers cannot load the copy.
+            if file.is_file() and file.suffix not in (".py", ".bin") and file.name not in (CONFIG_NAME, CARD, PAGE):
                 shutil.copy2(file, target / file.name)
         (target / CONFIG_NAME).write_text(json.dumps(rewritten, indent=2) + "\n")
 

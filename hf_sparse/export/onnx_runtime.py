@@ -14,11 +14,14 @@ from transformers import PreTrainedModel
 from hf_sparse.checkpoint.card import CARD, PICTURE, REPORT
 from hf_sparse.checkpoint.save_load import load_pruned
 from hf_sparse.errors import SparsityError, first_line
+from hf_sparse.report.page import PAGE
 from hf_sparse.runtime.files import belongs_to_checkpoint, replaced_directory
 from hf_sparse.structure.comparison import as_outputs, largest_difference, tensors
 from hf_sparse.structure.example_inputs import example_inputs
 
 FILE = "model.onnx"
+ABOUT_THE_RUN = (CARD, REPORT, PICTURE, PAGE)
+"""Files beside a checkpoint that tell of its model in transformers, and not of the copy."""
 TOLERANCE = 1e-4
 """Largest difference from torch, in units of the largest output, or of 1 if that is smaller."""
 SLOW_ON_CPUS = ("SkipLayerNormFusion",)
@@ -76,7 +79,7 @@ def export_onnx(directory: str | Path, output: str | Path) -> float:
         if not all(difference <= TOLERANCE for difference in found):
             raise SparsityError(f"{source} cannot be written as ONNX: onnxruntime computes something else there")
         for file in source.iterdir():
-            if file.is_file() and not belongs_to_checkpoint(file.name) and file.name not in (CARD, REPORT, PICTURE):
+            if file.is_file() and not belongs_to_checkpoint(file.name) and file.name not in ABOUT_THE_RUN:
                 shutil.copy2(file, target / file.name)
     return max(found)
 
