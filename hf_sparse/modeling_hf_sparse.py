@@ -927,14 +927,16 @@ class _PrunedConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all entries, as in config.json."""
-        return _as_in_files(super().to_dict())  # type: ignore[misc]
+        return _as_in_files(self, super().to_dict())  # type: ignore[misc]
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the entries that differ from the defaults, as in config.json."""
-        return _as_in_files(super().to_diff_dict())  # type: ignore[misc]
+        return _as_in_files(self, super().to_diff_dict())  # type: ignore[misc]
 
 
-def _as_in_files(entries: dict[str, Any]) -> dict[str, Any]:
+def _as_in_files(config: Any, entries: dict[str, Any]) -> dict[str, Any]:
+    if "per_layer_config" in entries:  # whoever reads it without the stock class, as Trainer does, counts layers so
+        entries = {"num_hidden_layers": config.num_hidden_layers, **entries}
     if "base_architecture" in entries and not hasattr(transformers, str(entries["base_architecture"])):
         return {"quantization_config": dict(LOADED_BY), **entries}  # the stock config reads it, see above
     return entries
