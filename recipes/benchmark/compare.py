@@ -3,7 +3,7 @@
     python recipes/benchmark/compare.py --task docstrings
     python recipes/benchmark/compare.py --task sst2 --data_dir sst2 --methods ours taylor --targets 0.75 --seeds 0 1 2
     python recipes/benchmark/compare.py --task language --batch_size 4 --block_size 128 --learning_rate 2e-4 \\
-        --epochs 0.5 --options '{"group": "model"}' --methods ours taylor wanda activation layers random dense \\
+        --max_steps 300 --options '{"group": "model"}' --methods ours taylor wanda activation layers random dense \\
         --targets 0.2 0.4
 
 Every cell is one line of --results, a JSON object with its settings, command, versions and figures, appended as soon as
@@ -64,6 +64,7 @@ class Bench:
         return TrainingArguments(
             str(self.flags.output_dir / self.flags.task / "training" / str(seed)),
             num_train_epochs=epochs,
+            max_steps=self.flags.max_steps,
             learning_rate=learning_rate,
             per_device_train_batch_size=self.flags.batch_size,
             per_device_eval_batch_size=2 * self.flags.batch_size,
@@ -214,6 +215,7 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.75, 0.9, 0.95])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--max_steps", type=int, default=-1, help="optimizer steps, instead of --epochs")
     parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--block_size", type=int, default=128, help="tokens of a row, for --task language")
@@ -267,6 +269,8 @@ def main() -> None:
                 }
                 if flags.batch_size != 32:
                     cell |= {"batch_size": flags.batch_size}
+                if flags.max_steps > 0:
+                    cell |= {"max_steps": flags.max_steps}
                 if flags.task == "language":
                     cell |= {"block_size": flags.block_size}
                 if is_recorded(cell, flags.results):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from hf_sparse import PruningPlan
 from hf_sparse.costs.table import CostTable
-from hf_sparse.gates.scaling import scale_parameter_, unscale_parameter_
+from hf_sparse.gates.scaling import scale_parameter_, unscale_
 from hf_sparse.structure.blocks import ModelStructure
 
 LOWER, UPPER, TEMPERATURE = -0.1, 1.1, 2 / 3
@@ -77,7 +77,7 @@ class HardConcreteGates(nn.Module):
         self.hook.remove()
         for block, alpha in zip(self.structure.blocks, self.log_alpha):
             module = model.get_submodule(block.output)
-            unscale_parameter_(module)
+            unscale_(module)
             model.get_parameter(block.weight.parameter).mul_(block.column_scale(self._sample(alpha, False), 2))
 
 
