@@ -118,6 +118,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     estimate.add_argument("--teacher_name_or_path", help="a dense teacher, such as the model itself")
     estimate.add_argument("--target", type=float, default=0.5, help="share of the prunable parameters to remove")
+    estimate.add_argument(
+        "--use_peft", action="store_true", help="train LoRA beside all linear layers; their own weights stay frozen"
+    )
+    estimate.add_argument("--lora_r", type=int, default=16, help="rank of LoRA")
     estimate.set_defaults(run=_estimate)
 
     anymodel = commands.add_parser(
@@ -176,6 +180,7 @@ def _estimate(given: argparse.Namespace) -> None:
         given.activation_checkpointing,
         load_config(given.teacher_name_or_path) if given.teacher_name_or_path else None,
         given.target,
+        given.lora_r if given.use_peft else None,
     )
     print(f"{found}\n{found.units:,} heads and neurons get gates; leave a tenth for allocators and communication")
 

@@ -184,6 +184,11 @@ class SparsityConfig(SearchConfig):
         "Fit output projections to the teacher's by least squares when the model shrinks, unless that is late in the "
         "run.",
     )
+    keep_adapter: bool = _option(
+        False,
+        "Save a model that was trained with an adapter of peft without it, and the adapter beside it in 'adapter', "
+        "rather than merged into the weights.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,9 +1,11 @@
 """Estimates of memory against what torch allocates."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 from launching import command, environment, forks
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, T5Config, T5ForConditionalGeneration
 
@@ -31,26 +33,31 @@ LLAMA = LlamaConfig(
 )
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's
 @pytest.mark.parametrize(
     ("zero", "batch", "settings"),
     [
         (None, 16, {}),
         (None, 16, {"gradient_checkpointing": True}),
         (3, 2, {"bf16": True}),  # bf16 is slow on processors
+        (None, 16, {"lora_r": 4}),
+        (None, 16, {"lora_r": 4, "gradient_checkpointing": True}),
     ],
 )
 def test_the_estimate_is_the_peak_of_a_step_or_a_little_more(
-    zero: int | None, batch: int, settings: dict[str, bool], tmp_path: Path
+    zero: int | None, batch: int, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     BERT.save_pretrained(tmp_path)
     engine: Engine = "single" if zero is None else cast(Engine, f"zero{zero}")
     processes = 1 if zero is None else 2
-    flags = ("--batch", batch, "--length", 128, *(f"--{name}" for name in settings))
+    given = [(f"--{name}",) if value is True else (f"--{name}", value) for name, value in settings.items()]
+    flags = ("--batch", batch, "--length", 128, *chain.from_iterable(given))
     script = command(processes, "trained_for_memory.py", tmp_path, *flags, zero=zero)
     run = forks(zero is not None).run(*script[1:], env=environment(tmp_path, zero))
     assert run.returncode == 0, run.stderr[-3000:]
     [peak] = [int(line.split()[1]) for line in run.stdout.splitlines() if line.startswith("peak: ")]
-    estimate = estimate_memory(BERT, engine, processes, batch_size=batch, sequence_length=128, **settings)
+    renamed = {{"lora_r": "adapter_rank"}.get(name, name): value for name, value in settings.items()}
+    estimate = estimate_memory(BERT, engine, processes, batch_size=batch, sequence_length=128, **renamed)
     bucket = estimate.parts.get("bucket of gradients", 0)  # larger by far than all else here
     assert 0.9 <= (estimate.training - bucket) / (peak - bucket) <= 1.2
 
@@ -79,6 +86,25 @@ def test_a_large_model_is_planned_without_its_memory() -> None:
     assert copied.host == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's
+def test_an_8b_model_with_an_adapter_fits_24_gb() -> None:
+    config = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        dtype=torch.bfloat16,
+        architectures=["LlamaForCausalLM"],
+    )
+    given = {"batch_size": 1, "sequence_length": 2048, "bf16": True, "gradient_checkpointing": True}
+    adapted, whole = estimate_memory(config, **given, adapter_rank=16), estimate_memory(config, **given)
+    assert adapted.parts["weights"] == whole.parts["weights"] > 14 * GIB
+    assert 1.1 * max(adapted.training, adapted.shrinking) < 24e9 < whole.training
+    assert adapted.host > 2 * adapted.parts["weights"]
+
+
 def test_zero_shares_the_optimizer_and_from_stage_2_the_gradients() -> None:
     one, two = (estimate_memory(BERT, engine, 4, bf16=True).parts for engine in ("zero1", "zero2"))
     total = one["weights"] // 2
@@ -103,6 +129,7 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         ({"processes": 0}, "give numbers of at least 1"),
         ({"target": 5.0}, "a target between 0 and 1"),
+        ({"engine": "fsdp", "adapter_rank": 4}, "an adapter of rank 4 with fsdp"),
         ({"sequence_length": 1000}, "cannot be run on 1000 tokens"),
     ],
 )

@@ -19,6 +19,7 @@ from common.language import LanguageModel, blocks
 from common.task import Task
 from datasets import Dataset
 from launching import command, environment, forks
+from peft import PeftModel
 from pruning import bert, llama
 from recipe_runs import SHORT, files, mistake, start, words
 from test_recipe import WORDS, write_json
@@ -226,6 +227,28 @@ def test_perplexity_is_that_of_the_saved_model(home: Path) -> None:
         assert results["eval_accuracy"] == pytest.approx(torch.cat(right).float().mean().item(), abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's
+@pytest.mark.parametrize("name", ["causal_lm", "sft"])
+def test_an_adapter_is_trained_instead_of_all_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {**flags_of(name, tmp_path), "--use_peft": None, "--lora_r": 2, "--keep_adapter": None, "--dense_epochs": 1}
+    flags |= {"--sparsity_ramp": 0.3, "--sparsity_hold": 0.2}
+    if name == "sft":
+        flags |= {"--distillation_weight": 0, "--hidden_distillation_weight": 0}
+    assert start(CASES[name].task, flags, monkeypatch) == 0
+    out = tmp_path / "out"
+    loaded = load_pruned(out)
+    adapted = PeftModel.from_pretrained(copy.deepcopy(loaded), out / "adapter")
+    source, dense = load_pruned(tmp_path / "tiny"), load_pruned(out / "dense" / "model")
+    assert torch.equal(source.get_input_embeddings().weight, loaded.get_input_embeddings().weight)
+    first = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(source.get_parameter(first), dense.get_parameter(first))
+    assert loaded.num_parameters() < dense.num_parameters()
+    ids = {"input_ids": torch.arange(5, 13)[None]}
+    assert not torch.allclose(adapted(**ids).logits, loaded(**ids).logits)
+
+
 def test_two_processes_find_the_same_as_one(home: Path, tmp_path: Path) -> None:
     """By the command of the installed package, which `accelerate launch` starts as a module."""
     flags = {**flags_of("causal_lm", tmp_path), "--per_device_train_batch_size": 4, "--per_device_eval_batch_size": 2}
@@ -301,7 +324,8 @@ def test_conversations_are_encoded_as_trl_does(kind: str, assistant_only: bool, 
         ("sft", {"completion": []}, {}, "row 1 of the validation data has no prompt or no completion"),
         ("sft", {"prompt": [{"role": "word2"}]}, {}, "messages cannot be written as a chat"),
         ("sft", {}, {"--max_length": 3}, "no row is left of the train data: nothing to learn is left"),
-        ("sft", {}, {"--use_peft": None}, "merge adapters"),
+        ("sft", {}, {"--load_in_4bit": None}, "cut out of plain weights"),
+        ("sft", {}, {"--use_peft": None, "--lora_target_modules": "nothing"}, "no adapter can be put into the model"),
         ("sentence_embedding", {}, {"--text_column_names": "anchor"}, "name two columns by --text_column_names"),
         ("sentence_embedding", {}, {"--text_column_names": "anchor,other"}, "has no column 'other'"),
         ("sentence_embedding", {"anchor": None}, {}, "column 'anchor' is empty in row 1"),

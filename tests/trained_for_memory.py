@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from launching import deepspeed_on_cpus
+from peft import LoraConfig, get_peft_model
 from pruning import training_arguments
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, BertForSequenceClassification
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--length", type=int)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--lora_r", type=int)
     flags = parser.parse_args()
     torch.set_num_threads(1)
     steps, processes = 3, int(os.environ.get("WORLD_SIZE", "1"))
@@ -38,8 +40,11 @@ def main() -> None:
         if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
             deepspeed_on_cpus()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            model = BertForSequenceClassification(AutoConfig.from_pretrained(flags.directory))
+            if flags.lora_r is not None:
+                model = get_peft_model(model, LoraConfig(r=flags.lora_r, target_modules="all-linear"))
             SparseTrainer(
-                model=BertForSequenceClassification(AutoConfig.from_pretrained(flags.directory)),
+                model=model,
                 args=arguments,
                 sparsity=SparsityConfig(warm_start=0.0, sparsity_warmup=0.0, sparsity_ramp=0.98, sparsity_hold=0.0),
                 train_dataset=data,

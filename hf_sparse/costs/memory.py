@@ -40,7 +40,8 @@ class MemoryEstimate(Printed):
     Attributes:
         parts: bytes by purpose during the search, when most memory is needed.
         shrinking: the peak while the model shrinks.
-        host: bytes of the host's memory that the main process takes meanwhile to gather shards; 0 without shards.
+        host: bytes of the host's memory that the main process takes meanwhile, to gather shards or where weights are
+            frozen; else 0.
         units: attention heads and FFN neurons that get gates.
     """
 
@@ -71,6 +72,7 @@ def estimate_memory(
     gradient_checkpointing: bool = False,
     teacher: PreTrainedConfig | None = None,
     target: float = 0.5,
+    adapter_rank: int | None = None,
 ) -> MemoryEstimate:
     """Estimate the memory that training a model with gates, by AdamW, takes on every device, from its config.
 
@@ -87,6 +89,7 @@ def estimate_memory(
         gradient_checkpointing: keep the inputs of layers only, and compute the rest twice.
         teacher: the config of a dense model to learn from, which is sharded if weights are.
         target: share of the prunable parameters to remove.
+        adapter_rank: of LoRA beside all linear layers, whose own weights are then frozen; None trains all weights.
 
     Raises:
         SparsityError: the architecture is unknown, was pruned already, has nothing to prune or cannot be run without
@@ -97,6 +100,10 @@ def estimate_memory(
             f"{processes} processes, {batch_size} sequences of {sequence_length} tokens, target {target}: give numbers "
             "of at least 1, and a target between 0 and 1"
         )
+    if adapter_rank is not None and (adapter_rank < 1 or engine not in ("single", "ddp")):
+        raise SparsityError(
+            f"an adapter of rank {adapter_rank} with {engine}: give a rank of at least 1, and single or ddp"
+        )
     if config.model_type.startswith(MODEL_TYPE_PREFIX):
         raise SparsityError(f"{config.model_type} is pruned already: give the model that it was pruned from")
     model = _on_meta(config)
@@ -104,10 +111,11 @@ def estimate_memory(
     total = sum(parameter.numel() for parameter in parameters)
     layers = _layers(model)
     largest, inside = max(layers.values()), sum(layers.values())
-    units, scaled = _gated(config, model)
+    units, scaled, read = _gated(config, model)
     stored = 4 if engine == "fsdp" and bf16 else _bytes(config)
     compute = 2 if bf16 else stored
     share = processes if engine in ("fsdp", "zero3") else 1
+    adapter = 0 if adapter_rank is None else _adapt_(model, adapter_rank)
     try:
         kept, states = _activations(model, batch_size, sequence_length, compute == 2)
     except FORWARD_ERRORS as error:
@@ -127,8 +135,15 @@ def estimate_memory(
         "gates and their optimizer": 6 * 4 * units,
         "activations": kept,
     }
-    # A scaled projection is kept from forward to backward, or only within its layer where that is computed again.
-    parts["scaled projections"] = compute * scaled // (len(layers) if gradient_checkpointing else 1)
+    # What is scaled is kept from forward to backward, or only within its layer where that is computed again.
+    again = len(layers) if gradient_checkpointing else 1
+    if adapter_rank is None:
+        parts["scaled projections"] = compute * scaled // again
+    else:
+        parts |= {"adapter": 4 * adapter, "gradients": 4 * adapter, "optimizer": 8 * adapter}
+        inputs = compute * batch_size * sequence_length * read
+        # Those of a layer once more, times the slopes that are summed up to those of gates.
+        parts["inputs that are scaled"] = inputs // again + inputs // len(layers)
     if zero:
         parts["optimizer"] = 8 * total // processes
         parts["optimizer's weights in float32"] = 4 * total // processes
@@ -138,10 +153,10 @@ def estimate_memory(
         parts["gathered weights"] = stored * min(total, ZERO_LIVE)
         parts["gradients in float32"] = 4 * total // processes if bf16 else 0
     if engine == "ddp":
-        parts["buckets of gradients"] = stored * total
+        parts["buckets of gradients"] = parts["gradients"]
     if engine == "fsdp":
         parts["gathered layers"] = compute * (2 * largest + total - inside) + 4 * largest
-    elif compute < stored and not zero:
+    elif compute < stored and not zero and adapter_rank is None:
         parts["weights in bfloat16"] = 2 * (total - scaled)
     taught = 0
     if teacher is not None:
@@ -154,7 +169,9 @@ def estimate_memory(
     # Outputs are compared in float32, first with masks; the smaller weights are copies, made before the larger ones go.
     copied = round(max(4 * scaled, 4 * (1 - target) * inside)) + (4 - stored) * total
     shrinking, host = parts["weights"] + (0 if zero else parts["optimizer"]) + taught, 0
-    if engine in ("fsdp", "zero3"):  # weights stay on the host; the device has a layer at a time
+    if adapter_rank is not None:
+        shrinking, host = parts["optimizer"] + taught + 4 * (largest + total - inside), stored * total + copied
+    elif engine in ("fsdp", "zero3"):  # weights stay on the host; the device has a layer at a time
         shrinking, host = shrinking + 4 * (largest + total - inside), stored * total + copied
     else:
         shrinking += copied
@@ -186,8 +203,19 @@ def _layers(model: nn.Module) -> dict[str, int]:
     return sizes or {"0": sum(parameter.numel() for parameter in model.parameters())}
 
 
-def _gated(config: PreTrainedConfig, model: PreTrainedModel) -> tuple[int, int]:
-    """Count the units that get gates and the parameters that are scaled, from a small model of two layers."""
+def _adapt_(model: PreTrainedModel, rank: int) -> int:
+    """Freeze a model on the meta device, and put LoRA beside its linear layers, in place; returns its parameters."""
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear"))
+    return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+
+
+def _gated(config: PreTrainedConfig, model: PreTrainedModel) -> tuple[int, int, int]:
+    """Count the units that get gates, the parameters that are scaled, and the inputs that these read for a token.
+
+    From a small model of two layers.
+    """
     small = copy.deepcopy(config)
     if getattr(small, "num_hidden_layers", 0) > 2:  # not every architecture has layers
         small.num_hidden_layers = 2
@@ -205,13 +233,14 @@ def _gated(config: PreTrainedConfig, model: PreTrainedModel) -> tuple[int, int]:
     counts: dict[str, list[int]] = {}
     for block in structure.blocks:
         counts.setdefault(_LAYER.sub(".N.", block.weight.parameter), []).append(block.units)
-    units = scaled = 0.0
+    units = scaled = read = 0.0
     for name, parameter in model.named_parameters():
         found = counts.get(_LAYER.sub(".N.", name))
         if found is not None:
             units += sum(found) / len(found)
             scaled += parameter.numel()
-    return round(units), round(scaled)
+            read += max(parameter.shape)  # a projection is rarely to more than it is from
+    return round(units), round(scaled), round(read)
 
 
 def _activations(model: PreTrainedModel, batch: int, length: int, bf16: bool) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def batched_sensitivities(
         gates scale something else than columns of linear layers, or the batch's loss is no mean of those of its rows.
     """
     layers = {name: model.get_submodule(path.rpartition(".")[0]) for name, path in gates.paths.items()}
-    if not all(isinstance(layer, nn.Linear | Conv1D) for layer in layers.values()):
+    if not (gates.scales_inputs or all(isinstance(layer, nn.Linear | Conv1D) for layer in layers.values())):
         return None
     totals = {name: torch.zeros(()) for name in layers}
     weigh, count = None, 0

@@ -3,6 +3,9 @@
 `F.linear(x, W * s, b)` equals scaling the input, `F.linear(x * s, W, b)`, but its cost does not grow with the tokens
 and nothing of the size of the activations is kept for the backward pass. Scaling the parameter and not a kind of
 layer serves linear and transposed linear layers, 1x1 convolutions, modules that read another's weight, and experts.
+
+Where adapters train beside frozen weights it is the input that is scaled: that reaches weight and adapter alike, and
+the backward pass computes no gradient of the size of the weight, which would otherwise be for the scale alone.
 """
 
 import functools
@@ -14,6 +17,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from hf_sparse.structure.prunable import adapters
 
 
 class ParameterScale:
@@ -45,17 +50,44 @@ def _scaled_class(stock: Any, name: str) -> Any:
     return type(f"Scaled{stock.__name__}", (stock,), body)
 
 
+@functools.cache
+def _input_scaled_class(stock: Any) -> Any:
+    """A class of linear layers that compute with their input times the scale of their weight."""
+
+    def forward(module: Any, values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        scale = module.parameter_scale.value
+        scaled = values if scale is None else values * scale.flatten().to(values.dtype)
+        return stock.forward(module, scaled, *args, **kwargs)
+
+    body = {"forward": forward, "__module__": stock.__module__, "unscaled_class": stock}
+    return type(f"InputScaled{stock.__name__}", (stock,), body)
+
+
 def scale_parameter_(module: nn.Module, name: str) -> ParameterScale:
     """Change the class of a module in place so that its parameter `name` is read times the scale that is returned."""
-    scale = ParameterScale(module.get_parameter(name).ndim)
-    changed, kind = cast(Any, module), cast(Any, type(module))
-    changed.__class__ = _scaled_class(kind, name)
+    return _scale_(module, _scaled_class(type(module), name), name)
+
+
+def scale_input_(module: nn.Module, name: str) -> ParameterScale:
+    """Change the class of a linear layer in place so that its input is read times the scale that is returned.
+
+    Args:
+        module: is changed; an adapter around a layer, too.
+        name: of its weight, which the scale has the dimensions of.
+    """
+    return _scale_(module, _input_scaled_class(type(module)), name)
+
+
+def _scale_(module: nn.Module, kind: Any, name: str) -> ParameterScale:
+    changed = cast(Any, module)
+    scale = ParameterScale(getattr(changed, name).ndim)
+    changed.__class__ = kind
     changed.parameter_scale = scale
     return scale
 
 
-def unscale_parameter_(module: nn.Module) -> None:
-    """Undo `scale_parameter_` in place; the parameter is left as it is."""
+def unscale_(module: nn.Module) -> None:
+    """Undo `scale_parameter_` or `scale_input_` in place; parameters are left as they are."""
     kind: Any = type(module)
     module.__class__ = kind.unscaled_class
     del module.parameter_scale
@@ -69,6 +101,8 @@ class Scaler(nn.Module, ABC):
         self._scales: dict[str, ParameterScale] = {}
         self.paths: dict[str, str] = {}
         """The paths of the scaled parameters, by the names of their scales."""
+        self.scales_inputs = False
+        """Whether it is the inputs of linear layers, with these parameters for weights, that are scaled."""
         self._running = False
         self._leaves: dict[str, Tensor] | None = None
 
@@ -123,11 +157,14 @@ def attach_scaler_(model: PreTrainedModel, place: str, scaler: Scaler, paths: Ma
         model: is changed.
         place: name of the submodule.
         scaler: on the device of the model afterwards, if that has weights.
-        paths: the paths of the parameters, by the names of their scales.
+        paths: the paths of the parameters, by the names of their scales; where the model has adapters, of the weights
+            of linear layers.
     """
+    scaler.scales_inputs = bool(adapters(model))
+    scale_ = scale_input_ if scaler.scales_inputs else scale_parameter_
     for name, path in paths.items():
         module, _, parameter = path.rpartition(".")
-        scaler._scales[name] = scale_parameter_(model.get_submodule(module), parameter)
+        scaler._scales[name] = scale_(model.get_submodule(module), parameter)
     scaler.paths = dict(paths)
     device = next(model.parameters()).device
     model.add_module(place, scaler if device.type == "meta" else scaler.to(device))
@@ -141,7 +178,7 @@ def detach_scaler_(model: nn.Module, place: str) -> None:
     """Undo `attach_scaler_` in place; parameters are left as they are, unscaled."""
     scaler = cast(Scaler, model._modules[place])
     for path in scaler.paths.values():
-        unscale_parameter_(model.get_submodule(path.rpartition(".")[0]))
+        unscale_(model.get_submodule(path.rpartition(".")[0]))
     # A handle does not survive copying the model, so the hook is found by the scaler that it belongs to.
     for module in model.modules():
         tables: list[dict[int, Any]] = [module._forward_pre_hooks, module._forward_hooks]

@@ -35,6 +35,7 @@ from hf_sparse.runtime.files import replaced_directory
 from hf_sparse.runtime.processes import is_main, once
 from hf_sparse.structure.blocks import ModelStructure
 from hf_sparse.structure.stock import stock_class
+from hf_sparse.training.adapters import ADAPTER, Adapters
 from hf_sparse.training.base import BaseTrainer
 from hf_sparse.training.calls import LossCalls
 from hf_sparse.training.card_text import CardText
@@ -61,8 +62,8 @@ class Results:
     _filled_in: tuple[Metrics, Metrics] = ({}, {})
     """The metrics in `report`, unless they were given."""
 
-    def __init__(self, trainer: BaseTrainer, config: SparsityConfig, calls: LossCalls) -> None:
-        self.trainer, self.config, self.calls = trainer, config, calls
+    def __init__(self, trainer: BaseTrainer, config: SparsityConfig, calls: LossCalls, adapters: Adapters) -> None:
+        self.trainer, self.config, self.calls, self.adapters = trainer, config, calls, adapters
         self._card_fields = NO_FIELDS
         self._said: Mapping[str, str] = {}
         self._hub_token = self._prepare_hub_()
@@ -94,7 +95,8 @@ class Results:
         """Remember what the run begins with, in place, for its report."""
         self.structure, self.costs = bank.whole, bank.costs
         self.trainer.run.gated = list(self.costs.blocks)
-        self._dense = skeleton(model)
+        with self.adapters.aside(model):
+            self._dense = skeleton(model)
         detach_gates(self._dense)
         self.evaluations = Evaluations(self.trainer, self._dense)
 
@@ -133,6 +135,7 @@ class Results:
         """
         trainer = self.trainer
         sharded, gated = trainer.engine.is_in_shards(self._model), gate_bank(self._model) is not None
+        adapted = (gated or not self.config.keep_adapter) and self.adapters.merge_(self._model)
         with plain_forward(self._model):
             if sharded:
                 trainer.engine.leave_(self._model, trainer.training)
@@ -142,7 +145,7 @@ class Results:
             elif gated:
                 self._compactions.append(compact(self._model, inputs=self.calls.verification_batch()))
                 nn.Module.to(self._model, trainer.args.device)  # transformers wraps `to` in a way that hides its type
-        if sharded or gated:
+        if sharded or gated or adapted:
             trainer.leave_training_()
         return _together(self._compactions)
 
@@ -160,11 +163,16 @@ class Results:
 
     @contextmanager
     def _compacted(self) -> Iterator[list[CompactionReport]]:
-        """Put the smaller model in the gated one's place inside this context; gives all compactions that led to it."""
+        """Put the smaller model in the gated one's place inside this context; gives all compactions that led to it.
+
+        Adapters are merged into its weights.
+        """
         if gate_bank(self._model) is None:
-            yield self._compactions
+            with self.adapters.merged(self._model):
+                yield self._compactions
             return
         with copy_in_place(self.trainer):
+            self.adapters.merge_(self._model)
             with plain_forward(self._model):
                 last = compact(self._model, inputs=self.calls.verification_batch())
             yield [*self._compactions, last]
@@ -257,10 +265,15 @@ class Results:
                 self.measured_if_possible()
             elif self.report is not None and self._filled_in == (self.report.dense.metrics, self.report.pruned.metrics):
                 self._fill_in_(self.evaluations.last_metrics())
-            with self._compacted(), replaced_directory(path) as directory:
-                self.trainer.save_into(directory)
-                history = History.of(self.trainer.state.log_history)
-                complete(directory, path, self.report, self._card_fields, history, self.trainer.run.members)
+            keeps = self.config.keep_adapter and not to_resume and self.adapters.are_kept(self._model)
+            form = nullcontext() if to_resume else self.adapters.aside(self._model) if keeps else self._compacted()
+            with replaced_directory(path) as directory:
+                with form:
+                    self.trainer.save_into(directory)
+                    history = History.of(self.trainer.state.log_history)
+                    complete(directory, path, self.report, self._card_fields, history, self.trainer.run.members)
+                if keeps:
+                    self.adapters.save(self._model, directory / ADAPTER, path)
 
     @property
     def _repository(self) -> str:

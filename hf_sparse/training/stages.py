@@ -23,6 +23,7 @@ from hf_sparse.report.history import SHRUNK
 from hf_sparse.report.report import Report
 from hf_sparse.runtime.contexts import plain_forward
 from hf_sparse.structure.blocks import layer_sizes
+from hf_sparse.training.adapters import Adapters
 from hf_sparse.training.base import BaseTrainer
 from hf_sparse.training.borders import matched_layers, refit_to_teacher_
 from hf_sparse.training.calls import LossCalls
@@ -49,10 +50,14 @@ class Stages(Form):
         config: of the whole run.
         calls: how its loss calls the model.
         results: what the run leaves.
+        adapters: of the model, if it has any.
     """
 
-    def __init__(self, trainer: BaseTrainer, config: SparsityConfig, calls: LossCalls, results: Results) -> None:
-        self.trainer, self.config, self.calls, self.results = trainer, config, calls, results
+    def __init__(
+        self, trainer: BaseTrainer, config: SparsityConfig, calls: LossCalls, results: Results, adapters: Adapters
+    ) -> None:
+        self.trainer, self.config, self.calls = trainer, config, calls
+        self.results, self.adapters = results, adapters
 
     @property
     def _model(self) -> PreTrainedModel:
@@ -65,7 +70,8 @@ class Stages(Form):
             model: without gates.
             costs: of the model that the run began with; taken now by default.
         """
-        return attach_found_gates(model, self.config.stage(self.trainer.run.stage), self.calls, costs)
+        with self.adapters.aside(model):
+            return attach_found_gates(model, self.config.stage(self.trainer.run.stage), self.calls, costs)
 
     def begin_(self) -> None:
         """Forget the report and metrics, in place, of a model that is trained on from here."""
@@ -100,7 +106,7 @@ class Stages(Form):
 
     def _shrink_(self, search: Search) -> None:
         """Make the model physically smaller in place, and go on training what is left."""
-        with self.trainer.editing():
+        with self.trainer.editing(), self.adapters.replaced(self._model):
             self.results.compact_together_()
             if self.config.refit and search.schedule.recovery_at(self.trainer.state.global_step) <= LATEST_REFIT:
                 gated = self.results.costs.blocks
@@ -176,8 +182,10 @@ class Stages(Form):
         with plain_forward(self._model):
             if gate_bank(self._model) is not None and (run.compactions[done:] or not run.searching):
                 detach_gates(self._model)
-            for report in run.compactions[done:]:  # weights are loaded afterwards
-                compact_alike_(self._model, discovered(self._model, self.calls), report)
+            if run.compactions[done:]:
+                with self.adapters.replaced(self._model):
+                    for report in run.compactions[done:]:  # weights are loaded afterwards
+                        compact_alike_(self._model, discovered(self._model, self.calls), report)
             own.compactions, own.stage, own.layer_map = run.compactions, run.stage, run.layer_map
             finished = [self._member_path(target) for target in self.config.descent[: own.stage]]
             own.members = {path.name: Report.read(path / REPORT) for path in finished if (path / REPORT).is_file()}

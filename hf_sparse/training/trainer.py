@@ -19,6 +19,7 @@ from hf_sparse.gates.units import GateBank
 from hf_sparse.report.report import Metrics, Origin, Report
 from hf_sparse.structure.blocks import ModelStructure
 from hf_sparse.structure.prunable import require_prunable
+from hf_sparse.training.adapters import Adapters, take_adapters_
 from hf_sparse.training.base import BaseTrainer
 from hf_sparse.training.calls import LossCalls
 from hf_sparse.training.card_text import CardText, Words
@@ -35,6 +36,10 @@ class SparseTrainerMixin(BaseTrainer):
     constant after its warm-up. Once it is found, the model is made smaller in place, and the scheduler that was asked
     for runs over the recovery of what is left. With several targets, one such stage follows another, and each leaves a
     whole model in `output_dir`, beside a table and a picture of them all.
+
+    A model of peft is taken out of its wrapper: `trainer.model` is the one inside, with its adapters. Gates and adapters
+    train, all other weights stay frozen. When the model gets smaller the adapters are merged into it, and new ones train
+    beside what is left; what is saved is plain again, unless `SparsityConfig.keep_adapter` asks for both.
 
     Args:
         sparsity: what to remove.
@@ -58,11 +63,13 @@ class SparseTrainerMixin(BaseTrainer):
         self.sparsity = sparsity
         super().__init__(*args, **kwargs)
         show_density_(self)
+        adapters = take_adapters_(self)
         model = self.bare_model
-        require_prunable(model)
+        with adapters.aside(model):
+            require_prunable(model)
         self.calls = LossCalls(self)
-        results = Results(self, sparsity, self.calls)
-        self.stages = Stages(self, sparsity, self.calls, results)
+        results = Results(self, sparsity, self.calls, adapters)
+        self.stages = Stages(self, sparsity, self.calls, results, adapters)
         self.search = Search(self, sparsity, self.calls, self.stages)
         self.engine.take_(model)  # as from_pretrained leaves it; to find heads, the main process has to have it whole
         self._place_to_measure_(model)
@@ -76,7 +83,7 @@ class SparseTrainerMixin(BaseTrainer):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A fresh model from `model_init`; with gates attached, unless the constructor, which does that, is at work."""
-        model = cast(PreTrainedModel, super().call_model_init(trial))
+        model, _ = Adapters.of(super().call_model_init(trial))
         if self.engine.is_in_shards(model):
             raise SparsityError("ZeRO stage 3 shards what model_init loads: give a model instead")
         if self.results is not None:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from common.adapters import AdapterArguments
 from hf_sparse import SparsityError
 
 CONFIGS = (".json", ".yaml", ".yml")
@@ -32,12 +33,10 @@ INSTEAD = {
     "model_type": "what is pruned has been trained: give --model_name_or_path",
     "config_overrides": "what is pruned has been trained: give --model_name_or_path",
     "low_cpu_mem_usage": "this is how all models are loaded: leave it out",
-    "torch_dtype": "weights are trained in float32: give --bf16 for forward passes in half precision",
-    "dtype": "weights are trained in float32: give --bf16 for forward passes in half precision",
+    "torch_dtype": "give --dtype",
     "eval_packing": "evaluations count rows: leave it out",
-    "use_peft": "gates need all weights to be trained: merge adapters with merge_and_unload() before pruning",
-    "load_in_4bit": "gates need all weights to be trained: leave it out",
-    "load_in_8bit": "gates need all weights to be trained: leave it out",
+    "load_in_4bit": "what is removed is cut out of plain weights: leave it out, and give --dtype bfloat16",
+    "load_in_8bit": "what is removed is cut out of plain weights: leave it out, and give --dtype bfloat16",
     "forced_decoder_ids": "give --language and --task",
     "suppress_tokens": "the model's generation config says what is never generated: leave it out",
     "model_index_name": "cards are called as --hub_model_id or the directory: leave it out",
@@ -49,8 +48,8 @@ INSTEAD = {
 
 
 @dataclass(frozen=True)
-class ModelArguments:
-    """Which model is pruned, and which one teaches it."""
+class ModelArguments(AdapterArguments):
+    """Which model is pruned, which one teaches it, and what of it is trained."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Model to prune, from the Hub or a directory. Default: the embedded one."}
@@ -71,6 +70,13 @@ class ModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloaded models and data are kept."})
     token: str | None = field(default=None, metadata={"help": "Token to read private models and data with."})
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Precision of the weights: float32, bfloat16, or auto for that of the checkpoint. Default: float32, "
+            "or auto with --use_peft, which does not train them."
+        },
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
     ignore_mismatched_sizes: bool = field(
         default=True, metadata={"help": "Replace a head that was made for other labels; False: refuse the model."}

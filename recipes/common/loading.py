@@ -86,6 +86,7 @@ def load_model(
             config=config,
             ignore_mismatched_sizes=arguments.ignore_mismatched_sizes,
             output_loading_info=True,
+            dtype=arguments.dtype or ("auto" if arguments.use_peft else "float32"),
             **_access(arguments),
         )
     except (OSError, ValueError, RuntimeError) as error:

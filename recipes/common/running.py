@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput
 
+from common.adapters import with_adapter
 from common.arguments import ModelArguments, RecipeArguments, RecipeParser
 from common.files import DataArguments
 from common.loading import load_model
@@ -79,7 +80,7 @@ def _run(task_class: type[Task], description: str | None) -> None:
     with arguments.main_process_first(desc="encoding"):
         splits = encode(task, data, processor)
 
-    # Before hours are spent: is there the teacher, is there something to prune, and can the target be met?
+    # Before hours are spent: is there the teacher, is there something to prune, can the target be met, and so on?
     other_teacher = None
     if access.teacher_name_or_path is not None:
         source = access.teacher_name_or_path
@@ -90,6 +91,8 @@ def _run(task_class: type[Task], description: str | None) -> None:
                 f"the teacher {source} has no head that was trained for {_aim(data)}: fine-tune it on these data "
                 "first, with these names in its config"
             )
+    if access.use_peft:
+        with_adapter(copy.deepcopy(dense), access)
     nn.Module.to(dense, arguments.device)  # where latencies are measured, if that is the cost
     attach_gates(dense, sparsity, _batch(splits["validation"], task, processor, dense), structure=discover(dense))
     detach_gates(dense)
@@ -99,17 +102,21 @@ def _run(task_class: type[Task], description: str | None) -> None:
         print(f"{source} has no head that was trained for {_aim(data)}: it is fine-tuned first")
     epochs = arguments.dense_epochs if arguments.dense_epochs is not None else 0 if has_head else DENSE_EPOCHS
     if epochs > 0:
-        dense = _fine_tune(dense, epochs, splits, task, processor, arguments)
+        dense = _fine_tune(dense, access, epochs, splits, task, processor, arguments)
 
+    evaluated = {split: splits[split] for split in _labelled(data) if split != "train"}
+    taught = sparsity.distillation_weight > 0 or sparsity.hidden_distillation_weight > 0
+    alone = access.use_peft and not taught  # a device may have room for one model, so the dense one becomes the other
+    dense_scores = _evaluate_dense(dense, splits, evaluated, task, processor, arguments) if alone else {}
     trainer = task.sparse_trainer(
-        model=copy.deepcopy(dense),
+        model=with_adapter(dense if alone else copy.deepcopy(dense), access),
         args=arguments,
         sparsity=sparsity,
-        teacher=other_teacher or copy.deepcopy(dense),
+        teacher=other_teacher or (copy.deepcopy(dense) if taught else None),
         **_training(task, splits, processor),
     )
-    evaluated = {split: splits[split] for split in _labelled(data) if split != "train"}
-    dense_scores = _evaluate_dense(dense, splits, evaluated, task, processor, arguments)
+    if not alone:
+        dense_scores = _evaluate_dense(dense, splits, evaluated, task, processor, arguments)
     trained = trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments, Path(str(arguments.output_dir))))
     trainer.compact()
     pruned_scores = _evaluate(trainer, evaluated, task)
@@ -289,6 +296,7 @@ def _training(task: Task, splits: DatasetDict, processor: Any) -> dict[str, Any]
 
 def _fine_tune(
     model: PreTrainedModel,
+    access: ModelArguments,
     epochs: float,
     splits: DatasetDict,
     task: Task,
@@ -312,7 +320,7 @@ def _fine_tune(
         load_best_model_at_end=False,
         resume_from_checkpoint="auto" if arguments.resume_from_checkpoint else None,
     )
-    trainer = task.dense_trainer(model=model, args=dense, **_training(task, splits, processor))
+    trainer = task.dense_trainer(model=with_adapter(model, access), args=dense, **_training(task, splits, processor))
     arguments.deepspeed_plugin = None  # accelerate takes one for the first Trainer of a process, and keeps it
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(dense, directory))
     trainer.make_whole_()
