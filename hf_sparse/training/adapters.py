@@ -85,7 +85,7 @@ class Adapters:
         """
         layers = _layers(model)
         plain = [(path, _plain(layer)) for path, layer in layers]
-        trained = [one for _, layer in plain for one in layer.parameters() if one.requires_grad]  # of copies, as a whole
+        trained = [one for _, layer in plain for one in layer.parameters() if one.requires_grad]  # of whole copies
         _replace_(model, plain)
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -162,7 +162,7 @@ class Adapters:
                 parameter.data = parameter.data.to(self.dtype)
 
     def are_kept(self, model: PreTrainedModel) -> bool:
-        """Whether a model can be saved beside its adapters; warns if they are in it no longer, or were for its search."""
+        """Whether a model can be saved beside its adapters; warns where they are gone, or trained for the search."""
         kept = bool(_layers(model)) and attached_gates(model) is None
         if self.config is not None and not kept:
             logger.warning("No adapter was trained beside what is left, as that was found at the end: it is merged.")

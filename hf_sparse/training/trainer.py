@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
@@ -37,9 +37,9 @@ class SparseTrainerMixin(BaseTrainer):
     for runs over the recovery of what is left. With several targets, one such stage follows another, and each leaves a
     whole model in `output_dir`, beside a table and a picture of them all.
 
-    A model of peft is taken out of its wrapper: `trainer.model` is the one inside, with its adapters. Gates and adapters
-    train, all other weights stay frozen. When the model gets smaller the adapters are merged into it, and new ones train
-    beside what is left; what is saved is plain again, unless `SparsityConfig.keep_adapter` asks for both.
+    A model of peft is taken out of its wrapper: `trainer.model` is the one inside, with its adapters. Gates and
+    adapters train, all other weights stay frozen. When the model gets smaller the adapters are merged into it, and new
+    ones train beside what is left; what is saved is plain, unless `SparsityConfig.keep_adapter` asks for both.
 
     Args:
         sparsity: what to remove.

@@ -73,8 +73,8 @@ class ModelArguments(AdapterArguments):
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Precision of the weights: float32, bfloat16, or auto for that of the checkpoint. Default: float32, "
-            "or auto with --use_peft, which does not train them."
+            "help": "Precision of the weights: float32, bfloat16, or auto for that of the checkpoint. Default: "
+            "float32, or auto with --use_peft, which does not train them."
         },
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
