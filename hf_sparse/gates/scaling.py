@@ -65,7 +65,7 @@ def _input_scaled_class(stock: Any) -> Any:
 
 def scale_parameter_(module: nn.Module, name: str) -> ParameterScale:
     """Change the class of a module in place so that its parameter `name` is read times the scale that is returned."""
-    return _scale_(module, _scaled_class(type(module), name), name)
+    return _scale_(module, _scaled_class(cast(Any, type(module)), name), name)
 
 
 def scale_input_(module: nn.Module, name: str) -> ParameterScale:
@@ -75,7 +75,7 @@ def scale_input_(module: nn.Module, name: str) -> ParameterScale:
         module: is changed; an adapter around a layer, too.
         name: of its weight, which the scale has the dimensions of.
     """
-    return _scale_(module, _input_scaled_class(type(module)), name)
+    return _scale_(module, _input_scaled_class(cast(Any, type(module))), name)
 
 
 def _scale_(module: nn.Module, kind: Any, name: str) -> ParameterScale:

@@ -83,7 +83,7 @@ class Adapters:
 
         All of these are frozen; that they are does not mean that they are not to be pruned.
         """
-        layers = _layers(model)
+        layers = self._layers(model)
         plain = [(path, _plain(layer)) for path, layer in layers]
         trained = [one for _, layer in plain for one in layer.parameters() if one.requires_grad]  # of whole copies
         _replace_(model, plain)
@@ -99,7 +99,7 @@ class Adapters:
     @contextmanager
     def merged(self, model: PreTrainedModel) -> Iterator[None]:
         """Merge the adapters into the weights inside this context, in place; then all are exactly as they were."""
-        layers = _layers(model)
+        layers = self._layers(model)
         weights = [weight for _, layer in layers for weight in _plain(layer).parameters(recurse=False)]
         before = [weight.detach().cpu().clone() for weight in weights]  # a device may have no room for both
         config = vars(model).get("peft_config")
@@ -122,7 +122,7 @@ class Adapters:
         Returns:
             Whether there were any.
         """
-        layers = _layers(model)
+        layers = self._layers(model)
         for _, layer in layers:
             if _wraps(layer):
                 layer.merge()
@@ -161,9 +161,13 @@ class Adapters:
             if parameter.requires_grad and not name.startswith(f"{BANK}."):
                 parameter.data = parameter.data.to(self.dtype)
 
+    def _layers(self, model: PreTrainedModel) -> list[tuple[str, Any]]:
+        """The layers with adapters, with their paths; those that the model brought along are none of these."""
+        return [] if self.config is None else _layers(model)
+
     def are_kept(self, model: PreTrainedModel) -> bool:
         """Whether a model can be saved beside its adapters; warns where they are gone, or trained for the search."""
-        kept = bool(_layers(model)) and attached_gates(model) is None
+        kept = bool(self._layers(model)) and attached_gates(model) is None
         if self.config is not None and not kept:
             logger.warning("No adapter was trained beside what is left, as that was found at the end: it is merged.")
         return kept
