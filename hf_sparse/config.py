@@ -138,14 +138,20 @@ class SparsityConfig(SearchConfig):
         "Instead of --target: how many times as fast the model becomes on this device, such as 2.0; needs --cost "
         "latency.",
     )
-    cost: Literal["params", "macs", "latency"] = _option(
+    cost: Literal["params", "macs", "latency", "memory"] = _option(
         "params",
-        "What a head or neuron costs: its parameters, or, on a batch of your data, its multiply-accumulates or its "
-        "share of the time, which is first measured on this device for sublayers of all sizes.",
+        "What a head or neuron costs: its parameters; or what these and its part of a decoder's cache take of memory; "
+        "or, on a batch of your data, its multiply-accumulates or its share of the time, which is first measured on "
+        "this device for sublayers of all sizes.",
     )
-    cost_batch_size: int = _option(32, "Rows of the batch that --cost macs counts on and --cost latency measures.")
+    cost_batch_size: int = _option(
+        32,
+        "Rows of the batch that --cost macs counts on and --cost latency measures, and of the cache of --cost memory.",
+    )
     cost_sequence_length: int | None = _option(
-        None, "Tokens per text of that batch; by default as many as in the data, or 128 where there are none."
+        None,
+        "Tokens per text of that batch, by default as many as in the data, or 128 where there are none; for --cost "
+        "memory the tokens in the cache, by default 2,048.",
     )
     round_to: int | None = _option(
         None,

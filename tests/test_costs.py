@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, attach_gates, compact, discover
 from hf_sparse.costs import latency
 from hf_sparse.costs.latency import measured_costs
-from hf_sparse.costs.table import CostTable, cost_batch, enlarged, parameter_costs
+from hf_sparse.costs.table import CostTable, cost_batch, enlarged, memory_costs, parameter_costs
 from hf_sparse.gates.attach import require_bank
+from hf_sparse.report.generation import generations
 from hf_sparse.runtime.timing import shortest_ms
 from hf_sparse.structure.example_inputs import example_inputs
 
@@ -44,6 +45,23 @@ def test_counted_costs_are_those_of_the_parameters_that_go() -> None:
     plan = compact(model).plan
     kept = {name: len(units) for name, units in plan.kept.items()}
     assert costs.removed(kept) == pytest.approx((before - model.num_parameters()) / costs.prunable)
+
+
+def test_memory_is_that_of_weights_and_of_a_full_cache() -> None:
+    model, config = llama(), SparsityConfig(cost="memory", cost_batch_size=3, cost_sequence_length=20)
+    structure = discover(model)
+    counted, weights = memory_costs(structure, config), parameter_costs(structure, config)
+    [generation] = generations([model], {"input_ids": torch.arange(5, 13)[None]})
+    assert generation.cache_bytes_per_token is not None
+    assert 4 * (counted.prunable - weights.prunable) == 3 * 20 * generation.cache_bytes_per_token
+    neurons = [block.name for block in structure.blocks if block.kind == "ffn"]
+    assert all(counted.blocks[name] == weights.blocks[name] for name in neurons)
+    assert attach_gates(model, config).costs == counted
+
+
+def test_without_a_cache_memory_is_that_of_weights() -> None:
+    structure, config = discover(bert()), SparsityConfig(cost="memory")
+    assert memory_costs(structure, config) == parameter_costs(structure, config)
 
 
 def test_a_line_charges_units_and_what_having_any_costs() -> None:

@@ -119,6 +119,8 @@ def test_the_recipe_leaves_a_small_model_a_report_and_a_picture(
             "latency_ms",
             "metrics",
             "tokens_per_second",
+            "prefill_tokens_per_second",
+            "cache_bytes_per_token",
         }
         assert set(report[model]["metrics"]) == {"validation", "test"}
         assert set(report[model]["metrics"]["test"]) == {"accuracy", "f1"}

@@ -29,9 +29,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertForMaskedLM, EvalPrediction, PreTrainedModel, PreTrainedTokenizerFast
 from trl import SFTTrainer
 
-from hf_sparse import load_pruned
+from hf_sparse import PruningPlan, compact, load_pruned
 from hf_sparse.cli import main
-from hf_sparse.report.generation import tokens_per_second
+from hf_sparse.report.generation import Generation, generations
 
 TEMPLATE = (
     "{% for message in messages %}{{ message.role + ' ' }}{% if message.role == 'word1' %}{% generation %}"
@@ -264,8 +264,19 @@ def test_two_processes_find_the_same_as_one(home: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_generated_from_has_no_speed() -> None:
     tokens = torch.arange(5, 13)[None]
-    assert tokens_per_second([llama(), llama()], {"input_ids": tokens, "moods": tokens}) == [None, None]
-    assert tokens_per_second([bert()], {"input_ids": tokens}) == [None]
+    assert generations([llama(), llama()], {"input_ids": tokens, "moods": tokens}) == [Generation()] * 2
+    assert generations([bert()], {"input_ids": tokens}) == [Generation()]
+
+
+def test_a_cache_is_counted_by_the_heads_that_are_left() -> None:
+    dense, pruned = llama(), llama()
+    compact(pruned, PruningPlan({"model.layers.0.self_attn": (1,), "model.layers.1.self_attn": ()}))
+    before, after = generations([dense, pruned], {"input_ids": torch.arange(5, 13)[None]})
+    head = 2 * dense.config.head_dim * 4  # a key and a value, in float32
+    assert (before.cache_bytes_per_token, after.cache_bytes_per_token) == (
+        3 * 4 * head,
+        (1 + 1 + 4) * head,
+    )  # one for none
 
 
 def test_the_command_refuses_what_is_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:

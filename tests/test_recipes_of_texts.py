@@ -26,7 +26,7 @@ from zoo.building import build
 from zoo.seq2seq import HALVES
 
 from hf_sparse import SparsityError
-from hf_sparse.report.generation import tokens_per_second
+from hf_sparse.report.generation import generations
 
 RECIPES = {"summarization": summarization.Summarization, "translation": translation.Translation}
 
@@ -246,5 +246,6 @@ def test_timing_generation_says_nothing_of_lengths_that_a_model_has(
     model = bart()
     model.generation_config.update(max_length=24, min_length=0)
     tokens = torch.tensor([[3, 4, 2]])
-    assert all(tokens_per_second([model], {"input_ids": tokens, "decoder_input_ids": tokens}))
+    [found] = generations([model], {"input_ids": tokens, "decoder_input_ids": tokens})
+    assert found.tokens_per_second and found.prefill_tokens_per_second and found.cache_bytes_per_token is None
     assert not caplog.text

@@ -1,4 +1,4 @@
-"""What blocks cost by the number of their units that are left: counted parameters or MACs, or measured latency."""
+"""What blocks cost by the number of units that are left: parameters, memory, counted MACs or measured latency."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +27,9 @@ LITTLE = 1 / 8
 
 MADE_UP_TOKENS = 128
 """Tokens of the texts that costs are taken on, if there are no data and no length was asked for."""
+
+CACHED_TOKENS = 2048
+"""Tokens of a text in a cache whose memory is counted, if no length was asked for."""
 
 WORTH_ALIGNING = 512
 """Multiply-accumulates per neuron and token from which on rounding is worth it: two projections of a width of 256."""
@@ -101,6 +104,24 @@ def parameter_costs(structure: ModelStructure, config: SparsityConfig) -> CostTa
         for block in structure.rounded(config.round_to or 1).blocks
     }
     return CostTable(tables, multiple=usual_multiple(structure, config))
+
+
+def memory_costs(structure: ModelStructure, config: SparsityConfig) -> CostTable:
+    """Count the numbers that every block keeps in memory: its parameters, and keys and values in a decoder's cache.
+
+    Weights and cache are taken to be of one precision, and the cache to be full: `cost_batch_size` texts of
+    `cost_sequence_length` tokens.
+    """
+    tokens = config.cost_batch_size * (config.cost_sequence_length or CACHED_TOKENS)
+    tables = {}
+    for block in structure.rounded(config.round_to or 1).blocks:
+        unit = block.unit_cost + (0 if block.cached is None else 2 * block.head_dim * tokens)
+        tables[block.name] = tuple(float(unit * block.physical(units)) for units in range(block.units + 1))
+    return CostTable(tables, multiple=usual_multiple(structure, config))
+
+
+COUNTED = {"params": parameter_costs, "memory": memory_costs}
+"""Costs that need no batch, by their names in a config."""
 
 
 # ---- The batch that costs are counted or measured on ----

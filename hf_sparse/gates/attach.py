@@ -16,7 +16,7 @@ from transformers.utils import logging
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs.latency import measured_costs
 from hf_sparse.costs.macs import mac_costs
-from hf_sparse.costs.table import CostTable, cost_batch, parameter_costs
+from hf_sparse.costs.table import COUNTED, CostTable, cost_batch
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates.base import BANK, attached_gates
 from hf_sparse.gates.layout import filled, widest_counts
@@ -112,8 +112,8 @@ def attach_gates(
 def _costs(
     model: PreTrainedModel, structure: ModelStructure, config: SparsityConfig, inputs: Mapping[str, Any] | None
 ) -> CostTable:
-    if config.cost == "params":
-        return parameter_costs(structure, config)
+    if config.cost in COUNTED:
+        return COUNTED[config.cost](structure, config)
     batch = cost_batch(model, config, inputs)
     return (measured_costs if config.cost == "latency" else mac_costs)(model, structure, config, batch)
 

@@ -22,7 +22,7 @@ from hf_sparse.config import SparsityConfig
 from hf_sparse.costs.macs import count_macs
 from hf_sparse.costs.table import CostTable
 from hf_sparse.errors import SparsityError
-from hf_sparse.report.generation import tokens_per_second
+from hf_sparse.report.generation import generations
 from hf_sparse.report.history import LARGEST_NUMBER
 from hf_sparse.report.html import render
 from hf_sparse.report.kept import Kept
@@ -52,7 +52,10 @@ class ModelMeasurements:
         macs: multiply-accumulates of one forward of the measured batch.
         latency_ms: shortest time of one forward of that batch among several, in milliseconds.
         metrics: results by data split, as the recipe evaluated them.
-        tokens_per_second: how fast it generates after one row of that batch; None if it does not.
+        tokens_per_second: how fast it generates after one row of that batch, once it has read that; None if it does
+            not.
+        prefill_tokens_per_second: how fast it reads that row; None if it does not generate from text.
+        cache_bytes_per_token: bytes that its cache takes for one more token; None if it has none that grows.
     """
 
     parameters: int
@@ -61,6 +64,17 @@ class ModelMeasurements:
     latency_ms: float
     metrics: Metrics
     tokens_per_second: float | None = None
+    prefill_tokens_per_second: float | None = None
+    cache_bytes_per_token: float | None = None
+
+    def generation(self) -> list[tuple[str, str]]:
+        """What is known of how it generates, as (name, value) for people."""
+        found = [
+            ("reading one row", self.prefill_tokens_per_second, "{:,.0f} tokens/s"),
+            ("generation after one row", self.tokens_per_second, "{:.1f} tokens/s"),
+            ("cache of a token", self.cache_bytes_per_token, "{:,.0f} bytes"),
+        ]
+        return [(name, text.format(value)) for name, value, text in found if value is not None]
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ class Report(Printed):
         origin: what the model was made from.
         target: share of the prunable cost that was to be removed.
         achieved: share of the prunable cost that was removed.
-        cost: what the cost counts: "params", "macs" or "latency".
+        cost: what the cost counts: "params", "macs", "latency" or "memory".
         max_abs_diff: largest difference between gated and compact outputs on a real batch.
         batch: shape of the input that MACs and latencies belong to, such as (rows, tokens).
         dense: the model before pruning.
@@ -139,9 +153,7 @@ class Report(Printed):
             (f"multiply-accumulates, {self.batch_text}", *(f"{model.macs / 1e9:.2f} G" for model in models)),
             (f"latency, {self.batch_text}", *(f"{model.latency_ms:.1f} ms" for model in models)),
         ]
-        if self.pruned.tokens_per_second is not None:
-            speeds = (f"{model.tokens_per_second or 0:.1f} tokens/s" for model in models)
-            rows.append(("generation of one row", *speeds))
+        rows += self.generation_rows()
         for split, metrics in self.pruned.metrics.items():
             before = self.dense.metrics.get(split, {})
             rows += [
@@ -160,6 +172,11 @@ class Report(Printed):
             f"outputs differ from those of the gated model by at most {self.max_abs_diff:.3g}\n\n"
             f"{table(rows, left=(0,))}\n\n{table(kinds, left=(0,))}"
         )
+
+    def generation_rows(self) -> list[tuple[str, str, str]]:
+        """How both models generate, as (name, dense, pruned) for people."""
+        dense = dict(self.dense.generation())
+        return [(name, dense.get(name, ""), value) for name, value in self.pruned.generation()]
 
     def write(self, path: Path) -> None:
         """Write the report as JSON, whole or not at all."""
@@ -207,6 +224,12 @@ class Report(Printed):
             raise ValueError("a count is no whole number")
         measured = [self.target, self.achieved, self.max_abs_diff, self.speedup]
         measured += [model.latency_ms for model in models]
+        rates = [
+            rate
+            for model in models
+            for rate in (model.tokens_per_second, model.prefill_tokens_per_second, model.cache_bytes_per_token)
+        ]
+        measured += [rate for rate in rates if rate is not None]
         measured += [value for model in models for split in model.metrics.values() for value in split.values()]
         if not all(isinstance(value, int | float) for value in measured):
             raise ValueError("a measurement is no number")
@@ -235,7 +258,9 @@ class Report(Printed):
     @property
     def cost_text(self) -> str:
         """The name of the cost, for people."""
-        return {"params": "parameters", "macs": "multiply-accumulates", "latency": "latency"}[self.cost]
+        return {"params": "parameters", "macs": "multiply-accumulates", "latency": "latency", "memory": "memory"}[
+            self.cost
+        ]
 
     @property
     def batch_text(self) -> str:
@@ -272,12 +297,13 @@ def make_report(
     name = main_input(dense, inputs)
     before, after = (bytes_by_part(model, structure) for model in (dense, pruned))
     latencies = latencies_ms([dense, pruned], inputs)
-    speeds = tokens_per_second([dense, pruned], inputs)
     measured = [
         ModelMeasurements(
-            model.num_parameters(), weight_bytes(model), count_macs(model, inputs), latency, results, speed
+            model.num_parameters(), weight_bytes(model), count_macs(model, inputs), latency, results, **vars(generates)
         )
-        for model, latency, results, speed in zip((dense, pruned), latencies, metrics, speeds)
+        for model, latency, results, generates in zip(
+            (dense, pruned), latencies, metrics, generations([dense, pruned], inputs)
+        )
     ]
     return Report(
         origin=origin,

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sparse.config import SparsityConfig
-from hf_sparse.costs.table import CostTable
+from hf_sparse.costs.table import COUNTED, CostTable
 from hf_sparse.errors import UnknownInputsError
 from hf_sparse.gates.attach import attach_gates
 from hf_sparse.gates.units import GateBank
@@ -52,7 +52,7 @@ def discovered(model: PreTrainedModel, calls: LossCalls) -> ModelStructure:
 
 def _cost_batch(model: PreTrainedModel, config: SparsityConfig, calls: LossCalls) -> dict[str, Any] | None:
     """A batch of the data to count or time costs on; None to do so on one that is made up."""
-    if config.cost == "params" or not calls.has_data:
+    if config.cost in COUNTED or not calls.has_data:
         return None
     batch = calls.verification_batch(config.cost_batch_size)
 

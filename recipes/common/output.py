@@ -152,8 +152,7 @@ def closing_table(report: Report, metrics: Sequence[Metric]) -> str:
         row("multiply-accumulates", lambda model: f"{model.macs / 1e9:.2f} G"),
         row(f"latency, {report.batch_text}", lambda model: f"{model.latency_ms:.0f} ms"),
     ]
-    if report.pruned.tokens_per_second is not None:
-        rows.append(row("generation of one row", lambda model: f"{model.tokens_per_second or 0:.1f} tokens/s"))
+    rows += report.generation_rows()
     lines = [
         table(rows),
         "",
