@@ -2,6 +2,7 @@
 
     python recipes/benchmark/overhead.py
     python recipes/benchmark/overhead.py --model_name_or_path google-bert/bert-base-uncased --tokens 128
+    python recipes/benchmark/overhead.py --use_peft
     accelerate launch --multi_gpu --num_processes 2 recipes/benchmark/overhead.py --use_cpu
 
 Both trainers take turns in one process, so that a noisy machine is noisy for both; the figure is the ratio of the
@@ -24,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from common.adapters import AdapterArguments, with_adapter
 from datasets import Dataset
 from embedded.minilm import minilm
 from transformers import (
@@ -66,7 +68,7 @@ def train(kind: str, model: PreTrainedModel, data: Dataset, flags: argparse.Name
     timer = StepTimer()
     with tempfile.TemporaryDirectory() as directory:
         options: dict[str, Any] = {
-            "model": copy.deepcopy(model),
+            "model": with_adapter(copy.deepcopy(model), AdapterArguments(use_peft=flags.use_peft)),
             "args": TrainingArguments(
                 directory,
                 per_device_train_batch_size=flags.batch,
@@ -105,6 +107,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens per sequence")
     parser.add_argument("--steps", type=int, default=13, help="steps per round, of which the first three do not count")
     parser.add_argument("--rounds", type=int, default=6, help="rounds of each trainer, in turns")
+    parser.add_argument("--use_peft", action="store_true", help="both train LoRA beside frozen weights")
     parser.add_argument("--use_cpu", action="store_true", help="as TrainingArguments has it, for processes on CPUs")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     parser.add_argument("--only", choices=KINDS, help=argparse.SUPPRESS)
