@@ -17,9 +17,11 @@ import copy
 import fcntl
 import json
 import math
+import statistics
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -49,6 +52,26 @@ from hf_sparse.structure.discovery import discover
 METHODS = ("ours", "family", "torch-pruning", "hard-concrete", *RANKINGS, "dense")
 BATCHES_TO_RANK = 32
 SEARCH_SHARE = 0.3  # of the steps, for the hard-concrete gates; ours may search as long
+
+
+class StepTimer(TrainerCallback):
+    """Notes when every optimizer step begins: what its end does, such as shrinking the model, counts as the step's."""
+
+    def __init__(self) -> None:
+        self.began: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began.append(time.perf_counter())
+
+    def found(self) -> dict[str, float]:
+        """The median step in seconds, and the first one and the longest other one in units of it."""
+        first, *others = (end - start for start, end in pairwise(self.began))
+        median = statistics.median(others)
+        return {
+            "median_step": round(median, 3),
+            "first_step": round(first / median, 1),
+            "longest_step": round(max(others) / median, 1),
+        }
 
 
 class Bench:
@@ -140,13 +163,12 @@ def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[d
     trainer: Any
     if cell["method"] in ("ours", "family"):
         trainer = SparseTrainer(**bench.options(model, arguments), teacher=dense, sparsity=sparsity)
-        _train(trainer)
+        steps = _train(trainer)
         plan = trainer.compact().plan
     elif cell["method"] == "hard-concrete":
         gates = HardConcreteGates(model, structure, costs).to(arguments.device)
         trainer = DenseTrainer(**bench.options(model, arguments), **shared)
-        steps = math.ceil(len(bench.splits["train"]) / flags.batch_size) * cell["epochs"]
-        search = round(SEARCH_SHARE * steps)
+        search = round(SEARCH_SHARE * math.ceil(len(bench.splits["train"]) / flags.batch_size) * cell["epochs"])
         constant_learning_rate(trainer)
         trainer.add_callback(LagrangianCallback(gates, cell["target"], round(0.8 * search), 0.1))
         trainer.add_callback(StopAt(search))
@@ -157,7 +179,7 @@ def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[d
             compact(model, plan)
         rest = bench.arguments(cell["epochs"] * (1 - SEARCH_SHARE), cell["learning_rate"], cell["seed"] + 1000)
         trainer = DenseTrainer(**bench.options(model, rest), **shared)
-        _train(trainer)
+        steps = _train(trainer)
     else:
         plan = None
         if cell["method"] != "dense":
@@ -165,9 +187,9 @@ def run(bench: Bench, cell: dict[str, Any], flags: argparse.Namespace) -> list[d
             plan = plan_by_rank(cell["method"], model, batches, cell["target"], cell["seed"])
             compact(model, plan)
         trainer = DenseTrainer(**bench.options(model, arguments), **shared)
-        _train(trainer)
+        steps = _train(trainer)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    spent = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
+    spent = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), **steps}
     losses = [(log["step"], float(log["loss"])) for log in trainer.state.log_history if "loss" in log]
     if several:  # every member was measured and saved on the way
         members = []
@@ -190,9 +212,13 @@ def _finish(bench: Bench, trainer: Any, cell: dict[str, Any], target: float | No
     return {**bench.scores(trainer), "model": name}
 
 
-def _train(trainer: Any) -> None:
+def _train(trainer: Any) -> dict[str, float]:
+    """Train, and tell how long steps took."""
+    timer = StepTimer()
+    trainer.add_callback(timer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+    return timer.found()
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
