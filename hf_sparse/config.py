@@ -126,6 +126,11 @@ class SparsityConfig(SearchConfig):
     target: float = _option(
         0.5, "Share of the prunable cost (attention heads and FFN neurons) to remove, between 0 and 1."
     )
+    target_of: Literal["prunable", "all"] = _option(
+        "prunable",
+        "What --target is a share of: the cost of what can be pruned, or of the whole model, with its embeddings and "
+        "head; for --cost params and macs.",
+    )
     targets: list[float] | None = field(
         default=None,
         metadata={
@@ -221,6 +226,8 @@ class SparsityConfig(SearchConfig):
             raise SparsityError(f"target_speedup is {self.target_speedup}: give a number above 1, such as 2.0")
         if self.target_speedup is not None and (self.cost != "latency" or self.targets is not None):
             raise SparsityError("target_speedup needs cost='latency', and takes the place of target and targets")
+        if self.target_of == "all" and (self.cost not in ("params", "macs") or self.target_speedup is not None):
+            raise SparsityError("target_of='all' counts params or macs: for the time of the whole give target_speedup")
         if self.round_to is not None and (self.round_to < 0 or (self.round_to == 0 and self.cost != "latency")):
             raise SparsityError(
                 f"round_to is {self.round_to}: give a number of at least 1, or 0 with cost='latency', which measures it"

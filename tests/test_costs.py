@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, attach_gates, compact, discover
 from hf_sparse.costs import latency
 from hf_sparse.costs.latency import measured_costs
+from hf_sparse.costs.macs import count_macs
 from hf_sparse.costs.table import CostTable, cost_batch, enlarged, memory_costs, parameter_costs
 from hf_sparse.gates.attach import require_bank
 from hf_sparse.report.generation import generations
@@ -57,6 +58,30 @@ def test_memory_is_that_of_weights_and_of_a_full_cache() -> None:
     neurons = [block.name for block in structure.blocks if block.kind == "ffn"]
     assert all(counted.blocks[name] == weights.blocks[name] for name in neurons)
     assert attach_gates(model, config).costs == counted
+
+
+@pytest.mark.parametrize("cost", ["params", "macs"])
+def test_a_target_of_the_whole_model_counts_all_of_it(cost: str, tmp_path: Path) -> None:
+    model, batch = wide(), example_inputs(wide())
+    before = {"params": model.num_parameters(), "macs": count_macs(model, batch)}[cost]
+    config = SparsityConfig(
+        target=0.3, target_of="all", cost=cost, round_to=1, sparsity_ramp=0.4, cost_sequence_length=None
+    )
+    bank = attach_gates(model, config, batch)
+    asked = 1 - bank.asked_density
+    with torch.no_grad():
+        bank.groups["ffn"].alpha[: round(asked * 3 * 256)] = -20.0
+        bank.groups["attention"].alpha[: round(asked * 3 * 8)] = -20.0
+    compact(model)
+    after = {"params": model.num_parameters(), "macs": count_macs(model, batch)}[cost]
+    assert 1 - after / before == pytest.approx(0.3, abs=0.02)
+
+
+def test_a_target_of_the_whole_model_that_cannot_be_reached_is_refused() -> None:
+    with pytest.raises(SparsityError, match=r"0\.99 of the whole model, of which heads and neurons are 9\d\.\d%"):
+        attach_gates(wide(), SparsityConfig(target=0.99, target_of="all"))
+    with pytest.raises(SparsityError, match="for the time of the whole give target_speedup"):
+        SparsityConfig(target_of="all", cost="latency")
 
 
 def test_without_a_cache_memory_is_that_of_weights() -> None:

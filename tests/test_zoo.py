@@ -9,7 +9,7 @@ import pytest
 import torch
 from asking import ASKED, assert_same_answers, continued
 from pruning import compact_found, masked, random_plans
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from zoo import ZOO
 
 from hf_sparse import (
@@ -187,6 +187,7 @@ def test_trained_models_are_compacted_saved_and_loaded(name: str, tmp_path: Path
     assert report.plan == PruningPlan(physical) and report.parameters_after < report.parameters_before
     assert_alike(expected, outputs(model, inputs), "compact")
     save_pruned(model, tmp_path)
+    PreTrainedConfig.from_json_file(tmp_path / "config.json")  # as Trainer reads that of a checkpoint to resume from
     loaded = load_pruned(tmp_path)
     assert type(loaded) is type(model)
     assert_alike(outputs(model, inputs), outputs(loaded, inputs), "loaded")

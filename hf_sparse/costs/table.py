@@ -72,8 +72,16 @@ class CostTable:
         """Compute the share of the prunable cost to remove: as asked for, or as much as `target_speedup` needs.
 
         Raises:
-            SparsityError: no model without its blocks would be so fast.
+            SparsityError: no model without its blocks would be so small, or so fast.
         """
+        if config.target_of == "all":
+            target = config.target * (self.prunable + self.rest) / self.prunable
+            if target >= 1:
+                raise SparsityError(
+                    f"target is {config.target:g} of the whole model, of which heads and neurons are "
+                    f"{self.prunable / (self.prunable + self.rest):.1%}: give less than that"
+                )
+            return target
         if config.target_speedup is None:
             return config.target
         target = (1 - 1 / config.target_speedup) * (self.prunable + self.rest) / self.prunable

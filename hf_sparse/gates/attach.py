@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from hf_sparse.config import SparsityConfig
 from hf_sparse.costs.latency import measured_costs
-from hf_sparse.costs.macs import mac_costs
+from hf_sparse.costs.macs import count_macs, mac_costs
 from hf_sparse.costs.table import COUNTED, CostTable, cost_batch
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates.base import BANK, attached_gates
@@ -23,6 +23,7 @@ from hf_sparse.gates.layout import filled, widest_counts
 from hf_sparse.gates.plan import PruningPlan
 from hf_sparse.gates.scaling import attach_scaler_, detach_scaler_
 from hf_sparse.gates.units import GateBank
+from hf_sparse.runtime.processes import once
 from hf_sparse.structure.blocks import ModelStructure
 from hf_sparse.structure.discovery import discover
 from hf_sparse.structure.example_inputs import placed
@@ -112,10 +113,19 @@ def attach_gates(
 def _costs(
     model: PreTrainedModel, structure: ModelStructure, config: SparsityConfig, inputs: Mapping[str, Any] | None
 ) -> CostTable:
+    whole = config.target_of == "all"
     if config.cost in COUNTED:
-        return COUNTED[config.cost](structure, config)
+        table = COUNTED[config.cost](structure, config)
+        return replace(table, rest=_parameters(model) - table.prunable) if whole else table
     batch = cost_batch(model, config, inputs)
-    return (measured_costs if config.cost == "latency" else mac_costs)(model, structure, config, batch)
+    if config.cost == "latency":
+        return measured_costs(model, structure, config, batch)
+    table = mac_costs(model, structure, config, batch)
+    return replace(table, rest=once(lambda: count_macs(model, batch)) - table.prunable) if whole else table
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def detach_gates(model: PreTrainedModel) -> None:
