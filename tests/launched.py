@@ -13,6 +13,7 @@ from unittest import mock
 
 import torch
 from launching import deepspeed_on_cpus, leave, shard_on_cpus
+from peft import LoraConfig, get_peft_model
 from pruning import MODELS, StopAt, bert, rows, training_arguments, without_dropout
 from safetensors.torch import save_file
 from torch import nn
@@ -84,6 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float64")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--lora", action="store_true", help="adapters of peft are trained instead of all weights")
     parser.add_argument("--loaded", action="store_true", help="model and teacher come from_pretrained")
     parser.add_argument("--max_grad_norm", type=float, default=1.0)
     parser.add_argument("--torch_compile", action="store_true")
@@ -141,6 +143,9 @@ def main() -> None:
     teacher = without_dropout(teacher).to(dtype)
     if flags.loaded:
         model, teacher = loaded(model, flags.directory / "dense"), loaded(teacher, flags.directory / "teacher")
+    if flags.lora:
+        options = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["classifier"])
+        model = get_peft_model(model, options, autocast_adapter_dtype=False)
     run = trainer(
         model=model,
         args=arguments,

@@ -63,6 +63,13 @@ def test_the_result_does_not_depend_on_how_the_work_is_split(
         torch.testing.assert_close(other(inputs).logits, one(inputs).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_adapters_do_not_depend_on_how_the_work_is_split(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for processes, directory in ((1, one), (2, two)):
+        launch(processes, directory, "--batch", 16 // processes, "--lora", *STAGES)
+    assert_same(one, two)
+
+
 def test_a_sharded_run_resumes_with_a_model_that_has_shrunk(one_process: Path, tmp_path: Path) -> None:
     settings = ("--batch", 4, "--accumulation", 2, *STAGES)
     launch(2, tmp_path, *settings, "--stop", 34, fsdp="SHARDED_STATE_DICT")  # in its second search

@@ -20,6 +20,7 @@ from transformers.utils import logging
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates.base import BANK, attached_gates
 from hf_sparse.gates.scaling import attach_scaler_, detach_scaler_
+from hf_sparse.runtime.contexts import seeded
 from hf_sparse.runtime.streaming import HOST
 from hf_sparse.structure.prunable import adapters
 
@@ -155,7 +156,8 @@ class Adapters:
         config.target_modules = [path for path in self.places if isinstance(modules.get(path), WRAPPED)]
         if not config.target_modules:
             raise SparsityError("no layer with an adapter is left: give target_modules that are not pruned away")
-        with _moved_gates(model):
+        # The same on every process, and in a run of any number of these.
+        with _moved_gates(model), seeded(model.device):
             inject_adapter_in_model(config, model, self.name)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and not name.startswith(f"{BANK}."):
