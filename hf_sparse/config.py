@@ -16,9 +16,10 @@ def _check(config: Any) -> None:
     hints = typing.get_type_hints(type(config))
     for option in fields(config):
         value = getattr(config, option.name)
-        if typing.get_origin(hints[option.name]) is Literal and value not in typing.get_args(hints[option.name]):
-            choices = ", ".join(typing.get_args(hints[option.name]))
-            raise SparsityError(f"unknown {option.name} {value!r}: choose one of {choices}")
+        kinds = [hints[option.name], *typing.get_args(hints[option.name])]  # it may be one of several, such as None
+        choices = [one for kind in kinds if typing.get_origin(kind) is Literal for one in typing.get_args(kind)]
+        if choices and value not in choices and not (value is None and type(None) in kinds):
+            raise SparsityError(f"unknown {option.name} {value!r}: choose one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,12 @@ class SparsityConfig(SearchConfig):
     gate: Literal["relative", "simplex"] = _option(
         "relative", "Gate function of arXiv:1910.03201: bounded and relative, or normalised on a simplex."
     )
-    group: Literal["kind", "layer", "model"] = _option(
-        "kind",
-        "Which units compete: all heads (and all neurons) of the model, or those of each layer; with 'model' heads and "
-        "neurons share the target by what they do for the loss per cost, and the density follows its schedule however "
-        "short that is: for language models in short runs.",
+    group: Literal["kind", "layer", "model"] | None = _option(
+        None,
+        "Which units compete: all heads (and all neurons) of the model ('kind'), or those of each layer; with 'model' "
+        "heads and neurons share the target by what they do for the loss per cost, and the density follows its "
+        "schedule however short that is. By default 'model' where a head has more than 150 times the parameters of a "
+        "neuron, as in most recent decoders, else 'kind'.",
     )
     sublayer_gates: bool = _option(
         False, "Gate whole attention and FFN sublayers as well; a unit is then scaled by its gate times its sublayer's."
@@ -218,7 +220,7 @@ class SparsityConfig(SearchConfig):
             raise SparsityError(f"targets are {self.targets}: give ascending numbers between 0 and 1, both excluded")
         if self.sublayer_gates and self.layout == "uniform":
             raise SparsityError("a uniform layout keeps every sublayer: sublayer_gates need layout='free'")
-        if self.shares_target and (self.sublayer_gates or self.layout == "uniform" or self.gate == "simplex"):
+        if self.shares_target and not self.may_share_target:
             raise SparsityError(
                 "group='model' steers every kind by itself: leave layout, gate and sublayer_gates at their defaults"
             )
@@ -246,6 +248,11 @@ class SparsityConfig(SearchConfig):
     def shares_target(self) -> bool:
         """Whether kinds share the target, and each follows a schedule of its own."""
         return self.group == "model"
+
+    @property
+    def may_share_target(self) -> bool:
+        """Whether nothing else that was asked for keeps kinds from sharing the target."""
+        return not self.sublayer_gates and self.layout == "free" and self.gate == "relative"
 
     def stage(self, index: int) -> "SparsityConfig":
         """Return the settings of one stage, with the target of that stage only."""

@@ -1,11 +1,12 @@
 import copy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
-from pruning import bert
+from pruning import bert, trainer
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hf_sparse import SparsityConfig, SparsityError, attach_gates, current_plan, detach_gates
 from hf_sparse.gates.attach import gate_bank
@@ -104,6 +105,18 @@ def test_groups_are_the_model_the_kinds_or_the_layers(model: PreTrainedModel) ->
     for bank in banks.values():
         assert sum(group.share for group in bank.groups.values()) == pytest.approx(1.0)
         assert set(bank.densities(bank.group_gates())) == {"attention", "ffn"}
+
+
+def test_kinds_whose_units_are_of_very_different_size_share_the_target(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96}
+    large = LlamaConfig(**sizes, num_attention_heads=8, num_key_value_heads=2, head_dim=64)  # 213 neurons' size
+    small = LlamaConfig(**sizes, num_attention_heads=8, num_key_value_heads=8, head_dim=8)
+    found = [attach_gates(LlamaForCausalLM(one), SparsityConfig()).config.group for one in (large, small)]
+    assert found == ["model", "kind"]
+    for given in ({"group": "kind"}, {"gate": "simplex"}, {"layout": "uniform"}):
+        assert attach_gates(LlamaForCausalLM(large), SparsityConfig(target=0.4, **given)).config.group == "kind"
+    run = trainer(tmp_path, LlamaForCausalLM(large), sparsity=SparsityConfig())
+    assert run.sparsity == run.search.config == run.stages.config == SparsityConfig(group="model")
 
 
 def test_the_plan_is_the_open_gates() -> None:

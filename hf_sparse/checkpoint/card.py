@@ -155,6 +155,6 @@ def _results(report: Report, task: str) -> list[EvalResult]:
 
 
 def _settings(sparsity: SparsityConfig) -> str:
-    defaults = SparsityConfig()
+    defaults = SparsityConfig(group="kind")  # which follows from most models
     values = {field.name: (getattr(sparsity, field.name), getattr(defaults, field.name)) for field in fields(sparsity)}
-    return ", ".join(f"`{name}={value!r}`" for name, (value, default) in values.items() if value != default)
+    return ", ".join(f"`{name}={value!r}`" for name, (value, default) in values.items() if value not in (None, default))

@@ -6,7 +6,7 @@ then scale the columns of its output projection.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -33,6 +33,12 @@ from hf_sparse.structure.stock import expressible, require_loadable
 
 logger = logging.get_logger(__name__)
 
+FAR_APART = 150
+"""Parameters of the largest unit over those of the smallest from which on kinds share the target.
+
+Of attention with as many kv heads as heads, all 64 wide, a head has 128 times as many as a neuron of two matrices.
+"""
+
 
 def gate_bank(model: nn.Module) -> GateBank | None:
     """Return the gates of heads and neurons attached to a model, or None."""
@@ -51,7 +57,7 @@ def attach_gates(
 
     Args:
         model: a model in which `discover` finds blocks.
-        config: gate, group, cost and controller settings.
+        config: gate, group, cost and controller settings; the gates have those that follow from the model filled in.
         inputs: a batch that the model can be run on, from any device: for `discover`, and to count or measure costs on.
             By default both get a batch made from the model's config, `discover` a small one, and the costs one of the
             size that `config` gives.
@@ -93,6 +99,7 @@ def attach_gates(
         )
     if costs is None:
         costs = _costs(model, structure, config, inputs)
+    config = replace(config, group=config.group or _usual_group(structure, config))
     structure = structure.rounded(costs.multiple)
     gated = {block.name: block for block in structure.blocks}
     whole = replace(whole, blocks=tuple(gated.get(block.name, block) for block in whole.blocks))
@@ -122,6 +129,16 @@ def _costs(
         return measured_costs(model, structure, config, batch)
     table = mac_costs(model, structure, config, batch)
     return replace(table, rest=once(lambda: count_macs(model, batch)) - table.prunable) if whole else table
+
+
+def _usual_group(structure: ModelStructure, config: SparsityConfig) -> Literal["kind", "model"]:
+    """Choose which units compete, if nobody says: kinds share the target where their units are of very different size.
+
+    Where the gates of a few large units move as fast as those of thousands of small ones, the large ones close first.
+    """
+    sizes = [block.unit_cost for block in structure.blocks]
+    apart = max(sizes) > FAR_APART * min(sizes)
+    return "model" if apart and config.may_share_target else "kind"
 
 
 def _parameters(model: PreTrainedModel) -> int:

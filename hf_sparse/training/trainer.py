@@ -1,6 +1,7 @@
 """`SparseTrainer`: a thin `Trainer` that learns which heads and neurons to remove while it fine-tunes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class SparseTrainerMixin(BaseTrainer):
     ones train beside what is left; what is saved is plain, unless `SparsityConfig.keep_adapter` asks for both.
 
     Args:
-        sparsity: what to remove.
+        sparsity: what to remove; `trainer.sparsity` has `group` filled in, which follows from the model.
         teacher: a dense model with the same outputs, whose logits and hidden states the pruned model is also trained
             on; it is put in evaluation mode and frozen.
 
@@ -74,6 +75,9 @@ class SparseTrainerMixin(BaseTrainer):
         self.engine.take_(model)  # as from_pretrained leaves it; to find heads, the main process has to have it whole
         self._place_to_measure_(model)
         bank = gate_bank(model) or self.stages.attach_gates(model)
+        if sparsity.group is None:  # all parts have to know what follows from the model
+            self.sparsity = sparsity = replace(sparsity, group=bank.config.group)
+            results.config = self.stages.config = self.search.config = sparsity
         if bank.config != sparsity.stage(0):
             raise SparsityError("the model has gates of another SparsityConfig: call detach_gates(model) first")
         results.begin_with_(model, bank)

@@ -3,8 +3,7 @@
     python recipes/benchmark/compare.py --task docstrings
     python recipes/benchmark/compare.py --task sst2 --data_dir sst2 --methods ours taylor --targets 0.75 --seeds 0 1 2
     python recipes/benchmark/compare.py --task language --batch_size 4 --block_size 128 --learning_rate 2e-4 \\
-        --max_steps 300 --options '{"group": "model"}' --methods ours taylor wanda activation layers random dense \\
-        --targets 0.2 0.4
+        --max_steps 300 --methods ours taylor wanda activation layers random dense --targets 0.2 0.4
 
 Every cell is one line of --results, a JSON object with its settings, command, versions and figures, appended as soon as
 it is done; cells that are there already are skipped, so the command can be interrupted and given again, and several can

@@ -23,7 +23,6 @@ DEFAULTS = {
     "per_device_train_batch_size": 2,
     "per_device_eval_batch_size": 8,
     "target": 0.3,
-    "group": "model",
 }
 """Flags by which a run without flags takes minutes: few steps, of few tokens."""
 
