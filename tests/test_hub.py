@@ -230,6 +230,7 @@ def test_files_of_an_earlier_model_go_with_it(server: HubServer, pushed: Path, s
     server.files["me/earlier"] = {
         "model-00001-of-00002.safetensors": b"old",
         "model.safetensors.index.json": b"{}",
+        "adapter/adapter_model.safetensors": b"old",
         "LICENSE": b"mine",
     }
     assert shell(f"push {pushed / 'directory'} me/earlier")[0] == 0
@@ -240,6 +241,20 @@ def test_files_of_an_earlier_model_go_with_it(server: HubServer, pushed: Path, s
         "model.safetensors",
         "modeling_hf_sparse.py",
     ]
+
+
+def test_an_adapter_goes_with_its_model_and_checkpoints_do_not(
+    server: HubServer, pushed: Path, shell: Shell, tmp_path: Path
+) -> None:
+    shutil.copytree(pushed / "trainer", tmp_path / "out")
+    for name in ("adapter", "checkpoint-40"):
+        (tmp_path / "out" / name).mkdir()
+        (tmp_path / "out" / name / "adapter_config.json").write_text("{}")
+    assert shell(f"push {tmp_path / 'out'} me/adapted")[0] == 0
+    files = server.files["me/adapted"]
+    assert [name for name in files if "/" in name] == ["adapter/adapter_config.json"]
+    page = files["report.html"].decode()
+    assert "load_pruned(&#34;me/adapted&#34;)" in page and "me/trainer" not in page.replace("me/trainer ", "")
 
 
 @pytest.mark.usefixtures("pushed")

@@ -159,6 +159,10 @@ def test_generation_with_a_cache_gives_the_same_tokens(name: str) -> None:
             assert torch.equal(*(model.generate(**prompt, **options) for model in models)), (kind, way)
 
 
+READ_BY_THEIR_CLASS_ALONE = {"cohere2_moe", "deepseek_v4"}
+"""Stock configs that PreTrainedConfig refuses to read, too."""
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_trained_models_are_compacted_saved_and_loaded(name: str, tmp_path: Path) -> None:
     model, inputs = copy.deepcopy(subject(name).model), subject(name).inputs
@@ -187,7 +191,8 @@ def test_trained_models_are_compacted_saved_and_loaded(name: str, tmp_path: Path
     assert report.plan == PruningPlan(physical) and report.parameters_after < report.parameters_before
     assert_alike(expected, outputs(model, inputs), "compact")
     save_pruned(model, tmp_path)
-    PreTrainedConfig.from_json_file(tmp_path / "config.json")  # as Trainer reads that of a checkpoint to resume from
+    if name not in READ_BY_THEIR_CLASS_ALONE:  # as Trainer reads that of a checkpoint to resume from
+        PreTrainedConfig.from_json_file(tmp_path / "config.json")
     loaded = load_pruned(tmp_path)
     assert type(loaded) is type(model)
     assert_alike(outputs(model, inputs), outputs(loaded, inputs), "loaded")

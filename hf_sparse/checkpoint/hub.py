@@ -11,10 +11,12 @@ from transformers.utils import CONFIG_NAME, PushToHubMixin
 
 from hf_sparse.checkpoint.card import NO_FIELDS, CardFields, write_card
 from hf_sparse.checkpoint.inspection import inspect_checkpoint
+from hf_sparse.checkpoint.pages import read_run, ways_to_load
 from hf_sparse.checkpoint.save_load import save_pruned
 from hf_sparse.errors import SparsityError
+from hf_sparse.report.page import PAGE
 from hf_sparse.report.report import Report
-from hf_sparse.runtime.files import CHECKPOINT_FILES
+from hf_sparse.runtime.files import ADAPTER, CHECKPOINT_FILES, write_whole
 
 UPLOADED = (
     "*.safetensors",
@@ -33,7 +35,7 @@ UPLOADED = (
 )
 """What belongs to the model in its directory; training state, pickles and logs stay at home."""
 
-NOT_UPLOADED = ("*/*", "trainer_state.json", "sparsity_state.json", "*_results.json")
+NOT_UPLOADED = ("trainer_state.json", "sparsity_state.json", "*_results.json")
 
 
 def push_to_hub(
@@ -82,14 +84,14 @@ def upload(
     commit_message: str = "Upload pruned model",
     again: str | None = None,
 ) -> CommitInfo:
-    """Upload the checkpoint in a directory, after its card got the repository's name; see `push_to_hub`.
+    """Upload the checkpoint in a directory, after its card and page got the repository's name; see `push_to_hub`.
 
     Raises:
         SparsityError: there is no whole checkpoint, or the upload failed.
     """
     if not (directory / CONFIG_NAME).is_file():
         raise SparsityError(f"no checkpoint at {directory}: it has no {CONFIG_NAME}")
-    inspect_checkpoint(directory)
+    summary = inspect_checkpoint(directory)
     again = again or f"run `{_push_command(directory, repo_id, about, private, revision)}`"
     api = HfApi(token=token)
     try:
@@ -97,14 +99,22 @@ def upload(
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         write_card(directory, directory, replace(about, model_id=repo_id))
+        if (directory / PAGE).is_file():
+            run = replace(read_run(directory), name=repo_id, loading=ways_to_load(summary, repo_id))
+            write_whole(directory / PAGE, run.page())
+        others = [f"{one.name}/*" for one in directory.iterdir() if one.is_dir() and one.name != ADAPTER]
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=directory,
             revision=revision,
             commit_message=commit_message,
             allow_patterns=list(UPLOADED),
-            ignore_patterns=list(NOT_UPLOADED),
-            delete_patterns=list(CHECKPOINT_FILES),  # weights of an earlier model would be loaded by this one's config
+            ignore_patterns=[*NOT_UPLOADED, *others],
+            # Weights of an earlier model would be loaded by this one's config.
+            delete_patterns=[
+                *CHECKPOINT_FILES,
+                f"{ADAPTER}/*",
+            ],
         )
     except Exception as error:  # a server can fail in any way, and the way out is the same
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

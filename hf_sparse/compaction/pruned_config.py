@@ -158,6 +158,8 @@ def _tell_(holder: Any, left: list[_Left], model: PreTrainedModel, structure: Mo
     if len(stacks) != 1 or (holder.is_heterogeneous and not pruned):
         return set()  # two towers have one config, or its own modules read such a table
     stack, count = stacks.pop(), getattr(holder, "num_hidden_layers", None)
+    if "num_hidden_layers" not in {*vars(holder), *holder.attribute_map}:
+        return set()  # it counts layers in a way of its own, and who reads the table without its class could not
     if len(list(model.get_submodule(stack).children())) != count or (again and not pruned):
         return set()  # layers that are shared, or an earlier version has left no table to go on with
     layers: dict[int, dict[str, Any]] = {index: {} for index in range(count)}

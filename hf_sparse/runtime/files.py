@@ -15,6 +15,9 @@ from safetensors import SafetensorError
 
 from hf_sparse.errors import SparsityError
 
+ADAPTER = "adapter"
+"""Directory of the adapter beside a model that is saved without it."""
+
 CHECKPOINT_FILES = (
     "config.json",
     "generation_config.json",
@@ -23,10 +26,11 @@ CHECKPOINT_FILES = (
     "pytorch_model*.bin*",
     "adapter_config.json",
     "adapter_model*",
+    ADAPTER,
     "modeling_*.py",
     "custom_generate*",
 )
-"""What belongs to the checkpoint that is replaced, and would be applied to the new one: other entries stay."""
+"""What belongs to the checkpoint that is replaced, and would be applied to the new one: all else stays."""
 
 _UNFINISHED = ".unfinished"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

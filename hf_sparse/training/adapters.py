@@ -26,9 +26,6 @@ from hf_sparse.structure.prunable import adapters
 
 logger = logging.get_logger(__name__)
 
-ADAPTER = "adapter"
-"""Directory of the adapter beside a model that is saved without it."""
-
 WRAPPED = (nn.Linear, Conv1D, nn.Embedding)
 """What adapters may stand around: layers whose weights they can be merged into."""
 

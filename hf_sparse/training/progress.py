@@ -1,4 +1,4 @@
-"""Show beside the progress bar of a training how far the search for the structure is."""
+"""Show beside the progress bar of a training how far the search for the structure is, and how good the model is."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,10 +6,15 @@ from typing import Any
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 _SHOWN = ("density", "target_density")
+_NOT_SHOWN = ("_runtime", "_per_second")
 
 
 class SparseProgress(ProgressCallback):
-    """Trainer's bar, followed by the density and its target as they were logged last."""
+    """Trainer's bar, followed by the density, its target and the metrics of evaluations as they were logged last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, str] = {}
 
     def on_log(
         self,
@@ -19,11 +24,13 @@ class SparseProgress(ProgressCallback):
         logs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Print what is logged, as Trainer does, and show the density."""
+        """Print what is logged, as Trainer does, and show what matters of it."""
         super().on_log(args, state, control, logs=logs, **kwargs)
-        shown = {name: f"{logs[name]:.3f}" for name in _SHOWN if name in logs} if logs else {}
-        if self.training_bar is not None and shown:
-            self.training_bar.set_postfix(shown)
+        for name, value in (logs or {}).items():
+            if name in _SHOWN or (name.startswith("eval_") and not name.endswith(_NOT_SHOWN)):
+                self._shown[name] = f"{value:.3f}" if isinstance(value, float) else str(value)
+        if self.training_bar is not None and self._shown:
+            self.training_bar.set_postfix(self._shown)
 
 
 def show_density_(trainer: Trainer) -> None:

@@ -31,11 +31,11 @@ from hf_sparse.report.history import History
 from hf_sparse.report.report import Metrics, Origin, Report, command_line, hub_id, make_report
 from hf_sparse.runtime.contexts import plain_forward
 from hf_sparse.runtime.copies import copy_in_place, skeleton, with_random_weights_
-from hf_sparse.runtime.files import replaced_directory
+from hf_sparse.runtime.files import ADAPTER, replaced_directory
 from hf_sparse.runtime.processes import is_main, once
 from hf_sparse.structure.blocks import ModelStructure
 from hf_sparse.structure.stock import stock_class
-from hf_sparse.training.adapters import ADAPTER, Adapters
+from hf_sparse.training.adapters import Adapters
 from hf_sparse.training.base import BaseTrainer
 from hf_sparse.training.calls import LossCalls
 from hf_sparse.training.card_text import CardText
