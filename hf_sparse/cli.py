@@ -15,7 +15,8 @@ from hf_sparse.checkpoint.pages import write_pages
 from hf_sparse.costs.memory import Engine, estimate_memory, load_config
 from hf_sparse.errors import SparsityError
 from hf_sparse.export.llama_cpp import OUTTYPES, export_gguf
-from hf_sparse.export.onnx_runtime import SLOW_ON_CPUS, export_onnx
+from hf_sparse.export.onnx_runtime import export_onnx
+from hf_sparse.export.onnx_session import SLOW_ON_CPUS
 from hf_sparse.report.page import PAGE
 from hf_sparse.version import __version__
 
@@ -157,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     onnx.add_argument("directory", metavar="PATH", type=Path, help="a checkpoint")
     onnx.add_argument("output", metavar="OUT", type=Path, help="directory to write to")
+    onnx.add_argument("--no_cache", action="store_true", help="a decoder reads the whole text at each call")
     onnx.set_defaults(run=_onnx)
     return parser
 
@@ -187,7 +189,7 @@ def _estimate(given: argparse.Namespace) -> None:
 
 def _onnx(given: argparse.Namespace) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nobody needs here
-    worst = export_onnx(given.directory, given.output)
+    worst = export_onnx(given.directory, given.output, not given.no_cache)
     print(f"{given.output} is within {worst:.1e} of torch; on CPUs give onnxruntime disabled_optimizers={SLOW_ON_CPUS}")
 
 

@@ -1,10 +1,8 @@
 """Write a pruned model as ONNX, for any number of rows and of tokens, and prove it in onnxruntime."""
 
 import shutil
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +12,8 @@ from transformers import PreTrainedModel
 from hf_sparse.checkpoint.card import CARD, PICTURE, REPORT
 from hf_sparse.checkpoint.save_load import load_pruned
 from hf_sparse.errors import SparsityError, first_line
+from hf_sparse.export.onnx_decoder import CachedDecoder, has_cache
+from hf_sparse.export.onnx_session import session, write_onnx
 from hf_sparse.report.page import PAGE
 from hf_sparse.runtime.files import belongs_to_checkpoint, replaced_directory
 from hf_sparse.structure.comparison import as_outputs, largest_difference, tensors
@@ -24,8 +24,6 @@ ABOUT_THE_RUN = (CARD, REPORT, PICTURE, PAGE)
 """Files beside a checkpoint that tell of its model in transformers, and not of the copy."""
 TOLERANCE = 1e-4
 """Largest difference from torch, in units of the largest output, or of 1 if that is smaller."""
-SLOW_ON_CPUS = ("SkipLayerNormFusion",)
-"""What onnxruntime is best told not to do: its kernel for a norm of a sum is slower than a sum and a norm."""
 
 
 class _Tensors(nn.Module):
@@ -47,14 +45,15 @@ def named(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Ten
     return {name.strip(".").replace(".", "_"): tensor for name, tensor in tensors(dict(found)).items()}
 
 
-def export_onnx(directory: str | Path, output: str | Path) -> float:
+def export_onnx(directory: str | Path, output: str | Path, cache: bool = True) -> float:
     """Write a checkpoint, pruned or stock, as `model.onnx`, with its tokenizer or processor beside it.
 
-    Decoders read the whole text at each call: the file has no cache.
+    A decoder of texts reads and returns its cache, see `CachedDecoder`.
 
     Args:
         directory: of the checkpoint.
         output: another directory, for the copy.
+        cache: False for decoders that read the whole text at each call.
 
     Returns:
         The largest difference between the outputs of onnxruntime and of torch, relative to the largest output.
@@ -66,13 +65,15 @@ def export_onnx(directory: str | Path, output: str | Path) -> float:
     model = load_pruned(source).float().eval()
     if Path(output).resolve() == source.resolve():
         raise SparsityError(f"{output} is the checkpoint itself: give another directory")
-    inputs = _rows(example_inputs(model), 2)  # of one, torch would take the number for a constant
     with replaced_directory(Path(output)) as target, torch.no_grad():
         try:
-            _write(model, inputs, target / FILE)
-            found = [_difference(model, batch, target / FILE) for batch in (inputs, _other(inputs))]
+            form = CachedDecoder(model) if cache and has_cache(model) else WholeModel(model)
+            form.write(target / FILE)
+            found = list(form.differences(target / FILE))
         except ImportError as error:
             raise SparsityError(f"ONNX needs other packages ({error}): pip install 'hf_sparse[onnx]'") from None
+        except SparsityError:
+            raise
         except Exception as error:  # torch's exporter and onnxruntime have errors of every kind
             reason = first_line(error)
             raise SparsityError(f"{source} cannot be written as ONNX: {reason}") from error
@@ -101,29 +102,34 @@ def _other(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value[:, :5] if name in tokens else value for name, value in _rows(inputs, 3).items()}
 
 
-def _write(model: PreTrainedModel, inputs: Mapping[str, Tensor], path: Path) -> None:
-    rows, length, tokens = Dim("rows"), Dim("tokens"), _of_tokens(inputs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of onnxscript, about itself
-        torch.onnx.export(
-            _Tensors(model, tuple(inputs)),
-            tuple(inputs.values()),
+class WholeModel:
+    """A model that reads all of its inputs at each call.
+
+    Args:
+        model: in float32 and in evaluation mode.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.inputs = _rows(example_inputs(model), 2)  # of one, torch would take the number for a constant
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        rows, length, tokens = Dim("rows"), Dim("tokens"), _of_tokens(self.inputs)
+        write_onnx(
+            _Tensors(self.model, tuple(self.inputs)),
+            tuple(self.inputs.values()),
             path,
-            input_names=list(inputs),
-            output_names=list(named(model, inputs)),
-            dynamic_shapes=(tuple({0: rows, 1: length} if name in tokens else {0: rows} for name in inputs),),
-            verbose=False,
+            list(self.inputs),
+            list(named(self.model, self.inputs)),
+            (tuple({0: rows, 1: length} if name in tokens else {0: rows} for name in self.inputs),),
         )
 
-
-def _difference(model: PreTrainedModel, inputs: Mapping[str, Tensor], path: Path) -> float:
-    """How far onnxruntime is from torch, relative to the largest output."""
-    import onnxruntime
-
-    session: Any = onnxruntime.InferenceSession(
-        path, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_ON_CPUS
-    )
-    read = {one.name for one in session.get_inputs()}
-    found = session.run(None, {name: value.numpy() for name, value in inputs.items() if name in read})
-    difference, scale = largest_difference(named(model, inputs).values(), map(torch.from_numpy, found))
-    return difference / max(scale, 1.0)
+    def differences(self, path: Path) -> Iterator[float]:
+        """How far onnxruntime is from torch, relative to the largest output, on batches of two sizes."""
+        run = session(path)
+        read = {one.name for one in run.get_inputs()}
+        for batch in (self.inputs, _other(self.inputs)):
+            found = run.run(None, {name: value.numpy() for name, value in batch.items() if name in read})
+            difference, scale = largest_difference(named(self.model, batch).values(), map(torch.from_numpy, found))
+            yield difference / max(scale, 1.0)
