@@ -23,8 +23,6 @@ from tasks import Task, load_task
 from torch import Tensor, nn
 from torch.ao.nn.quantized import dynamic as nnqd
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
-from torchao.quantization.granularity import PerGroup
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from hf_sparse import load_pruned
@@ -33,12 +31,20 @@ from hf_sparse.runtime.timing import device_name, shortest_ms
 GROUP = 32
 
 
+# torchao comes with none of the extras that tests need.
+
+
 def _int8_weights(model: PreTrainedModel) -> nn.Module:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
     quantize_(model, Int8WeightOnlyConfig(version=2))
     return model
 
 
 def _int4_weights(model: PreTrainedModel) -> nn.Module:
+    from torchao.quantization import IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
+
     quantize_(model, IntxWeightOnlyConfig(torch.int4, PerGroup(GROUP)))  # type: ignore[attr-defined]
     return model
 
