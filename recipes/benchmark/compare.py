@@ -207,7 +207,7 @@ def _finish(bench: Bench, trainer: Any, cell: dict[str, Any], target: float | No
     """Evaluate and save the model that a trainer has now."""
     options = "".join(character if character.isalnum() or character in ".-" else "" for character in cell["options"])
     name = f"{cell['method']}-{target}-{cell['seed']}-{cell['epochs']}-{cell['learning_rate']}{options}"
-    save_pruned(trainer.model, bench.flags.output_dir / bench.flags.task / name)
+    save_pruned(trainer.model, bench.flags.output_dir / bench.flags.task / name, bench.task.tokenizer)
     return {**bench.scores(trainer), "model": name}
 
 
