@@ -2,8 +2,8 @@
 
     python recipes/benchmark/table.py --task sst2 --picture frontier.png
 
-Prints, in Markdown, a row per method and target: accuracy as the mean over dev and test and over seeds, with the
-standard deviation over seeds, the parameters that were really removed, training time, and speedups.
+Prints, in Markdown, a row per method and target: accuracy (or perplexity) as the mean over dev and test and over seeds,
+with the standard deviation over seeds, the parameters that were really removed, training time, and speedups.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def cells(results: Sequence[Line], measurements: Sequence[Line]) -> dict[tuple[str, float], list[dict[str, Any]]]:
-    """Results with their measurements, by method and target."""
+    """Results with their measurements, by method and target; the best method of each target first."""
     measured = {line["model"]: line for line in measurements}
     found: dict[tuple[str, float], list[dict[str, Any]]] = {}
     usual = statistics.mode([line["epochs"] for line in results] or [0.0])
@@ -37,7 +37,8 @@ def cells(results: Sequence[Line], measurements: Sequence[Line]) -> dict[tuple[s
         label = f"{line['method']} ({', '.join(settings)})" if settings else line["method"]
         target = line.get("member", line["target"]) or 0.0
         found.setdefault((label, target), []).append({**measured.get(line["model"], {}), **line})
-    return dict(sorted(found.items(), key=lambda item: (item[0][1], -_mean(item[1], "mean"))))
+    sign = 1 if any(line["task"] == "language" for line in results) else -1  # of perplexity, less is better
+    return dict(sorted(found.items(), key=lambda item: (item[0][1], sign * _mean(item[1], "mean"))))
 
 
 def _mean(lines: Sequence[Line], name: str) -> float:
@@ -99,10 +100,13 @@ def main() -> None:
     parser.add_argument("--task", default="docstrings", help="as given to compare.py")
     parser.add_argument("--results", type=Path, default=Path("runs/benchmark/results.jsonl"))
     parser.add_argument("--measurements", type=Path, default=Path("runs/benchmark/measurements.jsonl"))
+    parser.add_argument("--max_steps", type=int, help="show only runs of so many steps")
     parser.add_argument("--dense", type=float, help="accuracy of the dense model, a dashed line in the picture")
     parser.add_argument("--picture", type=Path, help="PNG to draw accuracy against speedup into")
     flags = parser.parse_args()
     results = [line for line in read(flags.results) if line["task"] == flags.task]
+    if flags.max_steps is not None:
+        results = [line for line in results if line.get("max_steps") == flags.max_steps]
     found = cells(results, [line for line in read(flags.measurements) if line["task"] == flags.task])
     print(table(found))
     if flags.picture is not None:
