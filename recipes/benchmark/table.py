@@ -32,7 +32,9 @@ def cells(results: Sequence[Line], measurements: Sequence[Line]) -> dict[tuple[s
     found: dict[tuple[str, float], list[dict[str, Any]]] = {}
     usual = statistics.mode([line["epochs"] for line in results] or [0.0])
     for line in results:
-        settings = [f"{name} {value}" for name, value in json.loads(line["options"]).items()]
+        searches = line["method"] in ("ours", "family")  # the others have no groups
+        options = {name: value for name, value in json.loads(line["options"]).items() if searches or name != "group"}
+        settings = [f"{name} {value}" for name, value in options.items()]
         settings += [f"{line['epochs']:g} epochs"] if line["epochs"] != usual else []
         label = f"{line['method']} ({', '.join(settings)})" if settings else line["method"]
         target = line.get("member", line["target"]) or 0.0
