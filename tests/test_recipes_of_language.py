@@ -230,13 +230,15 @@ def test_perplexity_is_that_of_the_saved_model(home: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's
 @pytest.mark.parametrize("name", ["causal_lm", "sft"])
 def test_an_adapter_is_trained_instead_of_all_weights(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {**flags_of(name, tmp_path), "--use_peft": None, "--lora_r": 2, "--keep_adapter": None, "--dense_epochs": 1}
     flags |= {"--sparsity_ramp": 0.3, "--sparsity_hold": 0.2}
     if name == "sft":
         flags |= {"--distillation_weight": 0, "--hidden_distillation_weight": 0}
     assert start(CASES[name].task, flags, monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "largest difference between gated and compact outputs" in shown and "\nit goes on\n    word" in shown
     out = tmp_path / "out"
     loaded = load_pruned(out)
     adapted = PeftModel.from_pretrained(copy.deepcopy(loaded), out / "adapter")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,16 @@ import torch
 from datasets import Dataset, DatasetDict
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.arguments import RecipeArguments
 from common.files import KINDS, DataArguments, DividedArguments, Kinds, require_columns, require_texts
 from common.metrics import Metric, first
 from common.task import Data, Task
 from hf_sparse import SparsityError
+
+SHOWN = 24
+"""Tokens of a text that a model goes on after, unless it is a question, and tokens that it then says."""
 
 METRICS = (Metric("perplexity", "perplexity", higher_is_better=False, percent=False), Metric("accuracy", "accuracy"))
 
@@ -83,6 +87,19 @@ class LanguageModel(Task):
         require_columns(splits, [self.text], "set --text_column_name")
         require_texts(splits, [self.text])
         return Data(DatasetDict({split: rows.select_columns([self.text]) for split, rows in splits.items()}))
+
+    def example(self, model: PreTrainedModel, rows: Dataset, processor: Any) -> str | None:
+        """Go on after the beginning of a text, or after what is not to be learnt of it, such as a question."""
+        if not self.shift:  # it fills gaps
+            return None
+        ids, labels = rows[0]["input_ids"], rows[0]["labels"]
+        asked = next((place for place, label in enumerate(labels) if label != -100), 0) or min(SHOWN, len(ids) // 2)
+        prompt = torch.tensor([ids[:asked]], device=model.device)
+        generator: Any = model.eval()  # PreTrainedModel itself has no method to generate
+        options = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "max_new_tokens": SHOWN}
+        whole = generator.generate(prompt, **options)[0]
+        said, answer = (processor.decode(part, skip_special_tokens=True) for part in (whole[:asked], whole[asked:]))
+        return f"after\n{indent(said, '    ')}\nit goes on\n{indent(answer, '    ')}"
 
     def trainer_options(self, processor: Any) -> dict[str, Any]:
         """Keep what is needed of logits, and not all of them."""

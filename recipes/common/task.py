@@ -151,6 +151,10 @@ class Task:
         """Compute all `metrics` from predictions for encoded rows."""
         raise NotImplementedError
 
+    def example(self, model: PreTrainedModel, rows: Dataset, processor: Any) -> str | None:
+        """Show what the pruned model makes of the first encoded row, for people; None where that is nothing to read."""
+        return None
+
     def write_predictions(self, found: PredictionOutput, rows: Dataset, data: Data, directory: Path) -> Path:
         """Write what the model predicts for the encoded test rows; returns the file."""
         raise NotImplementedError
