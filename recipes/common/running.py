@@ -140,7 +140,7 @@ def _run(task_class: type[Task], description: str | None) -> None:
     _write_results(trainer, trained.metrics, pruned_scores, splits)
     output = Path(str(arguments.output_dir))
     print(f"\n{closing_table(report, task.metrics)}")
-    shown = task.example(trainer.model, splits["validation"], processor)
+    shown = task.example(trainer.bare_model, splits["validation"], processor)
     if shown is not None:
         print(f"\n{shown}")
     print(f"\nthe model, its card, report.json and structure.png are in {output}; look at {output / 'report.html'}")
