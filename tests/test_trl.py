@@ -130,6 +130,35 @@ def test_a_model_is_its_own_perfect_teacher(
     assert max(losses[name].abs().item() for name in ("logits_loss", "hidden_loss")) < 1e-6
 
 
+def test_what_was_trained_by_trl_before_runs_itself(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """TRL leaves a forward on a model that holds on to the one before, which a copy would have of the original."""
+    data = Dataset.from_dict({"input_ids": tokens(32, 12), "labels": tokens(32, 12)})
+    dense = llama()
+    SFTTrainer(dense, arguments(SFTConfig, tmp_path), train_dataset=data, processing_class=tokenizer).train()
+    run = SparseSFTTrainer(
+        model=copy.deepcopy(dense),
+        args=arguments(SFTConfig, tmp_path),
+        train_dataset=data,
+        processing_class=tokenizer,
+        sparsity=SEARCH,
+        teacher=copy.deepcopy(dense),
+    )
+    inputs = {"input_ids": torch.tensor(tokens(2, 12, seed=1))}
+    with torch.no_grad():
+        expected = dense(**inputs).logits
+        torch.testing.assert_close(run.distiller.teacher.model(**inputs).logits, expected)
+        run.model.get_output_embeddings().weight.mul_(2.0)
+        torch.testing.assert_close(run.model(**inputs).logits, 2 * expected)
+        run.model.get_output_embeddings().weight.mul_(0.5)
+    run.train()
+    run.compact()
+    run.model.eval()
+    run.save_model(str(tmp_path / "saved"))
+    found = run.model(**inputs).logits
+    assert not torch.allclose(found, expected)
+    torch.testing.assert_close(load_pruned(tmp_path / "saved")(**inputs).logits, found, rtol=1e-5, atol=1e-5)
+
+
 def test_direct_preference_optimization_finds_a_structure(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     texts = {
         name: [" ".join(map(str, row)) for row in tokens(64, 4, seed)]

@@ -80,7 +80,8 @@ class Teacher:
     one of several packed examples ends.
 
     Args:
-        model: the dense teacher; put in evaluation mode and frozen, and its config says whether it caches a past.
+        model: the dense teacher; put in evaluation mode and frozen, with the forward of its class, and its config says
+            whether it caches a past.
         student: the model that learns from it.
         engine: which trains the student; it may shard the teacher, which all processes then ask at the same time.
         hidden: whether hidden states are wanted.
@@ -104,6 +105,7 @@ class Teacher:
             raise SparsityError("the teacher is the model that is pruned: give a copy, copy.deepcopy(model)")
         _require_same_task(model, student, hidden)
         self.model = model.eval().requires_grad_(False)
+        vars(model).pop("forward", None)  # of a Trainer before: fused with its loss, say, or that of another model
         _cache_as_(model.config, student.config)
         self.sharded = engine.freeze_(model, whole=cached)  # what a process has cached it does not ask for with others
         self.hidden = hidden

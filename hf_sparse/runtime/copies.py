@@ -1,6 +1,7 @@
 """Copy models: without weights, with random ones, or just after they were trained; put parameters into them."""
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,27 @@ def copied(model: PreTrainedModel, memo: dict[int, Any] | None = None) -> PreTra
     """
     states = [state for module in model.modules() for state in _states(vars(module))]
     return copy.deepcopy(model, {id(state): state.detach().clone() for state in states} | (memo or {}))
+
+
+def keep_own_forwards_(module: nn.Module) -> None:
+    """Drop, in place, forwards that came with a copy and run the model that was copied.
+
+    Some Trainers put a forward on a model that holds on to its earlier one; `copy.deepcopy` copies neither of these
+    functions, so that the copy would compute what the original does, whatever it has learnt.
+    """
+    for model in module.modules():
+        if isinstance(model, PreTrainedModel) and any(one is not model for one in _run_by(vars(model).get("forward"))):
+            del model.forward
+
+
+def _run_by(function: Any) -> Iterator[nn.Module]:
+    """The modules whose methods a function holds on to, directly or by functions that it does."""
+    for cell in getattr(function, "__closure__", None) or ():
+        held = cell.cell_contents
+        if inspect.ismethod(held) and isinstance(held.__self__, nn.Module):
+            yield held.__self__
+        if inspect.isroutine(held):
+            yield from _run_by(held)
 
 
 def _states(value: Any) -> Iterator[Tensor]:

@@ -26,6 +26,7 @@ from hf_sparse.engines.base import Engine, Training
 from hf_sparse.engines.choose import engine_of
 from hf_sparse.errors import SparsityError
 from hf_sparse.gates.base import attached_gates
+from hf_sparse.runtime.copies import keep_own_forwards_
 from hf_sparse.training.parts import Searching, require_order
 from hf_sparse.training.resume import checked, names_in_memory, require_all_loaded, writing
 from hf_sparse.training.run import Run
@@ -65,6 +66,9 @@ class BaseTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.run = Run()
         self.preemption = Preemption()
+        for given in (*args[:1], kwargs.get("model")):
+            if isinstance(given, nn.Module):
+                keep_own_forwards_(given)
         super().__init__(*args, **kwargs)
 
     @property

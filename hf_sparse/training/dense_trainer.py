@@ -53,6 +53,7 @@ class DenseTrainerMixin(BaseTrainer):
         spread_(self.bare_model, self.args.device)
         self.adapters.merge_(self.bare_model)
         self.leave_training_()
+        vars(self.bare_model).pop("forward", None)  # which accelerate or a Trainer has put there
 
 
 class DenseTrainer(DenseTrainerMixin, Trainer):
