@@ -80,6 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--cost", default="params")
+    parser.add_argument("--group")
     parser.add_argument("--pattern", help="zeros among the weights instead of smaller matrices")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5])
     parser.add_argument("--dtype", default="float64")
@@ -135,7 +136,7 @@ def main() -> None:
         teacher = MODELS[flags.model]()
         train, test = (data.map(lambda row: {"labels": row["input_ids"]}) for data in (train, test))
     trainer: Any = SparseTrainer
-    sparsity: Any = SparsityConfig(targets=flags.targets, cost=flags.cost, cost_sequence_length=16)
+    sparsity: Any = SparsityConfig(targets=flags.targets, cost=flags.cost, cost_sequence_length=16, group=flags.group)
     if flags.pattern:
         trainer, teacher = SparseWeightsTrainer, bert()
         sparsity = WeightSparsityConfig(pattern=flags.pattern, block_size=4, sparsity_ramp=0.5, sparsity_hold=0.2)

@@ -49,6 +49,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")  # without a GPU, which TrainingArguments ask for
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft's
 @pytest.mark.parametrize("document", [document for document in GUIDES if blocks(document)])
 def test_the_code_of_a_document_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -63,6 +63,17 @@ def test_the_result_does_not_depend_on_how_the_work_is_split(
         torch.testing.assert_close(other(inputs).logits, one(inputs).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_kinds_share_the_target_alike_however_the_work_is_split(tmp_path: Path) -> None:
+    one, two, sharded = tmp_path / "one", tmp_path / "two", tmp_path / "sharded"
+    settings = ("--model", "llama", "--group", "model", *STAGES)
+    launch(1, one, "--batch", 16, *settings)
+    launch(2, two, "--batch", 8, *settings)
+    launch(2, sharded, "--batch", 8, *settings, "--stop", 34, fsdp="FULL_STATE_DICT")  # in its second search
+    launch(2, sharded, "--batch", 8, *settings, "--resume", fsdp="FULL_STATE_DICT")
+    assert_same(one, two)
+    assert_same(one, sharded)
+
+
 def test_adapters_do_not_depend_on_how_the_work_is_split(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for processes, directory in ((1, one), (2, two)):
