@@ -1,5 +1,6 @@
 """Engines and their settings with which gates would not be exact."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +17,7 @@ from hf_sparse import SparseTrainer, SparsityConfig, SparsityError, attach_gates
 from hf_sparse.engines.base import Engine
 from hf_sparse.engines.choose import engine_of
 from hf_sparse.engines.ddp import DDP
-from hf_sparse.engines.fsdp import FSDP2
+from hf_sparse.engines.fsdp import FSDP2, begin_states_
 from hf_sparse.engines.zero import ZeRO
 from hf_sparse.engines.zero3 import ZeRO3
 
@@ -87,6 +88,32 @@ def test_settings_of_fsdp_that_would_not_be_exact_are_refused(settings: dict[str
     accelerator: Any = SimpleNamespace(state=state, is_fsdp2=settings.get("fsdp_version") != 1)
     with pytest.raises(SparsityError, match=reason):
         FSDP2(accelerator).check_()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1),
+        lambda parameters: torch.optim.Adagrad(parameters, lr=0.1),
+    ],
+)
+def test_a_state_that_has_begun_changes_no_step(make: Callable[[Any], torch.optim.Optimizer]) -> None:
+    def learnt(begins: bool) -> list[torch.Tensor]:
+        parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+        optimizer = make(parameters[:1])
+        for step in range(4):
+            if step == 2:  # one comes late, as after a shrink
+                optimizer.add_param_group({"params": parameters[1:]})
+                if begins:
+                    begin_states_(optimizer)
+                    assert all(parameter in optimizer.state for parameter in parameters)
+            sum((parameter**2).sum() for parameter in parameters[: 1 + (step > 1)]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [parameter.detach() for parameter in parameters]
+
+    assert all(map(torch.equal, learnt(begins=True), learnt(begins=False)))
 
 
 def test_a_model_in_shards_is_refused(tmp_path: Path) -> None:

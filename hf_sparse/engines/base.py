@@ -149,6 +149,9 @@ class Engine:
         nn.Module.to(teacher, self.accelerator.device)  # transformers wraps `to` in a way that hides its type
         return False
 
+    def complete_(self, optimizer: Any) -> None:
+        """Give an optimizer, in place, all that it has to have to be loaded from a checkpoint that is written now."""
+
     def save_gates(self, gates: SteeredGates, optimizer: Optimizer | None, directory: Path) -> None:
         """Write gates, and the state of their optimizer, to a checkpoint that would lack them."""
 

@@ -17,6 +17,7 @@ from accelerate.utils import DynamoBackend, fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 from transformers import GenerationMixin, PreTrainedModel
 
 from hf_sparse.engines.base import Engine, Training, average_gradients_, evaluated_as_it_is
@@ -82,6 +83,10 @@ class FSDP2(Engine):
         with whole(model, training.optimizer, self.accelerator), super().editing(model, training):
             yield
 
+    def complete_(self, optimizer: Any) -> None:
+        """As `Engine.complete_`: torch loads no state that lacks parameters, such as those that have just shrunk."""
+        begin_states_(optimizer.optimizer)  # which accelerate has wrapped
+
     def leave_(self, model: nn.Module, training: Training) -> None:
         """As `Engine.leave_`."""
         gather_(model, training.optimizer)
@@ -96,6 +101,33 @@ class FSDP2(Engine):
             return super().freeze_(teacher, whole)
         shard_frozen_(teacher, self.accelerator.device)
         return True
+
+
+@torch.no_grad()
+def begin_states_(optimizer: Optimizer) -> None:
+    """Give parameters that have made no step yet, in place, the optimizer's state that they would begin with.
+
+    By a step without a gradient, a learning rate or weight decay, which then counts as none.
+    """
+    groups = optimizer.param_groups
+    every = [parameter for group in groups for parameter in group["params"]]
+    fresh = {id(one) for one in every if one.requires_grad and one not in optimizer.state}
+    if not fresh:
+        return
+    gradients = [one.grad for one in every]
+    settings = [{name: group[name] for name in ("lr", "weight_decay") if name in group} for group in groups]
+    for parameter in every:
+        parameter.grad = torch.zeros_like(parameter) if id(parameter) in fresh else None
+    for group, own in zip(groups, settings):
+        group.update(dict.fromkeys(own, 0.0))
+    optimizer.step()
+    for group, own in zip(groups, settings):
+        group.update(own)
+    for parameter, gradient in zip(every, gradients):
+        parameter.grad = gradient
+        steps = optimizer.state[parameter].get("step") if id(parameter) in fresh else None
+        if steps is not None:
+            steps.zero_()
 
 
 def shard_frozen_(model: PreTrainedModel, device: torch.device) -> None:

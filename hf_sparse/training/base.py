@@ -403,6 +403,7 @@ class BaseTrainer(Trainer):
         return prepared
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self.engine.complete_(self.optimizer)
         with self.engine.hidden_gates(self.bare_model):
             super()._save_optimizer_and_scheduler(output_dir)
         if self.search is not None and self.args.should_save:
