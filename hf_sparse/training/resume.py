@@ -133,6 +133,7 @@ def require_same_settings(checkpoint: Path, before: Mapping[str, Any], config: S
         SparsityError: a setting differs.
     """
     now = settings(config)
+    before = {**settings(type(config)()), **before}  # an option that its version lacked changed nothing there
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         were = ", ".join(f"{name}={before.get(name)!r} (now {now[name]!r})" for name in changed)
