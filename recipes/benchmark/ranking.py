@@ -108,22 +108,30 @@ def _column_sizes(model: PreTrainedModel, structure: ModelStructure, batches: It
     return totals
 
 
+def _within_layers(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Places among the scores of the same layer, from 0 to 1, by which every layer loses as much."""
+    return {name: score.argsort().argsort() / len(score) for name, score in scores.items()}
+
+
 def _wanda(model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int) -> dict[str, Tensor]:
-    """Squared sizes of columns times those of the weights that read them (Wanda-sp of An et al., arXiv:2312.11983)."""
+    """Squared sizes of columns times those of the weights that read them, by layer.
+
+    Wanda-sp of An et al., arXiv:2312.11983.
+    """
     scores, sizes = {}, _column_sizes(model, structure, batches)
     for block in structure.blocks:
         weight = model.get_parameter(block.weight.parameter).detach()
         readers = weight.square().movedim(block.weight.dim, 0).flatten(1).sum(1)
         scores[block.name] = (readers * sizes[block.name])[block.columns].sum(1)
-    return scores
+    return _within_layers(scores)
 
 
 def _activation(
     model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Batch], seed: int
 ) -> dict[str, Tensor]:
-    """Size of what units put out (Muralidharan et al., arXiv:2407.14679, section 2.2)."""
+    """Size of what units put out, by layer (Muralidharan et al., arXiv:2407.14679, section 2.2)."""
     sizes = _column_sizes(model, structure, batches)
-    return {block.name: sizes[block.name][block.columns].sum(1).sqrt() for block in structure.blocks}
+    return _within_layers({block.name: sizes[block.name][block.columns].sum(1).sqrt() for block in structure.blocks})
 
 
 def _least_influence(
