@@ -115,7 +115,9 @@ def begin_states_(optimizer: Optimizer) -> None:
     if not fresh:
         return
     gradients = [one.grad for one in every]
-    settings = [{name: group[name] for name in ("lr", "weight_decay") if name in group} for group in groups]
+    settings: list[dict[str, Any]] = [
+        {name: group[name] for name in ("lr", "weight_decay") if name in group} for group in groups
+    ]
     for parameter in every:
         parameter.grad = torch.zeros_like(parameter) if id(parameter) in fresh else None
     for group, own in zip(groups, settings):
