@@ -37,13 +37,13 @@ def copied(model: PreTrainedModel, memo: dict[int, Any] | None = None) -> PreTra
     return copy.deepcopy(model, {id(state): state.detach().clone() for state in states} | (memo or {}))
 
 
-def keep_own_forwards_(module: nn.Module) -> None:
-    """Drop, in place, forwards that came with a copy and run the model that was copied.
+def keep_own_forwards_(module: nn.Module | None) -> None:
+    """Drop, in place, forwards that came with a copy and run the model that was copied; nothing where there is none.
 
     Some Trainers put a forward on a model that holds on to its earlier one; `copy.deepcopy` copies neither of these
     functions, so that the copy would compute what the original does, whatever it has learnt.
     """
-    for model in module.modules():
+    for model in module.modules() if isinstance(module, nn.Module) else ():
         if isinstance(model, PreTrainedModel) and any(one is not model for one in _run_by(vars(model).get("forward"))):
             del model.forward
 

@@ -66,9 +66,7 @@ class BaseTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.run = Run()
         self.preemption = Preemption()
-        for given in (*args[:1], kwargs.get("model")):
-            if isinstance(given, nn.Module):
-                keep_own_forwards_(given)
+        keep_own_forwards_(args[0] if args else kwargs.get("model"))
         super().__init__(*args, **kwargs)
 
     @property
