@@ -1,6 +1,6 @@
 """What blocks cost by the number of units that are left: parameters, memory, counted MACs or measured latency."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,11 +107,7 @@ def usual_multiple(structure: ModelStructure, config: SparsityConfig) -> int:
 
 def parameter_costs(structure: ModelStructure, config: SparsityConfig) -> CostTable:
     """Count the parameters of every block, rounded up by a `round_to` that was asked for, so that the target holds."""
-    tables = {
-        block.name: tuple(float(block.unit_cost * block.physical(units)) for units in range(block.units + 1))
-        for block in structure.rounded(config.round_to or 1).blocks
-    }
-    return CostTable(tables, multiple=usual_multiple(structure, config))
+    return _by_unit(structure, config, lambda block: block.unit_cost)
 
 
 def memory_costs(structure: ModelStructure, config: SparsityConfig) -> CostTable:
@@ -121,10 +117,18 @@ def memory_costs(structure: ModelStructure, config: SparsityConfig) -> CostTable
     `cost_sequence_length` tokens.
     """
     tokens = config.cost_batch_size * (config.cost_sequence_length or CACHED_TOKENS)
-    tables = {}
-    for block in structure.rounded(config.round_to or 1).blocks:
-        unit = block.unit_cost + (0 if block.cached is None else 2 * block.head_dim * tokens)
-        tables[block.name] = tuple(float(unit * block.physical(units)) for units in range(block.units + 1))
+    cached = 2 * tokens  # keys and values
+    return _by_unit(
+        structure, config, lambda block: block.unit_cost + (cached * block.head_dim if block.cached is not None else 0)
+    )
+
+
+def _by_unit(structure: ModelStructure, config: SparsityConfig, cost: Callable[[Block], int]) -> CostTable:
+    """Make the table of costs that are the same for every unit of a block."""
+    tables = {
+        block.name: tuple(float(cost(block) * block.physical(units)) for units in range(block.units + 1))
+        for block in structure.rounded(config.round_to or 1).blocks
+    }
     return CostTable(tables, multiple=usual_multiple(structure, config))
 
 

@@ -123,7 +123,7 @@ def _costs(
     whole = config.target_of == "all"
     if config.cost in COUNTED:
         table = COUNTED[config.cost](structure, config)
-        return replace(table, rest=_parameters(model) - table.prunable) if whole else table
+        return replace(table, rest=model.num_parameters() - table.prunable) if whole else table
     batch = cost_batch(model, config, inputs)
     if config.cost == "latency":
         return measured_costs(model, structure, config, batch)
@@ -139,10 +139,6 @@ def _usual_group(structure: ModelStructure, config: SparsityConfig) -> Literal["
     sizes = [block.unit_cost for block in structure.blocks]
     apart = max(sizes) > FAR_APART * min(sizes)
     return "model" if apart and config.may_share_target else "kind"
-
-
-def _parameters(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def detach_gates(model: PreTrainedModel) -> None:
