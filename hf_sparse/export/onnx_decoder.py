@@ -55,17 +55,12 @@ class CachedDecoder:
     def write(self, path: Path) -> None:
         """Write the file."""
         read = 7
-        mask = torch.ones(2, read + 2, dtype=torch.long)
-        given = {
-            "input_ids": self.tokens[:, read : read + 2],
-            "attention_mask": mask,
-            "position_ids": _positions(mask)[:, read:],
-        }
+        given = self._piece(self.tokens, torch.ones_like(self.tokens), read, read + 2)
         past = _tensors(_cache_of(self.model(self.tokens[:, :read], use_cache=True)))
         sizes = [{0: Dim.DYNAMIC, 1: Dim.DYNAMIC}] * len(self.names) + [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC}] * len(past)
         write_onnx(
             _Pieces(self.model, self.names),
-            (*(given[name] for name in self.names), *past),
+            (*given.values(), *past),
             path,
             [*self.names, *self.past],
             ["logits", *self.present],
@@ -86,18 +81,24 @@ class CachedDecoder:
         end = 0
         for piece in PIECES:
             start, end = end, end + piece
-            given = {"input_ids": tokens[:, start:end], "attention_mask": mask[:, :end]}
-            given["position_ids"] = _positions(mask)[:, start:end]
-            feeds = {name: given[name] for name in self.names if name in widths} | past
+            given = self._piece(tokens, mask, start, end)
+            feeds = {name: value for name, value in given.items() if name in widths} | past
             logits, *cache = map(torch.from_numpy, run.run(None, {name: one.numpy() for name, one in feeds.items()}))
             past = dict(zip(self.past, cache))
-            whole = {"input_ids": tokens[:, :end], "attention_mask": mask[:, :end]}
-            if "position_ids" in self.names:
-                whole["position_ids"] = _positions(mask)[:, :end]
-            expected = self.model(**whole, use_cache=False).logits[:, start:]
+            expected = self.model(**self._piece(tokens, mask, 0, end), use_cache=False).logits[:, start:]
             real = mask[:, start:end].bool()
             difference, scale = largest_difference([expected[real]], [logits[real]])
             yield difference / max(scale, 1.0)
+
+    def _piece(self, tokens: Tensor, mask: Tensor, start: int, end: int) -> dict[str, Tensor]:
+        """The inputs that the model takes for the tokens of some places, beside its cache, by their names in order."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)  # as generate() counts them: padding on the left does not count
+        given = {
+            "input_ids": tokens[:, start:end],
+            "attention_mask": mask[:, :end],
+            "position_ids": positions[:, start:end],
+        }
+        return {name: given[name] for name in self.names}
 
 
 class _Pieces(nn.Module):
@@ -132,8 +133,3 @@ def _cache_of(outputs: Any) -> list[Any]:
 
 def _tensors(layers: list[Any]) -> list[Tensor]:
     return [tensor for layer in layers for tensor in (layer.keys, layer.values)]
-
-
-def _positions(mask: Tensor) -> Tensor:
-    """The positions of tokens, as generate() counts them: padding on the left does not count."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
