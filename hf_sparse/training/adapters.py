@@ -146,18 +146,24 @@ class Adapters:
         nn.Module.to(model, device)
 
     def _put_(self, model: PreTrainedModel) -> None:
-        """Put new adapters, which change nothing yet, beside those layers of a plain model that had one, in place."""
+        """Put new adapters, which change nothing yet, beside the layers that had one, in place.
+
+        Args:
+            model: plain, without gates.
+
+        Raises:
+            SparsityError: none of these layers is left.
+        """
         from peft import inject_adapter_in_model
 
         config, modules = copy.deepcopy(self.config), dict(model.named_modules())
         config.target_modules = [path for path in self.places if isinstance(modules.get(path), WRAPPED)]
         if not config.target_modules:
             raise SparsityError("no layer with an adapter is left: give target_modules that are not pruned away")
-        # The same on every process, and in a run of any number of these.
-        with _moved_gates(model), seeded(model.device):
+        with seeded(model.device):  # the same on every process, and in a run of any number of these
             inject_adapter_in_model(config, model, self.name)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and not name.startswith(f"{BANK}."):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
                 parameter.data = parameter.data.to(self.dtype)
 
     def _layers(self, model: PreTrainedModel) -> list[tuple[str, Any]]:
