@@ -152,7 +152,7 @@ class SparsityConfig(SearchConfig):
     )
     cost_batch_size: int = _option(
         32,
-        "Rows of the batch that --cost macs counts on and --cost latency measures, and of the cache for --cost memory",
+        "Rows of the batch that --cost macs counts on and --cost latency measures, and of the cache of --cost memory.",
     )
     cost_sequence_length: int | None = _option(
         None,

@@ -111,10 +111,7 @@ def upload(
             allow_patterns=list(UPLOADED),
             ignore_patterns=[*NOT_UPLOADED, *others],
             # Weights of an earlier model would be loaded by this one's config.
-            delete_patterns=[
-                *CHECKPOINT_FILES,
-                f"{ADAPTER}/*",
-            ],
+            delete_patterns=[*CHECKPOINT_FILES, f"{ADAPTER}/*"],
         )
     except Exception as error:  # a server can fail in any way, and the way out is the same
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -73,9 +73,8 @@ def generations(models: Sequence[PreTrainedModel], inputs: Mapping[str, Tensor])
     except Exception as error:  # models generate in many ways, of which some need more than a batch
         logger.warning("Generation is not timed: %s", first_line(error))
         return nothing
-    found = []
+    found, read = [], _tokens(row)
     for first, whole, size in zip(times, times[len(models) :], cached):
-        read = _tokens(row)
         found.append(
             Generation(
                 None if read is None else 1000 * read / first, 1000 * NEW / max(whole - first, first / 1000), size

@@ -45,7 +45,7 @@ def _int4_weights(model: PreTrainedModel) -> nn.Module:
     from torchao.quantization import IntxWeightOnlyConfig, quantize_
     from torchao.quantization.granularity import PerGroup
 
-    quantize_(model, IntxWeightOnlyConfig(torch.int4, PerGroup(GROUP)))  # type: ignore[attr-defined]
+    quantize_(model, IntxWeightOnlyConfig(torch.int4, PerGroup(GROUP)))  # type: ignore[attr-defined]  # torch has no stub for it
     return model
 
 
